@@ -1,0 +1,1 @@
+"""broker/: the one process that admits, queues, batches and leases."""

@@ -1,0 +1,1 @@
+"""gpuworker/: the process that owns the onnxruntime session."""
