@@ -1,1 +1,1 @@
-"""gpuworker/: the process that owns the onnxruntime session."""
+"""gpuworker/: the processes that run models: a supervisor, and the child that owns the sessions."""

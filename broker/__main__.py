@@ -1,0 +1,105 @@
+"""`python -m batchyard.broker`: one broker, in the foreground, until it is told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import secrets
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import zmq
+
+from ..transport import endpoints, lifeline
+from ..transport.errors import BatchyardError
+from ..transport.keys import KeyFolder
+from . import config as configuration
+from .core import Core
+from .loop import Loop
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, claim the endpoint, serve. 0 after SIGTERM or SIGINT, 1 with a sentence on an error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m batchyard.broker",
+        description="Serve models to clients, through workers.",
+        epilog="example: python -m batchyard.broker --config examples/batchyard.toml",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, metavar="FILE", help="a batchyard.toml")
+    source.add_argument("--model", action="append", metavar="NAME=FILE", help="serve this model (repeatable)")
+    parser.add_argument("--max-batch", type=int, default=configuration.MAX_BATCH_DEFAULT, help="rows, with --model")
+    parser.add_argument("--url", default=None, help="where to listen (default: $BATCHYARD_URL, else local)")
+    parser.add_argument("--keys", type=Path, metavar="FOLDER", help="CURVE keys; needed beyond this machine")
+    parser.add_argument("--spin-us", type=int, metavar="US", help="poll this long before sleeping (config: broker.spin_us)")
+    parser.add_argument("--lifeline", action="store_true", help="end when stdin does (the starter died)")
+    parser.add_argument("-v", "--verbose", action="store_true")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.verbose else logging.INFO, format="broker: %(message)s", stream=sys.stderr
+    )
+    try:
+        if arguments.config is not None:
+            config = configuration.read(arguments.config)
+        else:
+            config = configuration.from_models(_models(arguments.model), arguments.max_batch)
+        if arguments.spin_us is not None:
+            config = replace(config, spin_ns=max(0, min(arguments.spin_us, configuration.SPIN_US_MAX)) * 1000)
+        endpoint = endpoints.Endpoint.parse(arguments.url or endpoints.default_url())
+        keys = KeyFolder(arguments.keys) if arguments.keys is not None else None
+        _serve(config, endpoint, keys, arguments.lifeline)
+    except (BatchyardError, zmq.ZMQError, OSError) as error:
+        print(f"broker: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _serve(
+    config: configuration.YardConfig, endpoint: endpoints.Endpoint, keys: KeyFolder | None, hold_lifeline: bool
+) -> None:
+    with endpoints.claim(endpoint, keys):
+        core = Core(config, secrets.randbits(62), os.getpid())
+        loop = Loop(endpoint, core, config.limits.clients_max, config.spin_ns, keys)
+        signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGINT, _stop)
+        if hold_lifeline:
+            lifeline.hold(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        # What lives now lives to the end; and nothing here makes cycles, so a collection would
+        # only be a pause in some request's latency.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 50, 1000)
+        logging.getLogger("batchyard.broker").info("serving %s at %s", ", ".join(config.models), endpoint.url)
+        try:
+            loop.run()
+        except _Stop:
+            pass
+        finally:
+            loop.close()
+
+
+def _models(pairs: list[str]) -> dict[str, str]:
+    models = {}
+    for pair in pairs:
+        name, separator, file = pair.partition("=")
+        if not separator:
+            raise configuration.ConfigError("--model", (f"expected NAME=FILE, found {pair!r}",))
+        models[name] = file
+    return models
+
+
+class _Stop(BaseException):
+    """A signal asked us to stop. Not an Exception: no handler on the way may swallow it."""
+
+
+def _stop(signum: int, frame: object) -> NoReturn:
+    raise _Stop
+
+
+if __name__ == "__main__":
+    sys.exit(main())

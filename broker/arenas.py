@@ -1,0 +1,86 @@
+"""The arenas that the broker holds open for its clients, so that workers can map them.
+
+The broker never maps a client's memory: it keeps the descriptor (memfd) or the name, and workers
+open it through the broker. A client's death thus cannot pull an arena away under a running batch.
+Connections of one process that offer the same segment share one arena.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ..transport import segments
+from ..transport.segments import Segment, SegmentHandle
+
+
+@dataclass
+class _Open:
+    key: tuple[str, int, int] | tuple[str, str, int]
+    handle: SegmentHandle  # as a worker finds it: a descriptor of ours, or the name
+    fd: int | None
+    segment: Segment | None
+
+
+class Arenas:
+    """Numbered open segments. Numbers are never reused."""
+
+    def __init__(self) -> None:
+        self._by_number: dict[int, _Open] = {}
+        self._by_key: dict[object, int] = {}
+        self._sequence = 0
+
+    def open(self, handle: SegmentHandle, pid: int, uid: int | None) -> tuple[int, bool]:
+        """(number, whether it is new) of the arena that process `pid` offers.
+
+        Raises SegmentRefused for anything that is not a segment as it must be.
+        """
+        if handle.backend == "memfd":
+            from ..transport.segments import memfd
+
+            fd = memfd.adopt(pid, memfd.fd_of(handle), handle.nbytes, uid)
+            found = os.fstat(fd)
+            key: tuple[str, int, int] | tuple[str, str, int] = ("memfd", found.st_dev, found.st_ino)
+            if key in self._by_key:
+                os.close(fd)
+                return self._by_key[key], False
+            return self._add(_Open(key, SegmentHandle("memfd", str(fd), handle.nbytes), fd, None)), True
+        # Two clients could only share a name if one told the other: 128 random bits are the key.
+        key = ("named", handle.name, pid)
+        if key in self._by_key:
+            return self._by_key[key], False
+        segment = segments.attach(handle, pid, uid)
+        return self._add(_Open(key, handle, None, segment)), True
+
+    def add_own(self, segment: Segment) -> int:
+        """Number a segment that the broker made itself."""
+        return self._add(_Open(("own", segment.handle.name, 0), segment.handle, None, segment))
+
+    def _add(self, entry: _Open) -> int:
+        self._sequence += 1
+        self._by_number[self._sequence] = entry
+        self._by_key[entry.key] = self._sequence
+        return self._sequence
+
+    def handle(self, number: int) -> SegmentHandle:
+        """How a worker opens it."""
+        return self._by_number[number].handle
+
+    def close(self, number: int) -> None:
+        """Let go of an arena; its memory is freed when the last worker has unmapped it."""
+        entry = self._by_number.pop(number)
+        del self._by_key[entry.key]
+        if entry.fd is not None:
+            os.close(entry.fd)
+        if entry.segment is not None:
+            entry.segment.close()
+
+    def close_all(self) -> None:
+        for number in list(self._by_number):
+            self.close(number)
+
+    def snapshot(self) -> dict[str, int]:
+        return {
+            "arenas": len(self._by_number),
+            "arena_bytes": sum(entry.handle.nbytes for entry in self._by_number.values()),
+        }

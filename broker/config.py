@@ -1,0 +1,320 @@
+"""`batchyard.toml`: what a yard serves and where its bounds are, read once and checked when read.
+
+Owns the file's keys, their defaults and their allowed ranges. Every problem names its key path, what
+was found and what is allowed, and all of them are reported at once. Nothing here opens a model: this
+room imports no runtime and no onnx; that a file is a model is for the worker to find out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..transport.errors import BatchyardError, Code
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+MODELS_MAX = 1024
+MAX_BATCH_DEFAULT = 32  # rows
+MAX_BATCH_MAX = 1024  # rows
+QUEUE_ROWS_MAX = 1 << 30
+QUEUE_BYTES_MAX = 1 << 48
+CLIENTS_MAX = 65536
+BUDGET_MS_MAX = 3_600_000
+SPIN_US_DEFAULT = 100
+SPIN_US_MAX = 10_000
+FOUND_CHARS_MAX = 80  # of a wrong value, in an error
+
+# Where each bound of [limits] may lie: (least, most).
+LIMITS_ALLOWED = {
+    "queue_rows_max": (1, QUEUE_ROWS_MAX),
+    "queue_bytes_max": (1, QUEUE_BYTES_MAX),
+    "client_rows_max": (1, QUEUE_ROWS_MAX),
+    "client_bytes_max": (1, QUEUE_BYTES_MAX),
+    "clients_max": (1, CLIENTS_MAX),
+}
+
+CLASSES = ("urgent", "high", "normal", "low")
+BUDGETS_NS_DEFAULT = (5_000_000, 25_000_000, 100_000_000, 1_000_000_000)
+
+
+class ConfigError(BatchyardError, ValueError):
+    """The configuration can't be used as written. The operator must change it.
+
+    `problems` has one line for each thing that is wrong; `str()` is all of them under the file's name.
+    """
+
+    code = Code.INVALID_REQUEST
+
+    def __init__(self, source: str, problems: tuple[str, ...]) -> None:
+        super().__init__("\n  ".join((f"{source}:", *problems)))
+        self.source = source
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One model: `name` is what clients ask for; `path` is absolute, with every symlink resolved."""
+
+    name: str
+    path: Path
+    max_batch: int = MAX_BATCH_DEFAULT  # rows
+    batchable: bool | None = None  # None: decided from the model's symbolic axis 0
+    warmup: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may wait at the broker before it answers Overloaded: all clients together, and each one."""
+
+    queue_rows_max: int = 65_536
+    queue_bytes_max: int = 4 << 30
+    client_rows_max: int = 16_384
+    client_bytes_max: int = 2 << 30
+    clients_max: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class YardConfig:
+    """A checked configuration. `budgets_ns` is by Priority: urgent, high, normal, low."""
+
+    models: dict[str, ModelConfig]
+    limits: Limits = field(default_factory=Limits)
+    budgets_ns: tuple[int, int, int, int] = BUDGETS_NS_DEFAULT
+    spin_ns: int = SPIN_US_DEFAULT * 1000
+
+
+def read(path: Path) -> YardConfig:
+    """Read and check a `batchyard.toml`. Raises ConfigError with every problem in it."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+        content = tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(str(path), ("no such file",)) from None
+    except OSError as reason:
+        raise ConfigError(str(path), (f"cannot be read: {reason.strerror or reason}",)) from None
+    except UnicodeDecodeError as reason:
+        raise ConfigError(str(path), (f"not UTF-8 text: wrong byte at offset {reason.start}",)) from None
+    except tomllib.TOMLDecodeError as reason:
+        raise ConfigError(str(path), (f"not TOML: {reason}",)) from None
+
+    problems: list[str] = []
+    top = _Table(content, "", problems, ("models_root", "models", "limits", "priorities", "broker"))
+    root = _models_root(top, path.absolute().parent)
+    models = _models(top, root)
+    limits = _limits(top.table("limits", tuple(LIMITS_ALLOWED)))
+    budgets_ns = _budgets_ns(top.table("priorities", tuple(f"{name}_ms" for name in CLASSES)))
+    spin_us = top.table("broker", ("spin_us",)).integer("spin_us", SPIN_US_DEFAULT, 0, SPIN_US_MAX)
+    if problems:
+        raise ConfigError(str(path), tuple(problems))
+    return YardConfig(models, limits, budgets_ns, spin_us * 1000)
+
+
+def from_models(
+    models: Mapping[str, str | os.PathLike[str]], max_batch: int = MAX_BATCH_DEFAULT
+) -> YardConfig:
+    """The configuration of an embedded yard: these names, these files, defaults for the rest.
+
+    The caller's own code names the files, so they may lie anywhere. Raises ConfigError.
+    """
+    problems: list[str] = []
+    table = _Table({"max_batch": max_batch}, "", problems, ("max_batch",))
+    rows = table.integer("max_batch", MAX_BATCH_DEFAULT, 1, MAX_BATCH_MAX)
+    found: dict[str, ModelConfig] = {}
+    if not models:
+        problems.append("models: expected at least one model, found none")
+    _check_model_names(tuple(models), problems)
+    for name, file in models.items():
+        resolved = _existing_file(Path(file), _dotted("models", name), os.fspath(file), problems)
+        if resolved is not None:
+            found[name] = ModelConfig(name, resolved, rows)
+    if problems:
+        raise ConfigError("models", tuple(problems))
+    return YardConfig(found)
+
+
+class _Table:
+    """One TOML table under its key path. Wrong values are noted in `problems` and replaced by the
+    default, so that reading goes on and the operator sees everything at once."""
+
+    def __init__(
+        self, content: dict[str, object], path: str, problems: list[str], allowed: tuple[str, ...]
+    ) -> None:
+        self.content = content
+        self.path = path
+        self.problems = problems
+        for key in content:
+            if key not in allowed:
+                near = difflib.get_close_matches(key, allowed, n=1)
+                hint = f'did you mean "{near[0]}"? ' if near else ""
+                problems.append(f"{self.at(key)}: unknown key, {hint}allowed here: {', '.join(allowed)}")
+
+    def at(self, key: str) -> str:
+        return _dotted(self.path, key)
+
+    def wrong(self, key: str, expected: str) -> None:
+        self.problems.append(f"{self.at(key)}: expected {expected}, found {_shown(self.content.get(key))}")
+
+    def table(self, key: str, allowed: tuple[str, ...]) -> _Table:
+        return _Table(self.mapping(key), self.at(key), self.problems, allowed)
+
+    def mapping(self, key: str) -> dict[str, object]:
+        value = self.content.get(key, {})
+        if isinstance(value, dict):
+            return value
+        self.wrong(key, f"a table, [{self.at(key)}]")
+        return {}
+
+    def integer(self, key: str, default: int, least: int, most: int) -> int:
+        value = self.content.get(key, default)
+        # bool is an int to Python, and `max_batch = true` isn't 1 to anybody
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
+            return value
+        self.wrong(key, f"an integer from {least} to {most}")
+        return default
+
+    def milliseconds(self, key: str, default: int, most: int) -> float:
+        value = self.content.get(key, default)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most:
+            return value  # NaN fails both comparisons
+        self.wrong(key, f"milliseconds, a number from 0 to {most}")
+        return default
+
+    def boolean(self, key: str) -> bool | None:
+        """None where the key is absent or, which is a problem already, not a boolean."""
+        value = self.content.get(key)
+        if isinstance(value, bool):
+            return value
+        if value is not None:
+            self.wrong(key, "true or false")
+        return None
+
+    def string(self, key: str, expected: str) -> str | None:
+        value = self.content.get(key)
+        if isinstance(value, str) and value and "\0" not in value:
+            return value
+        self.wrong(key, expected)
+        return None
+
+
+def _models_root(top: _Table, folder: Path) -> Path | None:
+    """The resolved folder that every model file must lie in; None where the key is wrong."""
+    if "models_root" not in top.content:
+        return folder.resolve()
+    text = top.string("models_root", "a folder")
+    if text is None:
+        return None
+    try:
+        root = (folder / text).resolve()
+        if root.is_dir():
+            return root
+    except (OSError, RuntimeError):  # too long; a symlink that goes in circles
+        pass
+    top.problems.append(f"models_root: expected a folder, found {_shown(text)}: {folder / text} isn't one")
+    return None
+
+
+def _models(top: _Table, root: Path | None) -> dict[str, ModelConfig]:
+    tables = top.mapping("models")
+    if not tables and isinstance(top.content.get("models", {}), dict):
+        top.problems.append("models: expected at least one table [models.<name>], found none")
+    _check_model_names(tuple(tables), top.problems)
+    section = _Table(tables, "models", top.problems, tuple(tables))
+    found: dict[str, ModelConfig] = {}
+    for name in tables:
+        model = section.table(name, ("file", "max_batch", "batchable", "warmup"))
+        if not isinstance(tables[name], dict):
+            continue
+        file = model.string("file", "the model's file, inside models_root")
+        max_batch = model.integer("max_batch", MAX_BATCH_DEFAULT, 1, MAX_BATCH_MAX)
+        batchable = model.boolean("batchable")
+        warmup = model.boolean("warmup")
+        if file is None or root is None:
+            continue
+        path = _existing_file(root / file, model.at("file"), file, top.problems, inside=root)
+        if path is not None:
+            found[name] = ModelConfig(name, path, max_batch, batchable, warmup is not False)
+    return found
+
+
+def _check_model_names(names: tuple[str, ...], problems: list[str]) -> None:
+    if len(names) > MODELS_MAX:
+        problems.append(f"models: expected at most {MODELS_MAX} models, found {len(names)}")
+    problems.extend(
+        f"{_dotted('models', name)}: expected a name of 1 to 64 letters, digits, '_', '.' or '-' that starts "
+        f"with a letter or digit, found {_shown(name)}"
+        for name in names
+        if not MODEL_NAME.fullmatch(name)
+    )
+
+
+def _existing_file(
+    path: Path, key_path: str, text: str, problems: list[str], inside: Path | None = None
+) -> Path | None:
+    """`path` with every symlink resolved, if that is a file (and lies in `inside`); else a problem."""
+    try:
+        resolved = path.resolve()
+        if inside is not None and not resolved.is_relative_to(inside):
+            problems.append(
+                f"{key_path}: expected a file inside models_root ({inside}), found {_shown(text)}, "
+                f"which is {resolved}"
+            )
+        elif not resolved.is_file():
+            problems.append(f"{key_path}: expected a file, found {_shown(text)}: no such file: {resolved}")
+        else:
+            return resolved
+    except (OSError, RuntimeError, ValueError) as reason:  # too long; a symlink in circles; a NUL
+        problems.append(f"{key_path}: expected a file, found {_shown(text)}: {reason}")
+    return None
+
+
+def _limits(table: _Table) -> Limits:
+    defaults = Limits()
+    return Limits(
+        **{
+            key: table.integer(key, getattr(defaults, key), least, most)
+            for key, (least, most) in LIMITS_ALLOWED.items()
+        }
+    )
+
+
+def _budgets_ns(table: _Table) -> tuple[int, int, int, int]:
+    urgent, high, normal, low = (
+        round(table.milliseconds(f"{name}_ms", default_ns // 1_000_000, BUDGET_MS_MAX) * 1e6)
+        for name, default_ns in zip(CLASSES, BUDGETS_NS_DEFAULT, strict=True)
+    )
+    if not urgent <= high <= normal <= low:
+        shown = ", ".join(
+            f"{name} {budget_ns / 1e6:g}"
+            for name, budget_ns in zip(CLASSES, (urgent, high, normal, low), strict=True)
+        )
+        table.problems.append(
+            f"{table.path}: expected budgets with urgent <= high <= normal <= low, found {shown} ms"
+        )
+    return urgent, high, normal, low
+
+
+def _dotted(path: str, key: str) -> str:
+    """A key path as TOML would write it."""
+    bare = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+    return f"{path}.{bare}" if path else bare
+
+
+def _shown(value: object) -> str:
+    """A wrong value as TOML would write it, shortened; tables and lists by their kind."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, str | bool):
+        text = json.dumps(value, ensure_ascii=False)
+    else:
+        text = str(value)
+    return text if len(text) <= FOUND_CHARS_MAX else text[: FOUND_CHARS_MAX - 3] + "..."

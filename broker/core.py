@@ -1,0 +1,520 @@
+"""The broker's state machine: everything that decides who runs when lives here.
+
+`handle(event, now_ns) -> actions`, `next_deadline_ns()`, `validate()`. No socket, no clock, no
+log, no randomness: the loop passes the time in and carries the actions out, and a simulator can do
+the same from a seed.
+
+    event                  what it does
+    Submitted              admit into its lane, or fail at once
+    Turn                   expire what is late, then lend batches to workers that have credit
+    WorkerSaid(Done)       take the lease back, end the requests that are whole
+    WorkerSaid(Failed)     one request: it fails; several: each half runs again alone
+    WorkerGone             its leases go back to their lanes, LOSSES_MAX times at most
+    CancelAsked, ClientGone, a deadline
+                           end the request now; its slots are released when no lease holds them
+
+Invariants (validate() checks them): every live request is waiting, leased, or done, row by row;
+no worker holds more than CREDIT batches; what lanes and totals count is what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any
+
+from ..transport import messages as m
+from ..transport.errors import BatchyardError, Code, InvalidRequest, Overloaded, UnknownModel
+from . import events as e
+from . import invariants
+from .config import YardConfig
+from .counters import Counters
+from .lanes import Lane, Part, Request
+from .registry import Batch, Model, Worker
+
+CREDIT = 2  # batches lent to a worker: one running, one prefetched
+LOSSES_MAX = 2  # workers that may die with a request before it is given up
+RETRY_AFTER_MIN_NS = 1_000_000
+
+
+class Connection:
+    """A client's connection and what it has under way."""
+
+    __slots__ = ("arena", "nbytes", "requests", "rows")
+
+    def __init__(self, arena: int) -> None:
+        self.arena = arena
+        self.requests: dict[int, Request] = {}
+        self.rows = 0
+        self.nbytes = 0
+
+
+class Arena:
+    """An arena's size, and what keeps it open."""
+
+    __slots__ = ("connections", "nbytes", "requests")
+
+    def __init__(self, nbytes: int, connections: int) -> None:
+        self.nbytes = nbytes
+        self.connections = connections
+        self.requests = 0  # requests whose slots have not been released
+
+
+class Core:
+    """See the module's docstring. `config` is checked; `epoch` names this life of the broker, `pid` its process."""
+
+    def __init__(self, config: YardConfig, epoch: int, pid: int) -> None:
+        self.epoch = epoch
+        self._pid = pid
+        self.models = {name: Model(model) for name, model in config.models.items()}
+        self.counters = Counters()
+        self._limits = config.limits
+        self._budgets_ns = config.budgets_ns
+        self.connections: dict[int, Connection] = {}
+        self.arenas: dict[int, Arena] = {}
+        self.workers: dict[int, Worker] = {}
+        self.batches: dict[int, Batch] = {}
+        self._batch_sequence = 0
+        self.lanes: dict[Lane, None] = {}  # lanes that may hold something; ordered, so runs replay
+        self._deadlines: list[tuple[int, int, Request]] = []
+        self._deadline_sequence = 0
+        self._describes: list[tuple[int, m.Describe]] = []
+        self.rows = 0  # of all requests under way
+        self.nbytes = 0
+        self._actions: list[e.Action] = []
+        self._handlers: dict[type, Callable[[Any, int], None]] = {
+            e.Submitted: self._submitted,
+            e.Turn: self._turn,
+            e.WorkerSaid: self._worker_said,
+            e.CancelAsked: self._cancel_asked,
+            e.DescribeAsked: self._describe_asked,
+            e.ArenaOpened: self._arena_opened,
+            e.ClientJoined: self._client_joined,
+            e.ClientGone: self._client_gone,
+            e.WorkerJoined: self._worker_joined,
+            e.WorkerGone: self._worker_gone,
+            m.Done: self._done,
+            m.BatchFailed: self._batch_failed,
+            m.Loaded: self._loaded,
+            m.LoadFailed: self._load_failed,
+        }
+
+    # ---- the three questions ----------------------------------------------------------------
+
+    def handle(self, event: e.Event, now_ns: int) -> list[e.Action]:
+        """What to do about an event. The list is the caller's."""
+        self._handlers[type(event)](event, now_ns)
+        actions = self._actions
+        if actions:
+            self._actions = []
+        return actions
+
+    def next_deadline_ns(self) -> int | None:
+        """When Turn must be handled even if nothing happens; None: not at all."""
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][2].ended:
+            heappop(deadlines)
+        return deadlines[0][0] if deadlines else None
+
+    def gauges(self) -> dict[str, int]:
+        """What is under way now."""
+        return {
+            "rows_under_way": self.rows,
+            "bytes_under_way": self.nbytes,
+            "clients": len(self.connections),
+            "workers": len(self.workers),
+            "batches_lent": len(self.batches),
+        }
+
+    def validate(self) -> None:
+        """Raise AssertionError when an invariant does not hold; for tests and simulations."""
+        invariants.check(self)
+
+    # ---- clients ----------------------------------------------------------------------------
+
+    def _arena_opened(self, event: e.ArenaOpened, now_ns: int) -> None:
+        self.arenas[event.arena] = Arena(event.nbytes, 1 if event.pinned else 0)
+
+    def _client_joined(self, event: e.ClientJoined, now_ns: int) -> None:
+        self.connections[event.conn] = Connection(event.arena)
+        self.arenas[event.arena].connections += 1
+
+    def _client_gone(self, event: e.ClientGone, now_ns: int) -> None:
+        connection = self.connections.get(event.conn)
+        if connection is None:
+            return
+        self._describes = [entry for entry in self._describes if entry[0] != event.conn]
+        for request in list(connection.requests.values()):
+            self._end(request, "gone")
+            if not request.rows_leased:
+                self._actions.append(e.ToClient(event.conn, m.Released([request.id])))
+        del self.connections[event.conn]
+        arena = self.arenas[connection.arena]
+        arena.connections -= 1
+        self._close_if_idle(connection.arena)
+
+    def _submitted(self, event: e.Submitted, now_ns: int) -> None:
+        message = event.message
+        connection = self.connections[event.conn]
+        if message.request in connection.requests:
+            self.counters.refuse("duplicate")
+            text = f"request {message.request} is already under way on this connection"
+            self._actions.append(e.ToClient(event.conn, m.Refused(Code.INVALID_REQUEST, text)))
+            return
+        arena = self.arenas[event.arena]
+        try:
+            model = self.models.get(message.model)
+            if model is None:
+                raise UnknownModel(self._unknown_model(message.model))
+            if not model.inputs:
+                raise Overloaded(f"{message.model!r} is not loaded yet", 0.1)
+            rows, nbytes = model.check(message, arena.nbytes)
+            self._admit(connection, model, rows, nbytes)
+        except BatchyardError as error:
+            self.counters.refuse(error.code.name.lower())
+            retry_ns = int(error.retry_after_s * 1e9) if isinstance(error, Overloaded) else 0
+            failed = m.Failed(message.request, error.code, str(error), retry_ns)
+            self._actions.append(e.ToClient(event.conn, failed))
+            return
+        lane = model.lane(message.inputs)
+        request = Request(event.conn, message, event.arena, lane, rows, nbytes, now_ns)
+        virtual_ns = now_ns + self._budgets_ns[message.priority]
+        deadline_ns = request.deadline_ns
+        if deadline_ns:
+            self._deadline_sequence += 1
+            heappush(self._deadlines, (deadline_ns, self._deadline_sequence, request))
+            # A nearer deadline may bring a request forward inside its class, down to the class's
+            # floor: half its budget. Otherwise LOW would buy URGENT's place with a short deadline.
+            if deadline_ns < virtual_ns:
+                virtual_ns = max(deadline_ns, (now_ns + virtual_ns) // 2)
+        request.virtual_ns = virtual_ns
+        connection.requests[message.request] = request
+        connection.rows += rows
+        connection.nbytes += nbytes
+        self.rows += rows
+        self.nbytes += nbytes
+        arena.requests += 1
+        lane.push(Part(request, 0, rows))
+        self.lanes[lane] = None
+
+    def _admit(self, connection: Connection, model: Model, rows: int, nbytes: int) -> None:
+        """Raise Overloaded when a bound would be passed. Bounds are on what is under way."""
+        limits = self._limits
+        if self.rows + rows > limits.queue_rows_max:
+            what = f"the yard holds {self.rows} rows (queue_rows_max {limits.queue_rows_max})"
+        elif self.nbytes + nbytes > limits.queue_bytes_max:
+            what = f"the yard holds {self.nbytes} bytes (queue_bytes_max {limits.queue_bytes_max})"
+        elif connection.rows + rows > limits.client_rows_max:
+            what = f"this client has {connection.rows} rows under way (client_rows_max {limits.client_rows_max})"
+        elif connection.nbytes + nbytes > limits.client_bytes_max:
+            what = f"this client has {connection.nbytes} bytes under way (client_bytes_max {limits.client_bytes_max})"
+        else:
+            return
+        # Time for half of what is queued to drain, by the model's own pace.
+        drain_ns = int(self.rows * model.row_ns / max(1, len(model.workers)) / 2)
+        raise Overloaded(f"too much under way: {what}", max(RETRY_AFTER_MIN_NS, drain_ns) / 1e9)
+
+    def _unknown_model(self, name: str) -> str:
+        known = ", ".join(sorted(self.models)) or "none"
+        return f"no model is called {name!r}; this yard has: {known}"
+
+    def _cancel_asked(self, event: e.CancelAsked, now_ns: int) -> None:
+        connection = self.connections[event.conn]
+        for number in event.message.requests:
+            request = connection.requests.get(number)
+            if request is not None:  # else it has ended: its outcome is on its way
+                self._fail(request, Code.CANCELLED, "cancelled by its client")
+
+    def _describe_asked(self, event: e.DescribeAsked, now_ns: int) -> None:
+        name = event.message.model
+        if name and name not in self.models:
+            failed = m.Failed(event.message.request, Code.UNKNOWN_MODEL, self._unknown_model(name))
+            self._actions.append(e.ToClient(event.conn, failed))
+            return
+        self._describes.append((event.conn, event.message))
+        self._answer_describes()
+
+    def _answer_describes(self) -> None:
+        waiting = []
+        for conn, message in self._describes:
+            model = self.models.get(message.model)
+            if model is not None and model.state is m.ModelState.LOADING:
+                waiting.append((conn, message))
+                continue
+            models = [model] if model is not None else list(self.models.values())
+            described = m.Described(message.request, [entry.info() for entry in models])
+            self._actions.append(e.ToClient(conn, described))
+        self._describes = waiting
+
+    # ---- workers ----------------------------------------------------------------------------
+
+    def _worker_joined(self, event: e.WorkerJoined, now_ns: int) -> None:
+        self.workers[event.worker] = Worker(event.worker, event.pid)
+        self._actions.append(e.ToWorker(event.worker, m.WorkerWelcome(self.epoch, event.worker, self._pid)))
+        for model in self.models.values():
+            c = model.config
+            load = m.Load(c.name, model.revision, str(c.path), c.max_batch, c.batchable, c.warmup)
+            self._actions.append(e.ToWorker(event.worker, load))
+
+    def _worker_said(self, event: e.WorkerSaid, now_ns: int) -> None:
+        self._handlers[type(event.message)](event, now_ns)
+
+    def _loaded(self, event: e.WorkerSaid, now_ns: int) -> None:
+        message = event.message
+        worker = self.workers[event.worker]
+        model = self.models.get(message.model)
+        if model is None or message.revision != model.revision:
+            self.counters.refuse("stale_load")
+            return
+        worker.models[model.name] = model.loaded(worker.id, worker.pid, message)
+        self._answer_describes()
+
+    def _load_failed(self, event: e.WorkerSaid, now_ns: int) -> None:
+        message = event.message
+        model = self.models.get(message.model)
+        if model is None or message.revision != model.revision:
+            self.counters.refuse("stale_load")
+            return
+        model.failures[event.worker] = message.text
+        self._answer_describes()
+
+    def _worker_gone(self, event: e.WorkerGone, now_ns: int) -> None:
+        worker = self.workers.pop(event.worker, None)
+        if worker is None:
+            return
+        self.counters.workers_lost += 1
+        for model in self.models.values():
+            model.workers.pop(worker.id, None)
+            model.failures.pop(worker.id, None)
+        for batch in worker.leases.values():
+            del self.batches[batch.id]
+            for part in batch.parts:
+                request = part.request
+                self._take_back_part(part)
+                if request.ended:
+                    continue
+                batch.lane.push_front(part)
+                self.lanes[batch.lane] = None
+                request.losses += 1
+                self.counters.requeued += 1
+                if request.losses > LOSSES_MAX:
+                    text = f"{request.losses} workers died while they ran this request"
+                    self._fail(request, Code.WORKER_LOST, text)
+
+    # ---- batches ----------------------------------------------------------------------------
+
+    def _turn(self, event: e.Turn, now_ns: int) -> None:
+        deadlines = self._deadlines
+        while deadlines and (deadlines[0][0] <= now_ns or deadlines[0][2].ended):
+            request = heappop(deadlines)[2]
+            if not request.ended:
+                self._fail(request, Code.DEADLINE_EXCEEDED, self._why_late(request))
+        if self.lanes:
+            for worker in self.workers.values():
+                if not worker.leases:
+                    self._lend(worker, now_ns)
+            for worker in self.workers.values():
+                if len(worker.leases) == 1 and self.lanes:
+                    self._lend(worker, now_ns)
+
+    def _why_late(self, request: Request) -> str:
+        name = request.model.name
+        if request.rows_leased:
+            return f"the deadline passed while {name!r} was running it"
+        if not request.model.workers:
+            return f"the deadline passed while no worker was serving {name!r}"
+        return f"the deadline passed in the queue of {name!r}, which held {request.lane.rows} rows"
+
+    def _lend(self, worker: Worker, now_ns: int) -> None:
+        """Give the worker the best batch there is, if there is one that it should have."""
+        best: Lane | None = None
+        best_ns = 0
+        for lane in list(self.lanes):
+            head_ns = lane.head_ns()
+            if head_ns is None:
+                del self.lanes[lane]
+            elif (best is None or head_ns < best_ns) and lane.model.name in worker.models:
+                best, best_ns = lane, head_ns
+        if best is None:
+            return
+        rows_max = best.model.max_batch
+        if worker.leases and best.rows < self._prefetch_rows_min(worker, rows_max):
+            return
+        parts = best.take(rows_max)
+        rows = 0
+        items = []
+        for part in parts:
+            taken = part.stop - part.start
+            rows += taken
+            part.request.rows_leased += taken
+            items.append(part.item())
+        self._batch_sequence += 1
+        batch = Batch(self._batch_sequence, best, parts, rows, worker, now_ns)
+        worker.leases[batch.id] = batch
+        self.batches[batch.id] = batch
+        model = best.model
+        message = m.Batch(batch.id, model.name, model.revision, rows if model.batchable else 0, items)
+        self._actions.append(e.ToWorker(worker.id, message))
+
+    def _prefetch_rows_min(self, worker: Worker, rows_max: int) -> int:
+        """A busy worker is lent its next batch only when that is no smaller than what it runs.
+
+        Otherwise the first request to arrive would leave alone, and batches would stay small for
+        ever. (With a model of time by batch size this becomes a moment instead of a size.)
+        """
+        running = next(iter(worker.leases.values()))
+        return min(rows_max, running.rows)
+
+    def _take_back_lease(self, event: e.WorkerSaid) -> Batch | None:
+        """The lease that a worker's message is about; None for one it does not hold."""
+        message = event.message
+        worker = self.workers[event.worker]
+        batch = worker.leases.pop(message.batch, None) if message.epoch == self.epoch else None
+        if batch is None:
+            self.counters.refuse("stale_batch")
+            return None
+        del self.batches[batch.id]
+        return batch
+
+    def _done(self, event: e.WorkerSaid, now_ns: int) -> None:
+        batch = self._take_back_lease(event)
+        if batch is None:
+            return
+        message: m.Done = event.message  # type: ignore[assignment]
+        model = batch.lane.model
+        elsewhere = {entry.item: entry.outputs for entry in message.elsewhere} if message.elsewhere else None
+        receipt = m.BatchReceipt(
+            batch.rows,
+            message.gather_ns,
+            message.compute_ns,
+            message.scatter_ns,
+            message.copied_bytes,
+            batch.worker.id,
+            batch.worker.models[model.name].provider,
+            model.revision,
+        )
+        completed: dict[int, m.Completed] = {}
+        for index, part in enumerate(batch.parts):
+            request = part.request
+            rows = part.stop - part.start
+            request.rows_leased -= rows
+            request.rows_done += rows
+            if request.ended:
+                self._release_if_free(request)
+                continue
+            if elsewhere is not None and index in elsewhere:
+                if request.parts is None:
+                    request.parts = []
+                request.parts.append((part.start, elsewhere[index], event.frames))
+            if request.rows_done < request.rows:
+                continue
+            conn = request.conn
+            queue_ns = batch.sent_ns - request.arrived_ns
+            self._end(request, "ok")
+            self._release(request)
+            self.counters.observe(request, now_ns, queue_ns)
+            if request.parts is not None:
+                self._answer(request, queue_ns, receipt)
+            elif conn in completed:
+                completed[conn].requests.append(request.id)
+                completed[conn].queue_ns.append(queue_ns)
+            else:
+                reply = completed[conn] = m.Completed([request.id], [queue_ns], receipt)
+                self._actions.append(e.ToClient(conn, reply))
+        model.row_ns += (message.compute_ns / batch.rows - model.row_ns) / 8
+        self.counters.batch(model.name, batch.rows, message)
+
+    def _answer(self, request: Request, queue_ns: int, receipt: m.BatchReceipt) -> None:
+        """Reply with outputs that lie elsewhere than in slots: parts by row, frames renumbered."""
+        parts: list[list[Any]] = []
+        frames: list[Any] = []
+        for _, outputs, behind in sorted(request.parts or (), key=lambda entry: entry[0]):
+            tensors = []
+            for tensor in outputs:
+                if not 1 <= tensor.frame <= len(behind):
+                    self.counters.refuse("missing_frame")
+                    self._actions.append(
+                        e.ToClient(
+                            request.conn,
+                            m.Failed(request.id, Code.WORKER_LOST, "a worker's answer lacked its tensors"),
+                        )
+                    )
+                    return
+                frames.append(behind[tensor.frame - 1])
+                tensors.append(m.Tensor(tensor.dtype, tensor.shape, 0, len(frames)))
+            parts.append(tensors)
+        answer = m.Answer(request.id, queue_ns, receipt, parts)
+        self._actions.append(e.ToClient(request.conn, answer, frames))
+
+    def _batch_failed(self, event: e.WorkerSaid, now_ns: int) -> None:
+        """Find the request at fault: named by the worker, alone in its batch, or by bisection."""
+        batch = self._take_back_lease(event)
+        if batch is None:
+            return
+        message: m.BatchFailed = event.message  # type: ignore[assignment]
+        self.counters.batches_failed += 1
+        live: list[Part] = []
+        for index, part in enumerate(batch.parts):
+            self._take_back_part(part)
+            if part.request.ended:
+                continue
+            if index == message.item or len(batch.parts) == 1:
+                batch.lane.push_front(part)  # where the end of a request looks for its rows
+                self._fail(part.request, message.code, message.text)
+            else:
+                live.append(part)
+        if not live:
+            return
+        lane = batch.lane
+        self.lanes[lane] = None
+        if 0 <= message.item < len(batch.parts):
+            lane.retry(live)
+            return
+        middle = len(live) // 2
+        for half in (live[middle:], live[:middle]):
+            if half:
+                lane.retry(half)
+
+    # ---- ends -------------------------------------------------------------------------------
+
+    def _end(self, request: Request, outcome: str) -> None:
+        """The client's request is over: it no longer waits or counts. Its slots may still be held."""
+        request.ended = True
+        if request.rows_waiting:
+            request.lane.forget(request)
+        connection = self.connections[request.conn]
+        del connection.requests[request.id]
+        connection.rows -= request.rows
+        connection.nbytes -= request.nbytes
+        self.rows -= request.rows
+        self.nbytes -= request.nbytes
+        self.counters.end(request.model.name, request.priority, outcome)
+        if not request.rows_leased and outcome != "ok":
+            self._release(request)
+
+    def _fail(self, request: Request, code: int, text: str) -> None:
+        held = request.rows_leased > 0
+        self._end(request, Code(code).name.lower())
+        self._actions.append(e.ToClient(request.conn, m.Failed(request.id, code, text, 0, held)))
+
+    def _take_back_part(self, part: Part) -> None:
+        request = part.request
+        request.rows_leased -= part.stop - part.start
+        if request.ended:
+            self._release_if_free(request)
+
+    def _release_if_free(self, request: Request) -> None:
+        """An ended request's last lease is over: tell its client that the slots are its own again."""
+        if not request.rows_leased:
+            self._actions.append(e.ToClient(request.conn, m.Released([request.id])))
+            self._release(request)
+
+    def _release(self, request: Request) -> None:
+        self.arenas[request.arena].requests -= 1
+        self._close_if_idle(request.arena)
+
+    def _close_if_idle(self, number: int) -> None:
+        arena = self.arenas[number]
+        if not arena.connections and not arena.requests:
+            del self.arenas[number]
+            self._actions.append(e.CloseArena(number))

@@ -1,0 +1,113 @@
+"""Cumulative counts of what the broker did: plain integers, pulled by whoever asks, never reset.
+
+Histograms are log-spaced: 4 buckets to a factor of two, so a quantile read from them is within
+19 % of the true value over the whole range from nanoseconds to hours.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..transport.messages import Done
+    from .lanes import Request
+
+BUCKETS_PER_OCTAVE = 4
+
+
+def bucket_of(value_ns: int) -> int:
+    """Index of the bucket that a value falls into; `bucket_upper_ns` is its inverse."""
+    if value_ns < BUCKETS_PER_OCTAVE:
+        return max(value_ns, 0)
+    octave = value_ns.bit_length() - 1
+    return (octave - 1) * BUCKETS_PER_OCTAVE + (value_ns >> (octave - 2)) - BUCKETS_PER_OCTAVE
+
+
+def bucket_upper_ns(bucket: int) -> int:
+    """The least value that is above the bucket."""
+    value = bucket + 1
+    if value <= BUCKETS_PER_OCTAVE:
+        return value
+    octave, step = divmod(value, BUCKETS_PER_OCTAVE)
+    return (BUCKETS_PER_OCTAVE + step) << (octave - 1)
+
+
+class Histogram:
+    """Counts by bucket, with sum and count; `counts` grows to the largest bucket seen."""
+
+    __slots__ = ("counts", "sum_ns")
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+        self.sum_ns = 0
+
+    def add(self, value_ns: int) -> None:
+        bucket = bucket_of(value_ns)
+        counts = self.counts
+        counts[bucket] = counts.get(bucket, 0) + 1
+        self.sum_ns += value_ns
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"counts": dict(sorted(self.counts.items())), "sum": self.sum_ns}
+
+
+class Counters:
+    """Everything that the admin socket shows."""
+
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, int, str], int] = {}  # (model, priority, outcome)
+        self.refused: dict[str, int] = {}  # reason
+        self.workers_lost = 0
+        self.requeued = 0  # parts
+        self.batches = 0
+        self.batches_failed = 0
+        self.rows = 0
+        self.copied_bytes = 0  # moved by workers into and out of batches
+        self._stages: dict[tuple[str, int, str], Histogram] = {}  # (model, priority, stage)
+        self._batches: dict[tuple[str, str], Histogram] = {}  # (model, stage or rows)
+
+    def refuse(self, reason: str) -> None:
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
+    def end(self, model: str, priority: int, outcome: str) -> None:
+        key = (model, priority, outcome)
+        self.requests[key] = self.requests.get(key, 0) + 1
+
+    def observe(self, request: Request, now_ns: int, queue_ns: int) -> None:
+        """A request has got its result."""
+        name = request.model.name
+        stages = self._stages
+        key = (name, request.priority, "total")
+        histogram = stages.get(key)
+        if histogram is None:
+            histogram = stages[key] = Histogram()
+            stages[(name, request.priority, "queue")] = Histogram()
+        histogram.add(now_ns - request.arrived_ns)
+        stages[(name, request.priority, "queue")].add(queue_ns)
+
+    def batch(self, model: str, rows: int, done: Done) -> None:
+        """A batch has run."""
+        self.batches += 1
+        self.rows += rows
+        self.copied_bytes += done.copied_bytes
+        measured = (("rows", rows), ("gather", done.gather_ns), ("compute", done.compute_ns))
+        for stage, value in (*measured, ("scatter", done.scatter_ns)):
+            histogram = self._batches.get((model, stage))
+            if histogram is None:
+                histogram = self._batches[(model, stage)] = Histogram()
+            histogram.add(value)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Plain values for the wire."""
+        return {
+            "requests": [[*key, count] for key, count in self.requests.items()],
+            "refused": dict(self.refused),
+            "workers_lost": self.workers_lost,
+            "requeued": self.requeued,
+            "batches": self.batches,
+            "batches_failed": self.batches_failed,
+            "rows": self.rows,
+            "copied_bytes": self.copied_bytes,
+            "stages": [[*key, h.snapshot()] for key, h in self._stages.items()],
+            "batch_stages": [[*key, h.snapshot()] for key, h in self._batches.items()],
+        }

@@ -1,0 +1,109 @@
+"""What can happen to the core, and what the core wants done: the whole language of core.py.
+
+Connections, workers, and arenas are the loop's numbers for them. `frames` are opaque here: the
+core hands them on and never looks inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ..transport import messages as m
+
+
+class ArenaOpened(msgspec.Struct, gc=False):
+    """The loop holds an arena of so many bytes. Pinned: the broker's own, kept with no connection."""
+
+    arena: int
+    nbytes: int
+    pinned: bool = False
+
+
+class ClientJoined(msgspec.Struct, gc=False):
+    """A connection was greeted; its handles refer to `arena` (the broker's own
+    for a connection that sends frames)."""
+
+    conn: int
+    arena: int
+
+
+class ClientGone(msgspec.Struct, gc=False):
+    """The connection ended, in order or not."""
+
+    conn: int
+
+
+class Submitted(msgspec.Struct, gc=False):
+    """A request came in. `arena` is where its handles lie."""
+
+    conn: int
+    arena: int
+    message: m.Submit
+
+
+class CancelAsked(msgspec.Struct, gc=False):
+    conn: int
+    message: m.Cancel
+
+
+class DescribeAsked(msgspec.Struct, gc=False):
+    conn: int
+    message: m.Describe
+
+
+class WorkerJoined(msgspec.Struct, gc=False):
+    worker: int
+    pid: int
+
+
+class WorkerGone(msgspec.Struct, gc=False):
+    """The worker cannot touch memory any more: its process is dead."""
+
+    worker: int
+
+
+class WorkerSaid(msgspec.Struct, gc=False):
+    """A message of a registered worker, with the frames that came behind it."""
+
+    worker: int
+    message: m.Loaded | m.LoadFailed | m.Done | m.BatchFailed
+    frames: Sequence[Any] = ()
+
+
+class Turn(msgspec.Struct, gc=False):
+    """Everything readable has been read: drop what is late, and form batches."""
+
+
+class ToClient(msgspec.Struct, gc=False):
+    conn: int
+    message: Any
+    frames: Sequence[Any] = ()
+
+
+class ToWorker(msgspec.Struct, gc=False):
+    worker: int
+    message: Any
+
+
+class CloseArena(msgspec.Struct, gc=False):
+    """No connection and no lease refers to the arena any more."""
+
+    arena: int
+
+
+Event = (
+    ArenaOpened
+    | ClientJoined
+    | ClientGone
+    | Submitted
+    | CancelAsked
+    | DescribeAsked
+    | WorkerJoined
+    | WorkerGone
+    | WorkerSaid
+    | Turn
+)
+Action = ToClient | ToWorker | CloseArena

@@ -1,0 +1,143 @@
+"""Tensors that come as frames: laid into an arena of the broker's own, and read back for the reply.
+
+A client without an arena in common (tcp) sends the same messages with frames behind them. Here its
+tensors become handles into one arena, so that core and workers know only handles. The copies are
+the price of the network, and are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..transport import segments
+from ..transport.arena import Arena
+from ..transport.errors import ArenaExhausted, InvalidRequest, Overloaded
+from ..transport.messages import Answer, BatchReceipt, Submit
+from ..transport.tensors import Slot, Tensor, nbytes_of
+
+if TYPE_CHECKING:
+    from .registry import Model
+
+INLINE_ARENA_BYTES = 1 << 30  # address space; pages are committed as they are needed
+INLINE_BYTES_MAX = 256 << 20  # of one message
+RETRY_AFTER_S = 0.05
+
+OutputShapes = list[tuple[int, list[int]]]
+
+
+class InlineRequest:
+    """The slots that a request's tensors were laid into."""
+
+    __slots__ = ("model", "offsets", "outputs", "shapes")
+
+    def __init__(
+        self, model: Model, offsets: list[int], outputs: list[Slot], shapes: OutputShapes
+    ) -> None:
+        self.model = model
+        self.offsets = offsets
+        self.outputs = outputs
+        self.shapes = shapes
+
+
+class InlineTensors:
+    """The arena and what lies in it, by (connection, request)."""
+
+    def __init__(self, register: Callable[[segments.Segment], int]) -> None:
+        self.copied_bytes = 0
+        self._register = register
+        self._segment: segments.Segment | None = None
+        self._arena: Arena | None = None
+        self._number = 0
+        self._requests: dict[tuple[int, int], InlineRequest] = {}
+
+    @property
+    def arena(self) -> int:
+        """Number of the arena; made on first use."""
+        if self._segment is None:
+            self._segment = segments.create(INLINE_ARENA_BYTES)
+            self._arena = Arena(self._segment.nbytes, self._segment.commit)
+            self._number = self._register(self._segment)
+        return self._number
+
+    @property
+    def nbytes(self) -> int:
+        assert self._segment is not None, "the arena is made by asking for its number"
+        return self._segment.nbytes
+
+    def lay(self, conn: int, message: Submit, frames: Sequence[Any], model: Model | None) -> None:
+        """Copy a request's frames into the arena and rewrite its descriptors in place.
+
+        Raises InvalidRequest for a frame that isn't there or hasn't the size its shape says, and
+        Overloaded when the arena is full. On an error nothing stays allocated.
+        """
+        assert self._arena is not None and self._segment is not None
+        if (conn, message.request) in self._requests:
+            return  # the core refuses the second of two requests with one number
+        offsets: list[int] = []
+        try:
+            inputs = [self._lay_tensor(tensor, frames, offsets) for tensor in message.inputs]
+            rows = message.inputs[0].shape[0] if message.inputs[0].shape else 1
+            shapes = model.output_shapes(rows) if model is not None else None
+            outputs = []
+            for dtype, shape in shapes or ():
+                nbytes = nbytes_of(dtype, shape)
+                offsets.append(self._arena.alloc(nbytes))
+                outputs.append(Slot(offsets[-1], nbytes))
+        except ArenaExhausted:
+            self._free(offsets)
+            raise Overloaded("the broker's room for tensors sent over tcp is full", RETRY_AFTER_S) from None
+        except InvalidRequest:
+            self._free(offsets)
+            raise
+        message.inputs = inputs
+        message.outputs = outputs
+        if model is not None:
+            self._requests[conn, message.request] = InlineRequest(model, offsets, outputs, shapes or [])
+        else:
+            self._free(offsets)  # the core will say that there is no such model
+
+    def _lay_tensor(self, tensor: Tensor, frames: Sequence[Any], offsets: list[int]) -> Tensor:
+        assert self._arena is not None and self._segment is not None
+        nbytes = nbytes_of(tensor.dtype, tensor.shape)
+        if not 1 <= tensor.frame <= len(frames):
+            raise InvalidRequest(
+                f"a tensor refers to frame {tensor.frame} of {len(frames)}: a connection without an arena "
+                "sends its tensors as frames"
+            )
+        frame = memoryview(frames[tensor.frame - 1]).cast("B")
+        if frame.nbytes != nbytes:
+            raise InvalidRequest(f"a frame has {frame.nbytes} bytes, and its tensor's shape takes {nbytes}")
+        offset = self._arena.alloc(nbytes)
+        offsets.append(offset)
+        self._segment.buffer[offset : offset + nbytes] = frame
+        self.copied_bytes += nbytes
+        return Tensor(tensor.dtype, tensor.shape, offset)
+
+    def answer(self, conn: int, number: int, queue_ns: int, batch: BatchReceipt) -> tuple[Answer, list[bytes]]:
+        """The reply with its tensors as frames, of a request whose outputs lie in its slots."""
+        assert self._segment is not None
+        request = self._requests[conn, number]
+        frames = []
+        tensors = []
+        for slot, (dtype, shape) in zip(request.outputs, request.shapes, strict=True):
+            frames.append(self._segment.buffer[slot.offset : slot.offset + slot.nbytes])
+            tensors.append(Tensor(dtype, shape, 0, len(frames)))
+            self.copied_bytes += slot.nbytes
+        self.release(conn, number)
+        return Answer(number, queue_ns, batch, [tensors]), frames
+
+    def release(self, conn: int, number: int) -> None:
+        """A request's slots are free. Idempotent."""
+        request = self._requests.pop((conn, number), None)
+        if request is not None:
+            self._free(request.offsets)
+
+    def _free(self, offsets: list[int]) -> None:
+        assert self._arena is not None
+        for offset in offsets:
+            self._arena.free(offset)
+
+    @property
+    def used_bytes(self) -> int:
+        return self._arena.used_bytes if self._arena is not None else 0

@@ -1,0 +1,75 @@
+"""What must hold of the core between any two events. For tests: it walks everything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .core import Core
+
+
+def check(core: Core) -> None:
+    """Raise AssertionError with what is wrong."""
+    live = {id(r): r for c in core.connections.values() for r in c.requests.values()}
+    covered: dict[int, list[tuple[int, int]]] = {key: [] for key in live}
+    _check_waiting(core, covered)
+    leased, held_by_arena = _check_leases(core, covered)
+    for key, request in live.items():
+        assert not request.ended, f"ended request {request.id} is still listed"
+        assert request.rows_leased == leased.get(key, 0), f"request {request.id}: leased rows miscounted"
+        ranges = sorted(covered[key])
+        rows = sum(stop - start for start, stop in ranges)
+        assert rows == request.rows - request.rows_done, f"request {request.id}: rows lost or doubled"
+        for (_, stop), (start, _) in zip(ranges, ranges[1:], strict=False):
+            assert stop <= start, f"request {request.id}: rows {start}..{stop} are in two places"
+    _check_totals(core, held_by_arena)
+
+
+def _check_waiting(core: Core, covered: dict[int, list[tuple[int, int]]]) -> None:
+    for model in core.models.values():
+        for lane in model.lanes.values():
+            parts = lane.waiting()
+            rows = sum(part.stop - part.start for part in parts)
+            assert lane.rows == rows, f"a lane of {model.name} counts {lane.rows} rows and holds {rows}"
+            assert not parts or lane in core.lanes, f"a lane of {model.name} holds work and is not looked at"
+            for part in parts:
+                covered[id(part.request)].append((part.start, part.stop))
+
+
+def _check_leases(
+    core: Core, covered: dict[int, list[tuple[int, int]]]
+) -> tuple[dict[int, int], dict[int, set[int]]]:
+    from .core import CREDIT
+
+    leased: dict[int, int] = {}
+    held: dict[int, set[int]] = {}
+    found = 0
+    for worker in core.workers.values():
+        assert len(worker.leases) <= CREDIT, f"worker {worker.id} holds {len(worker.leases)} batches"
+        for number, batch in worker.leases.items():
+            found += 1
+            assert core.batches[number] is batch and batch.worker is worker
+            assert batch.rows == sum(part.stop - part.start for part in batch.parts)
+            assert batch.rows <= max(batch.lane.model.max_batch, 1) or len(batch.parts) == 1
+            for part in batch.parts:
+                key = id(part.request)
+                leased[key] = leased.get(key, 0) + part.stop - part.start
+                held.setdefault(part.request.arena, set()).add(key)
+                if not part.request.ended:
+                    covered[key].append((part.start, part.stop))
+    assert found == len(core.batches), "a batch is leased to nobody"
+    return leased, held
+
+
+def _check_totals(core: Core, held_by_arena: dict[int, set[int]]) -> None:
+    requests = [r for c in core.connections.values() for r in c.requests.values()]
+    assert core.rows == sum(r.rows for r in requests)
+    assert core.nbytes == sum(r.nbytes for r in requests)
+    for connection in core.connections.values():
+        assert connection.rows == sum(r.rows for r in connection.requests.values())
+        assert connection.nbytes == sum(r.nbytes for r in connection.requests.values())
+    for number, arena in core.arenas.items():
+        users = {id(r) for r in requests if r.arena == number} | held_by_arena.get(number, set())
+        assert arena.requests == len(users), f"arena {number}: {arena.requests} counted, {len(users)} use it"
+    for number in held_by_arena:
+        assert number in core.arenas, f"arena {number} was closed under a lease"

@@ -1,0 +1,194 @@
+"""What the broker knows of models and workers, and the check of a request against its model.
+
+Pure: no clock, no sockets. A model's inputs and outputs come from the workers that loaded it; the
+broker opens no model file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from ..transport import dtypes
+from ..transport.errors import InvalidRequest
+from ..transport.messages import Loaded, ModelInfo, ModelState, Submit, WorkerInfo
+from ..transport.tensors import Tensor, TensorSpec, check_range, nbytes_of
+from .config import ModelConfig
+from .lanes import Lane, Request
+
+
+class Worker:
+    """A registered worker: what it serves and what it has been lent."""
+
+    __slots__ = ("id", "leases", "models", "pid")
+
+    def __init__(self, worker: int, pid: int) -> None:
+        self.id = worker
+        self.pid = pid
+        self.models: dict[str, WorkerInfo] = {}
+        self.leases: dict[int, Batch] = {}  # in the order they were sent; at most CREDIT
+
+
+class Batch:
+    """Parts leased to a worker as one run."""
+
+    __slots__ = ("id", "lane", "parts", "rows", "sent_ns", "worker")
+
+    def __init__(self, batch: int, lane: Lane, parts: list, rows: int, worker: Worker, sent_ns: int) -> None:  # type: ignore[type-arg]
+        self.id = batch
+        self.lane = lane
+        self.parts = parts
+        self.rows = rows
+        self.worker = worker
+        self.sent_ns = sent_ns
+
+
+class Model:
+    """A configured model, its lanes, and who serves it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.name = config.name
+        self.revision = 1
+        self.max_batch = config.max_batch
+        self.inputs: list[TensorSpec] = []
+        self.outputs: list[TensorSpec] = []
+        self.batchable = False
+        self.alone_reason = ""
+        self.workers: dict[int, WorkerInfo] = {}
+        self.failures: dict[int, str] = {}  # worker -> why it could not load it
+        self.lanes: dict[tuple[tuple[int, ...], ...], Lane] = {}
+        self.row_ns = 0.0  # moving average of compute time per row; for retry_after
+        self._tails: list[tuple[int, int, list[int | None]]] = []
+        self._static = False  # every non-batch axis is fixed: one lane
+        self._output_row_nbytes: list[int] | None = None  # None: some output's size is not known before
+
+    @property
+    def state(self) -> ModelState:
+        if self.workers or (self.inputs and not self.failures):
+            return ModelState.READY
+        return ModelState.FAILED if self.failures else ModelState.LOADING
+
+    def loaded(self, worker: int, pid: int, message: Loaded) -> WorkerInfo:
+        """A worker serves it. The first one's metadata is everyone's; all load the same file."""
+        info = WorkerInfo(worker, pid, message.provider, message.placement, message.warmup_ns)
+        self.workers[worker] = info
+        self.failures.pop(worker, None)
+        self.inputs = message.inputs
+        self.outputs = message.outputs
+        self.batchable = message.batchable
+        self.alone_reason = message.alone_reason
+        self.max_batch = min(self.config.max_batch, message.max_batch) if message.batchable else 1
+        skip = 1 if message.batchable else 0
+        self._tails = [
+            (spec.dtype, len(spec.shape), [n if isinstance(n, int) else None for n in spec.shape[skip:]])
+            for spec in message.inputs
+        ]
+        self._static = all(None not in tail for _, _, tail in self._tails)
+        self._output_row_nbytes = _row_nbytes(message.outputs, skip)
+        return info
+
+    def info(self) -> ModelInfo:
+        """As its users see it."""
+        return ModelInfo(
+            self.name,
+            self.state,
+            "; ".join(sorted(set(self.failures.values()))),
+            self.revision,
+            self.inputs,
+            self.outputs,
+            self.batchable,
+            self.alone_reason,
+            self.max_batch,
+            list(self.workers.values()),
+        )
+
+    def check(self, message: Submit, arena_nbytes: int) -> tuple[int, int]:
+        """(rows, bytes) of a request that this model can run; raises InvalidRequest otherwise."""
+        inputs = message.inputs
+        tails = self._tails
+        if len(inputs) != len(tails):
+            raise InvalidRequest(f"{self.name!r} has {len(tails)} inputs, the request has {len(inputs)}")
+        batchable = self.batchable
+        rows = 1
+        if batchable:
+            shape = inputs[0].shape
+            rows = shape[0] if shape else 0
+            if rows < 1:
+                raise InvalidRequest(f"{self.name!r} needs at least one row on axis 0 of every input")
+        total = 0
+        for index, tensor in enumerate(inputs):
+            dtype, rank, tail = tails[index]
+            shape = tensor.shape
+            if tensor.dtype != dtype or len(shape) != rank:
+                raise self._mismatch(index, tensor)
+            if batchable:
+                if shape[0] != rows:
+                    raise InvalidRequest(f"inputs of {self.name!r} differ in rows: {rows} and {shape[0]}")
+                if shape[1:] != tail and not _fits(shape[1:], tail):
+                    raise self._mismatch(index, tensor)
+            elif shape != tail and not _fits(shape, tail):
+                raise self._mismatch(index, tensor)
+            if tensor.frame:
+                raise InvalidRequest("a connection with an arena sends handles, not frames")
+            nbytes = nbytes_of(dtype, shape)
+            check_range(tensor.offset, nbytes, arena_nbytes)
+            total += nbytes
+        if message.outputs:
+            total += self._check_outputs(message, rows, arena_nbytes)
+        return rows, total
+
+    def _check_outputs(self, message: Submit, rows: int, arena_nbytes: int) -> int:
+        expected = self._output_row_nbytes
+        if expected is None or len(message.outputs) != len(expected):
+            raise InvalidRequest(f"{self.name!r} cannot use these output slots: send none, or one per output")
+        total = 0
+        for slot, row_nbytes in zip(message.outputs, expected, strict=True):
+            if slot.nbytes != row_nbytes * rows:
+                raise InvalidRequest(
+                    f"an output slot has {slot.nbytes} bytes, and {rows} rows of {self.name!r} "
+                    f"take {row_nbytes * rows}"
+                )
+            check_range(slot.offset, slot.nbytes, arena_nbytes)
+            total += slot.nbytes
+        return total
+
+    def _mismatch(self, index: int, tensor: Tensor) -> InvalidRequest:
+        return InvalidRequest(
+            f"{self.name!r} expects {self.inputs[index]}, "
+            f"the request has {dtypes.name_of(tensor.dtype)}{tensor.shape}"
+        )
+
+    def lane(self, inputs: Sequence[Tensor]) -> Lane:
+        """The lane of requests that may share a batch with these inputs."""
+        signature = () if self._static else tuple(tuple(tensor.shape[1:]) for tensor in inputs)
+        lane = self.lanes.get(signature)
+        if lane is None:
+            lane = self.lanes[signature] = Lane(self)
+        return lane
+
+    def input_strides(self, request: Request) -> list[int]:
+        """Bytes of one row of each input."""
+        return [nbytes_of(t.dtype, t.shape) // request.rows for t in request.inputs]
+
+    def output_shapes(self, rows: int) -> list[tuple[int, list[int]]] | None:
+        """(dtype, shape) of every output for so many rows; None when not known before the run."""
+        if self._output_row_nbytes is None:
+            return None
+        lead = [rows] if self.batchable else []
+        skip = len(lead)
+        return [(spec.dtype, [*lead, *(int(n) for n in spec.shape[skip:])]) for spec in self.outputs]
+
+
+def _fits(shape: Sequence[int], tail: Sequence[int | None]) -> bool:
+    return all(want is None or have == want for have, want in zip(shape, tail, strict=True))
+
+
+def _row_nbytes(outputs: Sequence[TensorSpec], skip: int) -> list[int] | None:
+    sizes = []
+    for spec in outputs:
+        tail = spec.shape[skip:]
+        if spec.dtype not in dtypes.ITEMSIZE or not all(isinstance(axis, int) for axis in tail):
+            return None
+        sizes.append(prod(int(axis) for axis in tail) * dtypes.ITEMSIZE[spec.dtype])
+    return sizes

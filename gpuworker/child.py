@@ -1,0 +1,215 @@
+"""`python -m batchyard.gpuworker.child`: the process that owns the sessions and runs the batches.
+
+One thread, one DEALER. It registers, loads what it is told to, and runs batches in the order in
+which they come. When the broker goes away it registers with the next one and keeps its sessions;
+arenas belong to the old broker and are unmapped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from ..transport import codec, lifeline
+from ..transport import messages as m
+from ..transport.endpoints import Endpoint
+from ..transport.errors import BatchyardError, Code
+from ..transport.keys import KeyFolder
+from . import providers
+from .memory import Memory
+from .model import CannotServe, ItemRefused, ServedModel
+
+LOOK_AROUND_MS = 500  # how soon a broker's death is seen while nothing comes
+
+log = logging.getLogger("batchyard.gpuworker")
+
+
+class Session:
+    """What a worker does with a message; `send(messages, frames)` carries its answers away."""
+
+    def __init__(self, provider: str, intra_op_threads: int, send: Callable[..., None]) -> None:
+        self._provider = provider
+        self._threads = intra_op_threads
+        self._send = send
+        self._memory = Memory()
+        self._models: dict[str, ServedModel] = {}
+        self._loads: dict[str, tuple[Any, m.Loaded]] = {}  # what is loaded, so a new broker gets it at once
+        self._epoch = 0
+        self._broker_pid = 0
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            m.Batch: self._batch,
+            m.Attach: self._attach,
+            m.Detach: self._detach,
+            m.WorkerWelcome: self._welcome,
+            m.Load: self._load,
+            m.Unload: self._unload,
+            m.Refused: self._refused,
+        }
+
+    def register(self) -> None:
+        """Greet a broker, the first or the next one."""
+        for model in self._models.values():
+            model.forget_bindings()
+        self._memory.detach_all()
+        self._send([m.Register(os.getpid(), [self._provider])])
+
+    def handle(self, message: m.BrokerToWorker) -> None:
+        self._handlers[type(message)](message)
+
+    def _welcome(self, message: m.WorkerWelcome) -> None:
+        self._epoch = message.epoch
+        self._broker_pid = message.pid
+
+    def _refused(self, message: m.Refused) -> None:
+        log.error("the broker refused a message: %s", message.text)
+        if message.code == Code.UNKNOWN_CONNECTION:
+            self.register()
+
+    def _load(self, message: m.Load) -> None:
+        try:
+            found = Path(message.path).stat()
+            identity = (message.path, found.st_mtime_ns, found.st_size, message.max_batch, message.batchable)
+            if message.model not in self._loads or self._loads[message.model][0] != identity:
+                model = ServedModel(message, providers.recipe(self._provider, self._threads))
+                self._models[message.model] = model
+                self._loads[message.model] = (identity, _loaded(model))
+        except (OSError, CannotServe) as error:
+            self._send([m.LoadFailed(message.model, message.revision, str(error)[:4000])])
+            return
+        loaded = self._loads[message.model][1]
+        loaded.revision = message.revision
+        self._send([loaded])
+        gc.collect()
+        gc.freeze()
+
+    def _unload(self, message: m.Unload) -> None:
+        self._models.pop(message.model, None)
+        self._loads.pop(message.model, None)
+
+    def _attach(self, message: m.Attach) -> None:
+        self._memory.attach(message.arena, message.segment, self._broker_pid)
+
+    def _detach(self, message: m.Detach) -> None:
+        for model in self._models.values():
+            model.forget_bindings()
+        self._memory.detach(message.arena)
+
+    def _batch(self, message: m.Batch) -> None:
+        model = self._models.get(message.model)
+        if model is None:
+            text = f"this worker has not loaded {message.model!r}"
+            self._send([m.BatchFailed(self._epoch, message.batch, Code.MODEL_FAILED, text)])
+            return
+        try:
+            result = model.run(message, self._memory)
+        except ItemRefused as error:
+            failed = m.BatchFailed(
+                self._epoch, message.batch, Code.INVALID_REQUEST, str(error)[:4000], error.item
+            )
+            self._send([failed])
+        except Exception as error:  # whatever the runtime raises is the model's failure, not ours
+            text = f"{message.model!r} failed: {error}"[:4000]
+            self._send([m.BatchFailed(self._epoch, message.batch, Code.MODEL_FAILED, text)])
+        else:
+            done = m.Done(
+                self._epoch,
+                message.batch,
+                result.gather_ns,
+                result.compute_ns,
+                result.scatter_ns,
+                result.copied_bytes,
+                result.elsewhere,
+            )
+            self._send([done], result.frames)
+
+
+def _loaded(model: ServedModel) -> m.Loaded:
+    return m.Loaded(
+        model.name,
+        model.revision,
+        model.inputs,
+        model.outputs,
+        model.batchable,
+        model.alone_reason,
+        model.max_batch,
+        model.recipe.name,
+        model.placement,
+        model.warmup_ns,
+    )
+
+
+def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_threads: int) -> None:
+    """Connect, and handle messages for ever."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.RCVTIMEO, LOOK_AROUND_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    if not endpoint.is_ipc:
+        socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+    if endpoint.is_ipv6:
+        socket.setsockopt(zmq.IPV6, 1)
+    if keys is not None:
+        keys.apply_client(socket)
+    monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+
+    def send(messages: list[Any], frames: list[Any] | tuple[Any, ...] = ()) -> None:
+        if frames:
+            socket.send_multipart([codec.encode(messages), *frames])
+        else:
+            socket.send(codec.encode(messages))
+
+    session = Session(provider, intra_op_threads, send)
+    socket.connect(endpoint.workers)
+    session.register()
+    decode = codec.broker_to_worker.decode
+    while True:
+        try:
+            payload = socket.recv()
+        except zmq.Again:
+            lost = False
+            while monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                recv_monitor_message(monitor)
+                lost = True
+            if lost:
+                log.warning("the broker is gone; waiting for the next one")
+                session.register()
+            continue
+        try:
+            messages = decode(payload)
+        except BatchyardError as error:
+            log.error("the broker's message was refused: %s", error)
+            continue
+        for message in messages:
+            session.handle(message)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m batchyard.gpuworker.child")
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--keys", type=Path)
+    parser.add_argument("--provider", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="worker: %(message)s", stream=sys.stderr)
+    lifeline.hold()
+    try:
+        keys = KeyFolder(arguments.keys) if arguments.keys is not None else None
+        serve(Endpoint.parse(arguments.url), keys, arguments.provider, arguments.threads)
+    except (BatchyardError, zmq.ZMQError) as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

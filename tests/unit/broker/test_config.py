@@ -1,0 +1,300 @@
+"""batchyard.toml: what a good file means, and that every error names its key and what is allowed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from batchyard.broker.config import ConfigError, Limits, ModelConfig, YardConfig, from_models, read
+from batchyard.transport.errors import BatchyardError
+
+ONE_MODEL = '[models.digits]\nfile = "digits.onnx"\n'
+MAX_BATCH = "models.digits.max_batch: expected an integer from 1 to 1024"
+FILE = "models.digits.file: expected the model's file, inside models_root"
+
+
+@pytest.fixture
+def yard(tmp_path: Path) -> Path:
+    """A folder with one model file and, outside of it, one that must not be served."""
+    (tmp_path / "yard").mkdir()
+    (tmp_path / "yard" / "digits.onnx").write_bytes(b"")
+    (tmp_path / "outside.onnx").write_bytes(b"")
+    return tmp_path / "yard"
+
+
+def written(yard: Path, text: str) -> YardConfig:
+    (yard / "batchyard.toml").write_text(text, encoding="utf-8")
+    return read(yard / "batchyard.toml")
+
+
+def problems(yard: Path, text: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        written(yard, text)
+    assert "\n  ".join(caught.value.problems) in str(caught.value)
+    return caught.value.problems
+
+
+def test_one_model_and_nothing_else_means_the_defaults(yard: Path) -> None:
+    config = written(yard, ONE_MODEL)
+    path = (yard / "digits.onnx").resolve()
+    assert config.models == {"digits": ModelConfig("digits", path, 32, None, True)}
+    assert config.limits == Limits(65536, 4294967296, 16384, 2147483648, 1024)
+    assert config.budgets_ns == (5_000_000, 25_000_000, 100_000_000, 1_000_000_000)
+    assert config.spin_ns == 100_000
+
+
+def test_every_key_is_read(yard: Path) -> None:
+    (yard / "files").mkdir()
+    (yard / "files" / "a.onnx").write_bytes(b"")
+    config = written(
+        yard,
+        """
+        models_root = "files"
+        [models."resnet.18"]
+        file = "a.onnx"
+        max_batch = 1024
+        batchable = false
+        warmup = false
+        [limits]
+        queue_rows_max = 1
+        queue_bytes_max = 2
+        client_rows_max = 3
+        client_bytes_max = 4
+        clients_max = 5
+        [priorities]
+        urgent_ms = 0.5
+        high_ms = 1
+        normal_ms = 2
+        low_ms = 3
+        [broker]
+        spin_us = 0
+        """,
+    )
+    path = (yard / "files" / "a.onnx").resolve()
+    assert config.models == {"resnet.18": ModelConfig("resnet.18", path, 1024, False, False)}
+    assert config.limits == Limits(1, 2, 3, 4, 5)
+    assert config.budgets_ns == (500_000, 1_000_000, 2_000_000, 3_000_000)
+    assert config.spin_ns == 0
+
+
+def test_the_bundled_example_is_a_good_file() -> None:
+    example = Path(__file__).parents[3] / "examples" / "batchyard.toml"
+    assert set(read(example).models) == {"digits"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            ONE_MODEL + 'max_batch = "8"',
+            'models.digits.max_batch: expected an integer from 1 to 1024, found "8"',
+        ),
+        (ONE_MODEL + "max_batch = 0", "models.digits.max_batch: expected an integer from 1 to 1024, found 0"),
+        (
+            ONE_MODEL + "max_batch = 1025",
+            "models.digits.max_batch: expected an integer from 1 to 1024, found",
+        ),
+        (
+            ONE_MODEL + "max_batch = true",
+            "models.digits.max_batch: expected an integer from 1 to 1024, found true",
+        ),
+        (
+            ONE_MODEL + "max_batch = 8.0",
+            "models.digits.max_batch: expected an integer from 1 to 1024, found 8.0",
+        ),
+        (ONE_MODEL + "batchable = 1", "models.digits.batchable: expected true or false, found 1"),
+        (ONE_MODEL + 'warmup = "yes"', 'models.digits.warmup: expected true or false, found "yes"'),
+        (
+            "[models.digits]",
+            f"{FILE}, found nothing",
+        ),
+        (
+            "[models.digits]\nfile = 3",
+            f"{FILE}, found 3",
+        ),
+        (
+            '[models.digits]\nfile = ""',
+            f'{FILE}, found ""',
+        ),
+        (
+            '[models.digits]\nfile = "a\\u0000b"',
+            FILE,
+        ),
+        (
+            '[models.digits]\nfile = "digit.onnx"',
+            'models.digits.file: expected a file, found "digit.onnx": no such',
+        ),
+        ('[models.digits]\nfile = "."', 'models.digits.file: expected a file, found "."'),
+        ("models = 3", "models: expected a table, [models], found 3"),
+        ("[models]", "models: expected at least one table [models.<name>], found none"),
+        ("", "models: expected at least one table [models.<name>], found none"),
+        ('[models]\ndigits = "digits.onnx"', "models.digits: expected a table, [models.digits], found"),
+        ('[models."../etc"]\nfile = "digits.onnx"', 'models."../etc": expected a name of 1 to 64 letters'),
+        (
+            '[models."digits\\n"]\nfile = "digits.onnx"',
+            'models."digits\\n": expected a name of 1 to',
+        ),
+        (f'[models.{"a" * 65}]\nfile = "digits.onnx"', "expected a name of 1 to 64 letters"),
+        ('models_root = "nowhere"\n' + ONE_MODEL, 'models_root: expected a folder, found "nowhere"'),
+        ("models_root = 3\n" + ONE_MODEL, "models_root: expected a folder, found 3"),
+        (
+            ONE_MODEL + "[limits]\nclients_max = -1",
+            "limits.clients_max: expected an integer from 1 to 65536, found -1",
+        ),
+        (ONE_MODEL + "[limits]\nqueue_rows_max = []", "limits.queue_rows_max: expected an integer from 1 to"),
+        ("limits = 1\n" + ONE_MODEL, "limits: expected a table, [limits], found 1"),
+        (
+            ONE_MODEL + "[priorities]\nhigh_ms = nan",
+            "priorities.high_ms: expected milliseconds, a number from 0 to 3600000, found nan",
+        ),
+        (
+            ONE_MODEL + "[priorities]\nlow_ms = inf",
+            "priorities.low_ms: expected milliseconds, a",
+        ),
+        (
+            ONE_MODEL + "[priorities]\nurgent_ms = 50",
+            "priorities: expected budgets with urgent <= high <= normal <= low, found urgent 50, high 25,",
+        ),
+        (
+            ONE_MODEL + "[broker]\nspin_us = 10001",
+            "broker.spin_us: expected an integer from 0 to 10000",
+        ),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key_and_the_range(yard: Path, text: str, expected: str) -> None:
+    (problem,) = problems(yard, text)
+    assert expected in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (ONE_MODEL + "max_batches = 8", 'models.digits.max_batches: unknown key, did you mean "max_batch"?'),
+        (ONE_MODEL + "[limit]\nclients_max = 3", 'limit: unknown key, did you mean "limits"?'),
+        (
+            ONE_MODEL + "[limits]\nclient_max = 3",
+            'limits.client_max: unknown key, did you mean "client',
+        ),
+        (ONE_MODEL + "[priorities]\nurgent = 3", 'priorities.urgent: unknown key, did you mean "urgent_ms"?'),
+        (ONE_MODEL + "[broker]\nzzz = 3", "broker.zzz: unknown key, allowed here: spin_us"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_one(yard: Path, text: str, expected: str) -> None:
+    (problem,) = problems(yard, text)
+    assert expected in problem
+    assert "allowed here: " in problem
+
+
+def test_all_problems_are_reported_at_once_one_per_line(yard: Path) -> None:
+    text = ONE_MODEL + 'max_batch = "8"\n[limits]\nclients_max = 0\n[broker]\nspin = 3\n[extra]\n'
+    found = problems(yard, text)
+    assert sorted(problem.split(":")[0] for problem in found) == [
+        "broker.spin",
+        "extra",
+        "limits.clients_max",
+        "models.digits.max_batch",
+    ]
+    assert all("\n" not in problem for problem in found)
+
+
+@pytest.mark.parametrize("file", ["../outside.onnx", "sub/../../outside.onnx"])
+def test_a_model_file_outside_of_models_root_is_refused(yard: Path, file: str) -> None:
+    (problem,) = problems(yard, f'[models.digits]\nfile = "{file}"')
+    assert "models.digits.file: expected a file inside models_root" in problem
+
+
+def test_an_absolute_path_outside_of_models_root_is_refused(yard: Path) -> None:
+    (problem,) = problems(yard, f"[models.digits]\nfile = '{yard.parent / 'outside.onnx'}'")
+    assert "models.digits.file: expected a file inside models_root" in problem
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symlinks need rights on Windows")
+def test_a_symlink_out_of_models_root_is_refused(yard: Path) -> None:
+    (yard / "innocent.onnx").symlink_to(yard.parent / "outside.onnx")
+    (problem,) = problems(yard, '[models.digits]\nfile = "innocent.onnx"')
+    assert "models.digits.file: expected a file inside models_root" in problem
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symlinks need rights on Windows")
+def test_a_symlink_inside_models_root_is_followed_once_when_read(yard: Path) -> None:
+    (yard / "current.onnx").symlink_to("digits.onnx")
+    config = written(yard, '[models.digits]\nfile = "current.onnx"')
+    assert config.models["digits"].path == (yard / "digits.onnx").resolve()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symlinks need rights on Windows")
+def test_a_symlink_in_circles_is_a_problem_and_no_traceback(yard: Path) -> None:
+    (yard / "loop.onnx").symlink_to("loop.onnx")
+    (problem,) = problems(yard, '[models.digits]\nfile = "loop.onnx"')
+    assert problem.startswith("models.digits.file: expected a file")
+
+
+def test_a_model_file_name_that_is_too_long_is_a_problem_and_no_traceback(yard: Path) -> None:
+    (problem,) = problems(yard, f'[models.digits]\nfile = "{"a" * 5000}"')
+    assert problem.startswith("models.digits.file: expected a file")
+    assert "a" * 200 not in problem.split("found", 1)[1].split(":", 1)[0]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml:\n  no such file"):
+        read(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"[models\n", "not TOML: "),
+        (b"a = 1\na = 2\n", "not TOML: "),
+        (b"a = '\xff'\n", "not UTF-8 text: wrong byte at offset 5"),
+    ],
+)
+def test_a_file_that_is_no_toml_says_where(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "bad.toml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / "bad.toml")
+    assert expected in str(caught.value)
+    assert "bad.toml" in str(caught.value)
+
+
+def test_a_folder_in_place_of_the_file_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read(tmp_path)
+
+
+def test_config_errors_are_ours_and_value_errors() -> None:
+    assert issubclass(ConfigError, BatchyardError)
+    assert issubclass(ConfigError, ValueError)
+
+
+def test_an_embedded_yard_takes_files_from_anywhere(yard: Path) -> None:
+    config = from_models({"a": yard / "digits.onnx", "b": str(yard.parent / "outside.onnx")}, max_batch=8)
+    assert {name: (model.path.name, model.max_batch) for name, model in config.models.items()} == {
+        "a": ("digits.onnx", 8),
+        "b": ("outside.onnx", 8),
+    }
+    assert config.limits == Limits()
+
+
+def test_an_embedded_yard_reports_all_problems_too(yard: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_models({"a/b": yard / "digits.onnx", "gone": yard / "gone.onnx"}, max_batch=0)
+    first, *rest = caught.value.problems
+    assert first == "max_batch: expected an integer from 1 to 1024, found 0"
+    assert [problem.split(":")[0] for problem in rest] == ['models."a/b"', "models.gone"]
+
+
+def test_an_embedded_yard_needs_a_model() -> None:
+    with pytest.raises(ConfigError, match="at least one"):
+        from_models({})
+
+
+def test_reading_a_configuration_loads_no_runtime() -> None:
+    code = (
+        "import sys, batchyard.broker.config\n"
+        "heavy = {'onnxruntime', 'onnx', 'numpy', 'torch'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,101 @@
+"""Back-off as numbers, and one real child."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from batchyard.transport.processes import Backoff, ChildProcess
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+
+WAITING_CHILD = """
+import threading
+from batchyard.transport import lifeline
+lifeline.hold()
+print("holding", flush=True)
+threading.Event().wait()
+"""
+STUBBORN_CHILD = """
+import signal, threading
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("deaf", flush=True)
+threading.Event().wait()
+"""
+
+
+def test_delays_double_from_a_tenth_to_five_seconds_for_a_child_that_dies_at_once() -> None:
+    backoff = Backoff()
+    now_s = 100.0
+    delays = []
+    for _ in range(8):
+        delays.append(backoff.next_delay_s(now_s))
+        now_s += delays[-1]
+    assert delays == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+
+
+def test_a_child_that_lived_long_starts_the_row_anew() -> None:
+    backoff = Backoff()
+    now_s = 0.0
+    for _ in range(5):
+        now_s += backoff.next_delay_s(now_s)
+    assert backoff.next_delay_s(now_s + 9.9) == 3.2  # lived 9.9 s: not long enough
+    now_s += 9.9 + 3.2
+    assert backoff.next_delay_s(now_s + 10.0) == 0.1
+    assert backoff.next_delay_s(now_s + 10.0 + 0.1 + 0.5) == 0.2
+
+
+def test_the_wait_itself_does_not_count_as_life() -> None:
+    backoff = Backoff(first_s=20.0, max_s=80.0)
+    assert backoff.next_delay_s(0.0) == 20.0
+    assert backoff.next_delay_s(20.0) == 40.0
+
+
+def started(code: str) -> ChildProcess:
+    child = ChildProcess([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    child.start()
+    assert child.stdout is not None
+    assert child.stdout.readline()
+    return child
+
+
+def test_a_child_that_was_never_started_has_no_pid_and_ends_quietly() -> None:
+    child = ChildProcess([sys.executable, "-c", ""], name="idle")
+    assert child.pid is None
+    assert child.poll() is None
+    assert child.terminate() is None
+
+
+@posix_only
+def test_terminate_asks_first_and_reaps() -> None:
+    child = started(WAITING_CHILD)
+    assert child.poll() is None
+    assert child.wait(0) is None
+    assert child.terminate(grace_s=10) == -signal.SIGTERM
+    assert child.poll() == -signal.SIGTERM
+    assert child.terminate() == -signal.SIGTERM
+
+
+@posix_only
+def test_a_deaf_child_is_killed_after_the_grace() -> None:
+    child = started(STUBBORN_CHILD)
+    assert child.terminate(grace_s=0.01) == -signal.SIGKILL
+
+
+def test_a_dead_child_can_be_started_again_and_gets_its_environment() -> None:
+    code = "import os, sys; sys.exit(int(os.environ['CODE']))"
+    child = ChildProcess([sys.executable, "-c", code], env={"CODE": "7", "SYSTEMROOT": ""})
+    pids = set()
+    for _ in range(2):
+        child.start()
+        pids.add(child.pid)
+        assert child.wait(30) == 7
+    assert len(pids) == 2
+    child.terminate()
+
+
+def test_a_missing_program_is_an_error_at_the_start() -> None:
+    with pytest.raises(OSError, match="no-such-program"):
+        ChildProcess(["/no-such-program"]).start()

@@ -1,0 +1,255 @@
+"""Endpoints: where a yard listens, and the claim that it is the only one there.
+
+Owns the reading of yard URLs and the yard folder:
+
+    ipc:///run/user/1000/batchyard    a folder (0700): sockets clients, workers, admin; file lock
+    tcp://127.0.0.1:7070              clients on 7070, workers on 7071, admin on 7072
+
+Opens no ZeroMQ socket. A second bind on an ipc path steals it silently, so whoever binds holds a
+`Claim` first: an flock on the folder's lock file, which the kernel drops when the holder dies.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shlex
+import stat
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import zmq
+
+from .errors import EndpointInUse, InvalidRequest, Unauthorized
+
+if TYPE_CHECKING:
+    from .keys import KeyFolder
+
+URL_VARIABLE = "BATCHYARD_URL"
+DEFAULT_TCP_URL = "tcp://127.0.0.1:7070"
+PORT_MAX = 65533  # two more ports follow
+SOCKETS = ("clients", "workers", "admin")
+LOCK_FILE = "lock"
+# sockaddr_un holds 108 bytes with the closing zero on Linux, 104 on macOS and the BSDs.
+SOCKET_PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103
+
+_ALLOWED = "a yard URL is ipc:///absolute/folder or tcp://host:port"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A yard's address. `clients`, `workers` and `admin` are addresses for ZeroMQ.
+
+    `folder` is the yard folder of an ipc endpoint. `is_loopback` is True when no other machine can
+    reach it: always for ipc, and for 127.0.0.0/8, ::1 and localhost.
+    """
+
+    url: str
+    scheme: str
+    clients: str
+    workers: str
+    admin: str
+    is_loopback: bool
+    folder: Path | None = None
+
+    @property
+    def is_ipc(self) -> bool:
+        return self.scheme == "ipc"
+
+    @property
+    def is_ipv6(self) -> bool:
+        """True when the sockets need the option IPV6."""
+        return self.clients.startswith("tcp://[")
+
+    @classmethod
+    def parse(cls, url: str) -> Endpoint:
+        """Read a yard URL. Raises InvalidRequest that says what is wrong and what is allowed."""
+        scheme, separator, rest = url.partition("://")
+        if scheme == "ipc" and separator:
+            return _parse_ipc(url, rest)
+        if scheme == "tcp" and separator:
+            return _parse_tcp(url, rest)
+        raise InvalidRequest(f"{url!r} has no scheme that batchyard knows: {_ALLOWED}")
+
+
+def _parse_ipc(url: str, path: str) -> Endpoint:
+    if not zmq.has("ipc"):
+        raise InvalidRequest(f"{url!r}: this system's ZeroMQ has no ipc; use {DEFAULT_TCP_URL}")
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidRequest(f"{url!r} does not name an absolute folder: write ipc:///folder, three slashes")
+    folder = os.path.normpath("/" + path.lstrip("/"))
+    path_bytes = len(os.fsencode(folder)) + 1 + max(len(name) for name in SOCKETS)
+    if path_bytes > SOCKET_PATH_BYTES_MAX:
+        raise InvalidRequest(
+            f"{url!r} is too long: a socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes, this one "
+            f"{path_bytes}; set {URL_VARIABLE} to a shorter folder, such as ipc:///tmp/yard"
+        )
+    clients, workers, admin = (f"ipc://{folder.rstrip('/')}/{name}" for name in SOCKETS)
+    return Endpoint(f"ipc://{folder}", "ipc", clients, workers, admin, True, Path(folder))
+
+
+def _parse_tcp(url: str, rest: str) -> Endpoint:
+    host, separator, port_text = rest.rpartition(":")
+    if not separator or not host or (":" in host and not host.startswith("[")):
+        raise InvalidRequest(f"{url!r} has no port: write tcp://host:port (an IPv6 host in [brackets])")
+    if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5):
+        raise InvalidRequest(f"{url!r}: {port_text!r} is no port; a port is a number from 1 to {PORT_MAX}")
+    port = int(port_text)
+    if not 1 <= port <= PORT_MAX:
+        raise InvalidRequest(
+            f"{url!r}: port {port} is not in 1 to {PORT_MAX}, the next two being ours as well"
+        )
+    if host == "localhost":
+        host = "127.0.0.1"  # ZeroMQ cannot bind a name, and a hosts file could point it elsewhere
+    is_loopback = _is_loopback(url, host)
+    clients, workers, admin = (f"tcp://{host}:{port + step}" for step in range(3))
+    return Endpoint(clients, "tcp", clients, workers, admin, is_loopback)
+
+
+def _is_loopback(url: str, host: str) -> bool:
+    if host == "*":
+        return False
+    bare = host
+    if host.startswith("["):
+        if not host.endswith("]"):
+            raise InvalidRequest(f"{url!r}: the bracket around the IPv6 address is not closed")
+        bare = host[1:-1]
+    try:
+        return ipaddress.ip_address(bare).is_loopback
+    except ValueError:
+        pass
+    allowed = set("abcdefghijklmnopqrstuvwxyz0123456789-._")
+    if host.startswith("[") or not set(host.lower()) <= allowed:
+        raise InvalidRequest(f"{url!r}: {host!r} is neither an address nor a host name; {_ALLOWED}") from None
+    return False  # a name: whatever it resolves to today is no promise
+
+
+def default_url(environ: Mapping[str, str] = os.environ) -> str:
+    """$BATCHYARD_URL; else this user's ipc folder; else (no ipc here) loopback tcp."""
+    if environ.get(URL_VARIABLE):
+        return environ[URL_VARIABLE]
+    if sys.platform == "win32" or not zmq.has("ipc"):
+        return DEFAULT_TCP_URL
+    runtime_folder = environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isdir(runtime_folder):
+        return f"ipc://{os.path.abspath(runtime_folder)}/batchyard"
+    return f"ipc://{tempfile.gettempdir()}/batchyard-{os.getuid()}"
+
+
+def require_curve(endpoint: Endpoint, keys: KeyFolder | None) -> None:
+    """Unauthorized unless the endpoint is this machine's alone, or `keys` name who may come in."""
+    if endpoint.is_loopback:
+        return
+    if keys is None:
+        raise Unauthorized(
+            f"refuses to start on {endpoint.url} without CURVE keys: everybody who reaches the port would be "
+            f"served. Make a key folder and pass it, or listen on {DEFAULT_TCP_URL}"
+        )
+    keys.server_socket_options()
+    keys.authorized_keys()
+
+
+class Claim:
+    """The right to bind an endpoint's sockets, until `release()` or the end of the process."""
+
+    def __init__(self, endpoint: Endpoint, lock_fd: int | None) -> None:
+        self.endpoint = endpoint
+        self._lock_fd = lock_fd
+
+    def release(self) -> None:
+        """Remove the socket files and let the lock go. The lock file stays: removing it would let
+        two processes lock two files of one name. Idempotent."""
+        if self._lock_fd is None:
+            return
+        assert self.endpoint.folder is not None
+        _remove_sockets(self.endpoint.folder)
+        os.ftruncate(self._lock_fd, 0)
+        os.close(self._lock_fd)
+        self._lock_fd = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def claim(endpoint: Endpoint, keys: KeyFolder | None = None) -> Claim:
+    """Become the one process that binds `endpoint`; socket files that a dead one left are removed.
+
+    Raises EndpointInUse (with the holder's pid), Unauthorized (the folder is another user's or
+    open to others; a tcp address beyond this machine without keys). tcp needs no lock: the kernel
+    refuses a second bind by itself.
+    """
+    require_curve(endpoint, keys)
+    if endpoint.folder is None:
+        return Claim(endpoint, None)
+    _make_private(endpoint.folder)
+    lock_fd = _lock(endpoint, endpoint.folder / LOCK_FILE)
+    try:
+        _remove_sockets(endpoint.folder)
+    except BaseException:
+        os.close(lock_fd)
+        raise
+    return Claim(endpoint, lock_fd)
+
+
+def _make_private(folder: Path) -> None:
+    """Make `folder` with mode 0700, or check that it is ours alone."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        pass
+    found = os.lstat(folder)  # not stat: in /tmp somebody may have put a link of that name
+    if not stat.S_ISDIR(found.st_mode):
+        raise Unauthorized(f"{folder} is not a folder: remove it, or set {URL_VARIABLE} to another one")
+    if found.st_uid != os.getuid():
+        raise Unauthorized(
+            f"{folder} belongs to user {found.st_uid}, and we are user {os.getuid()}: "
+            f"set {URL_VARIABLE} to a folder of yours"
+        )
+    if found.st_mode & 0o077:
+        raise Unauthorized(
+            f"{folder} is open to other users (mode {stat.S_IMODE(found.st_mode):04o}): "
+            f"run `chmod 700 {shlex.quote(str(folder))}`"
+        )
+
+
+def _lock(endpoint: Endpoint, path: Path) -> int:
+    import fcntl  # absent on Windows, where there is no ipc either
+
+    lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock_fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(lock_fd)
+        raise EndpointInUse(
+            f"{endpoint.url} is held by process {holder}: stop it, or set {URL_VARIABLE} to another folder"
+        ) from None
+    except BaseException:
+        os.close(lock_fd)
+        raise
+    os.ftruncate(lock_fd, 0)
+    os.pwrite(lock_fd, b"%d\n" % os.getpid(), 0)
+    return lock_fd
+
+
+def _remove_sockets(folder: Path) -> None:
+    for name in SOCKETS:
+        path = folder / name
+        try:
+            is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
+        except FileNotFoundError:
+            continue
+        if not is_socket:
+            raise InvalidRequest(f"{path} is in the way and is no socket: a yard folder holds nothing else")
+        path.unlink(missing_ok=True)

@@ -1,0 +1,137 @@
+"""memfd segments (Linux): nameless, sealed, gone with the last process that holds them.
+
+Owns how such a segment is made, checked and mapped. A descriptor number that a peer names is only
+a claim: it is pinned first, then judged, then opened; nothing about it is trusted, and no refusal
+says what was found instead (an error text once leaked a private region's name: CVE-2025-23319).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import stat
+
+from ..errors import SegmentRefused
+from . import SEGMENT_BYTES_MAX, Segment, SegmentHandle
+
+_NAME = "batchyard"
+# GROW too: a segment's size is part of its contract. SEAL: nobody can add F_SEAL_WRITE later,
+# after which a worker could not map it.
+_SEALS_REQUIRED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_F_SEAL_FUTURE_WRITE = 0x10  # Linux 5.1; not in the fcntl module
+_SEALS_REFUSED = fcntl.F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE
+
+
+class MemfdSegment(Segment):
+    """A mapped memfd. The owner's descriptor stays open until `close()`: peers reach it by number."""
+
+    def _release(self) -> None:
+        if self._owner_fd is not None:
+            os.close(self._owner_fd)
+            self._owner_fd = None
+
+
+def create(nbytes: int) -> MemfdSegment:
+    """A sealed memfd of `nbytes` (whole pages), mapped."""
+    fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, nbytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS_REQUIRED)
+        buffer = mmap.mmap(fd, nbytes)
+    except BaseException:
+        os.close(fd)
+        raise
+    return MemfdSegment(buffer, nbytes, SegmentHandle("memfd", str(fd), nbytes), fd)
+
+
+def adopt(pid: int, fd: int, nbytes: int, uid: int | None = None) -> int:
+    """Open the memfd that process `pid` holds as descriptor `fd`; the new descriptor is the caller's.
+
+    The broker calls this with the pid and uid that the kernel gave for the connection. Raises
+    SegmentRefused unless it is a sealed batchyard memfd of exactly `nbytes`, made by `uid`.
+    """
+    if pid <= 0 or fd < 0:
+        raise SegmentRefused(f"process {pid}, descriptor {fd}: not a descriptor of a process")
+    return _open_checked(f"/proc/{pid}/fd/{fd}", nbytes, uid)
+
+
+def attach(path_or_fd: str | int, nbytes: int) -> MemfdSegment:
+    """Map a memfd of exactly `nbytes` by its path (`/proc/<pid>/fd/<n>`) or by our own descriptor.
+
+    The descriptor stays the caller's. Raises SegmentRefused, as `adopt` does.
+    """
+    path = f"/proc/self/fd/{path_or_fd}" if isinstance(path_or_fd, int) else path_or_fd
+    return _map(_open_checked(path, nbytes, None), nbytes)
+
+
+def attach_from(pid: int, handle: SegmentHandle, uid: int | None = None) -> MemfdSegment:
+    """Map the segment that process `pid` offers: `adopt`, then map."""
+    return _map(adopt(pid, fd_of(handle), handle.nbytes, uid), handle.nbytes)
+
+
+def fd_of(handle: SegmentHandle) -> int:
+    """The descriptor number in a memfd handle; SegmentRefused when it is none."""
+    name = handle.name
+    if not (name.isascii() and name.isdigit() and len(name) <= 9):
+        raise SegmentRefused("a memfd handle's name is the decimal number of a descriptor")
+    return int(name)
+
+
+def _map(fd: int, nbytes: int) -> MemfdSegment:
+    """Map and close `fd`: the mapping does not need it."""
+    try:
+        buffer = mmap.mmap(fd, nbytes)
+    except (OSError, ValueError) as error:
+        raise SegmentRefused(f"the memory of {nbytes:,} bytes cannot be mapped: {error}") from error
+    finally:
+        os.close(fd)
+    return MemfdSegment(buffer, nbytes, SegmentHandle("memfd", "", nbytes), None)
+
+
+def _open_checked(path: str, nbytes: int, uid: int | None) -> int:
+    """Pin what `path` leads to, judge the pinned thing, and only then open it for use."""
+    if not 0 < nbytes <= SEGMENT_BYTES_MAX:
+        raise SegmentRefused(f"a segment cannot have {nbytes} bytes")
+    try:
+        # O_PATH opens nothing: no side effect on a device or a pipe, and from here on the peer
+        # cannot exchange what we look at.
+        pinned = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        # The reason must not tell apart what the peer may not know (absent, not ours).
+        raise SegmentRefused("the offered descriptor cannot be opened: it is closed, or not ours") from error
+    try:
+        reopen = f"/proc/self/fd/{pinned}"
+        if not (stat.S_ISREG(os.fstat(pinned).st_mode) and os.readlink(reopen).startswith(f"/memfd:{_NAME}")):
+            raise SegmentRefused("the offered descriptor is not a batchyard memfd")
+        try:
+            fd = os.open(reopen, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise SegmentRefused("the offered memfd cannot be opened for writing") from error
+    finally:
+        os.close(pinned)
+    try:
+        _judge(fd, nbytes, uid)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _judge(fd: int, nbytes: int, uid: int | None) -> None:
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as error:
+        raise SegmentRefused("the offered descriptor is not a memfd") from error
+    if seals & _SEALS_REQUIRED != _SEALS_REQUIRED:
+        raise SegmentRefused(
+            "the offered memfd lacks a seal: it needs F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_SEAL"
+        )
+    if seals & _SEALS_REFUSED:
+        raise SegmentRefused("the offered memfd is sealed against writing, and outputs go into it")
+    found = os.fstat(fd)
+    if uid is not None and found.st_uid != uid:
+        raise SegmentRefused("the offered memfd belongs to another user")
+    # After the seals: only now can the size no longer change.
+    if found.st_size != nbytes:
+        raise SegmentRefused(f"the offered memfd has not the {nbytes:,} bytes that were announced")
