@@ -356,7 +356,8 @@ class Loop:
         for fd in self._disconnected(self._backend_monitor):
             for peer in [peer for peer in self._workers.values() if peer.fd == fd]:
                 # Its process may live and still write: it must be dead before its batches run again.
-                if not self._sentinels.kill(peer.worker):
+                holds_batches = bool(self._core.workers[peer.worker].leases)
+                if not (holds_batches and self._sentinels.kill(peer.worker)):
                     self._worker_gone(peer.worker)
         for fd in self._disconnected(self._frontend_monitor):
             for client in [client for client in self._clients.values() if client.fd == fd]:

@@ -1,1 +1,23 @@
-"""client/: a guest in the user's process: Client, AsyncClient and the embedded local yard."""
+"""client/: a guest in the user's process: `Client`, `AsyncClient`, and the embedded yard.
+
+Imports pyzmq, numpy, and msgspec alone; the server's side is only ever started as processes.
+"""
+
+from ..transport.messages import ModelInfo, Priority
+from .aio import AsyncClient
+from .client import Client
+from .futures import InferFuture
+from .reply import Receipt, Reply
+from .yard import Yard, serve
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "InferFuture",
+    "ModelInfo",
+    "Priority",
+    "Receipt",
+    "Reply",
+    "Yard",
+    "serve",
+]

@@ -82,7 +82,9 @@ class Session:
                 model = ServedModel(message, providers.recipe(self._provider, self._threads))
                 self._models[message.model] = model
                 self._loads[message.model] = (identity, _loaded(model))
-        except (OSError, CannotServe) as error:
+        except Exception as error:  # one model that can't be loaded must not end the others
+            if not isinstance(error, OSError | CannotServe):
+                log.exception("loading %s failed", message.model)
             self._send([m.LoadFailed(message.model, message.revision, str(error)[:4000])])
             return
         loaded = self._loads[message.model][1]

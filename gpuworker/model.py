@@ -118,7 +118,7 @@ class ServedModel:
         rows = 1
         while rows <= self.max_batch:
             feeds = {spec.name: self._zeros(spec, rows) for spec in self.inputs}
-            if rows > 1 and sum(array.nbytes for array in feeds.values()) > WARMUP_BYTES_MAX:
+            if rows > 1 and sum(value.tensor_size_in_bytes() for value in feeds.values()) > WARMUP_BYTES_MAX:
                 break
             try:
                 answers, self.warmup_ns[rows] = self._timed_run(feeds)

@@ -1,0 +1,294 @@
+"""`AsyncClient`: the same verbs as coroutines, on the event loop's own thread.
+
+The loop watches the socket's descriptor (`loop.add_reader`); there is no helper thread. Requests
+that tasks start in one pass of the loop leave as one message. Cancelling the task that awaits a
+request cancels the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import zmq
+
+from ..transport import endpoints
+from ..transport import messages as m
+from ..transport.errors import BatchyardError, BrokerLost, Cancelled, DeadlineExceeded, InvalidRequest
+from ..transport.keys import KeyFolder
+from ..transport.messages import ModelInfo, Priority
+from .channel import Channel, Pending, Settled
+from .client import ARENA_BYTES, BROKERS_WORD_S, TIMEOUT_S, deadline_ns_of, empty_in
+from .connection import Connection
+from .reply import Reply
+from .session import Session, Settings
+from .signature import Array, Signature
+
+LOOK_AROUND_S = 0.1  # how often the end of a connection is looked for beside its own event
+MESSAGES_PER_SEND = 256
+
+
+class AsyncClient:
+    """A connection to a yard, for one event loop. Arguments as for `Client`."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        arena_bytes: int = ARENA_BYTES,
+        keys: str | os.PathLike[str] | None = None,
+        segment: str | None = None,
+        connect_timeout: float = 5.0,
+    ) -> None:
+        folder = KeyFolder(Path(keys)) if keys is not None else None
+        self._settings = Settings(url or endpoints.default_url(), arena_bytes, folder, segment, connect_timeout)
+        self._link: _Link | None = None
+        self._opening: asyncio.Lock = asyncio.Lock()
+        self._closed = False
+
+    # ---- requests -----------------------------------------------------------------------------
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        priority: int = Priority.NORMAL,
+        deadline: float | None = None,
+        timeout: float = TIMEOUT_S,
+    ) -> Array | dict[str, Array]:
+        """As `Client.infer`."""
+        reply = await self.request(model, inputs, priority=priority, deadline=deadline, timeout=timeout)
+        return reply.value
+
+    async def request(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        priority: int = Priority.NORMAL,
+        deadline: float | None = None,
+        timeout: float = TIMEOUT_S,
+    ) -> Reply:
+        """As `Client.request`."""
+        deadline_ns = deadline_ns_of(deadline, timeout)
+        link = self._link
+        if link is None or link.lost:
+            link = await self._open()
+        signature = link.session.signatures.get(model)
+        if signature is None:
+            signature = await self._describe(link, model, timeout)
+        pending, frames = link.channel.submit(signature, inputs, int(priority), deadline_ns, 0.0)
+        reply: Reply = await link.settled(pending, frames, timeout + BROKERS_WORD_S)
+        return reply
+
+    def submit(self, model: str, inputs: Any, **options: Any) -> asyncio.Task[Array | dict[str, Array]]:
+        """Start a request and return its task; cancelling that cancels the request."""
+        return asyncio.ensure_future(self.infer(model, inputs, **options))
+
+    async def map(
+        self, model: str, inputs: Iterable[Any], *, window: int = 64, **options: Any
+    ) -> AsyncIterator[Array | dict[str, Array]]:
+        """`infer` over many inputs, `window` of them under way at once; results in order."""
+        if window < 1:
+            raise InvalidRequest(f"window is how many requests are under way at once: 1 or more, not {window}")
+        under_way: list[asyncio.Task[Array | dict[str, Array]]] = []
+        try:
+            for entry in inputs:
+                if len(under_way) >= window:
+                    yield await under_way.pop(0)
+                under_way.append(self.submit(model, entry, **options))
+            while under_way:
+                yield await under_way.pop(0)
+        finally:
+            for task in under_way:
+                task.cancel()
+
+    def cancel(self, task: asyncio.Task[Any]) -> bool:
+        """Cancel a request of `submit`; the same as `task.cancel()`."""
+        return task.cancel()
+
+    async def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
+        """As `Client.empty`."""
+        link = self._link
+        if link is None or link.lost:
+            link = await self._open()
+        return empty_in(link.session, shape, dtype)
+
+    async def models(self) -> list[ModelInfo]:
+        """As `Client.models`."""
+        link = self._link
+        if link is None or link.lost:
+            link = await self._open()
+        infos: list[ModelInfo] = await link.settled(link.channel.describe(""), (), TIMEOUT_S)
+        return infos
+
+    async def wait_ready(self, model: str, timeout: float = TIMEOUT_S) -> ModelInfo:
+        """As `Client.wait_ready`."""
+        link = self._link
+        if link is None or link.lost:
+            link = await self._open()
+        infos: list[ModelInfo] = await link.settled(link.channel.describe(model), (), timeout)
+        Signature(infos[0])
+        return infos[0]
+
+    # ---- the connection -----------------------------------------------------------------------
+
+    async def _describe(self, link: _Link, model: str, timeout: float) -> Signature:
+        try:
+            infos: list[ModelInfo] = await link.settled(link.channel.describe(model), (), timeout)
+        except DeadlineExceeded:
+            raise DeadlineExceeded(f"no worker has loaded {model!r} within {timeout:g} s") from None
+        signature = link.session.signatures[model] = Signature(infos[0])
+        return signature
+
+    async def _open(self) -> _Link:
+        """The link, made anew if there is none or its broker went away."""
+        async with self._opening:
+            if self._closed:
+                raise BrokerLost("this client has been closed")
+            if self._link is None or self._link.lost:
+                if self._link is not None:
+                    self._link.session.close()
+                # Connecting waits for the broker's welcome, so it happens off the loop, once.
+                session = Session(self._settings)
+                try:
+                    connection = await asyncio.to_thread(session.connect)
+                except BaseException:
+                    session.close()
+                    raise
+                self._link = _Link(session, connection)
+            return self._link
+
+    async def close(self) -> None:
+        """End every request under way with Cancelled, and let go of the connection and its memory."""
+        self._closed = True
+        link, self._link = self._link, None
+        if link is not None:
+            link.close(Cancelled("the client was closed"))
+            link.session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class _Link:
+    """One connection on the running loop."""
+
+    def __init__(self, session: Session, connection: Connection) -> None:
+        self.session = session
+        self.lost = False
+        self.channel: Channel = connection.channel
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._outbox: list[tuple[Any, Sequence[Any]]] = []
+        self._socket_fd = int(connection.socket.getsockopt(zmq.FD))
+        assert connection.monitor is not None
+        self._monitor_fd = int(connection.monitor.getsockopt(zmq.FD))
+        self._loop.add_reader(self._socket_fd, self._readable)
+        self._loop.add_reader(self._monitor_fd, self._look_around)
+        self._look = self._loop.call_later(LOOK_AROUND_S, self._look_again)
+
+    async def settled(self, pending: Pending, frames: Sequence[Any], patience_s: float) -> Any:
+        """Send a request and wait for its outcome; cancelling this cancels it."""
+        future = pending.waiter = self._loop.create_future()
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append((pending.message, frames))
+        timer = self._loop.call_later(patience_s, self._expire, pending, patience_s)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._abandon(pending)
+            raise
+        finally:
+            timer.cancel()
+
+    def _abandon(self, pending: Pending) -> None:
+        cancel = self.channel.abandon(pending)
+        if cancel is not None and not self.lost:
+            if not self._outbox:
+                self._loop.call_soon(self._flush)
+            self._outbox.append((cancel, ()))
+
+    def _expire(self, pending: Pending, patience_s: float) -> None:
+        if not pending.settled:
+            self._abandon(pending)
+            _settle([(pending, DeadlineExceeded(f"no answer within {patience_s:g} s"))])
+
+    def _flush(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        gathered: list[Any] = []
+        try:
+            for message, frames in outbox:
+                if frames:
+                    self._connection.send([message], frames)
+                    continue
+                gathered.append(message)
+                if len(gathered) == MESSAGES_PER_SEND:
+                    self._connection.send(gathered)
+                    gathered = []
+            if gathered:
+                self._connection.send(gathered)
+        except BatchyardError as error:
+            self.close(error)
+            return
+        self._readable()  # sending may have swallowed the descriptor's edge
+
+    def _readable(self) -> None:
+        """The descriptor is edge-triggered: read until nothing is left."""
+        connection = self._connection
+        try:
+            while not self.lost and connection.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                messages, frames = connection.receive()
+                for message in messages:
+                    if type(message) is m.Refused:
+                        raise BrokerLost(f"the broker refused this connection: {message.text}")
+                    _settle(self.channel.handle(message, frames))
+        except BatchyardError as error:
+            self.close(error)
+
+    def _look_around(self) -> None:
+        try:
+            if not self.lost:
+                self._connection.check()
+        except BatchyardError as error:
+            self.close(error)
+
+    def _look_again(self) -> None:
+        self._look_around()
+        self._readable()
+        if not self.lost:
+            self._look = self._loop.call_later(LOOK_AROUND_S, self._look_again)
+
+    def close(self, error: Exception) -> None:
+        """Settle everything with the error. Idempotent."""
+        if self.lost:
+            return
+        self.lost = True
+        self._look.cancel()
+        self._loop.remove_reader(self._socket_fd)
+        self._loop.remove_reader(self._monitor_fd)
+        _settle(self.channel.lose(error))
+        self._connection.close()
+
+
+def _settle(settled: Sequence[Settled]) -> None:
+    for pending, outcome in settled:
+        future, pending.waiter = pending.waiter, None
+        if future is None or future.done():
+            continue
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)

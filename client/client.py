@@ -1,0 +1,345 @@
+"""`Client`: the blocking client, safe to share between threads.
+
+`infer` and `request` talk on a socket that the calling thread holds alone for the call, with no
+hop to a helper thread. `submit`, `map`, and `cancel` go through one I/O thread, started on first use.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ..transport import endpoints
+from ..transport import messages as m
+from ..transport.dtypes import CODE_BY_NUMPY
+from ..transport.errors import ArenaExhausted, BrokerLost, DeadlineExceeded, InvalidRequest
+from ..transport.keys import KeyFolder
+from ..transport.messages import ModelInfo, Priority
+from ..transport.tensors import nbytes_of
+from .connection import Connection
+from .futures import InferFuture, IoThread
+from .reply import Reply
+from .session import Session, Settings
+from .signature import Array, Signature
+
+ARENA_BYTES = 64 << 20
+TIMEOUT_S = 30.0
+BROKERS_WORD_S = 0.04  # the broker tells of a passed deadline itself; after this we no longer wait for it
+
+
+class Client:
+    """A connection to a yard.
+
+    url: `ipc:///folder` or `tcp://host:port`; default $BATCHYARD_URL, else this user's local yard.
+    arena_bytes: shared memory for tensors under way, results that are still held, and `empty`.
+    keys: folder with CURVE keys, for a yard that asks for them.
+    segment: "memfd", "named", or "frames"; default by the url.
+    connect_timeout: seconds to wait for a broker.
+
+    Connects on first use. Raises InvalidRequest for a url that is none.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        arena_bytes: int = ARENA_BYTES,
+        keys: str | os.PathLike[str] | None = None,
+        segment: str | None = None,
+        connect_timeout: float = 5.0,
+    ) -> None:
+        folder = KeyFolder(Path(keys)) if keys is not None else None
+        url = url or endpoints.default_url()
+        self._settings = Settings(url, arena_bytes, folder, segment, connect_timeout)
+        self._session: Session | None = None
+        self._io: IoThread | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        self._bytes_copied_before = 0  # by sessions that are over
+
+    # ---- requests -----------------------------------------------------------------------------
+
+    def infer(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        priority: int = Priority.NORMAL,
+        deadline: float | None = None,
+        timeout: float = TIMEOUT_S,
+    ) -> Array | dict[str, Array]:
+        """Run a model and return its output: an array, or a dict by name when there are several.
+
+        inputs: one array `dtype[rows, ...]`, or a mapping of input names to arrays. An array made
+            by `empty` is not copied. Any number of rows; more than the model's maximum are split.
+        priority: how soon, by class; see Priority.
+        deadline: seconds after which the broker drops the work; default: `timeout`.
+        timeout: seconds that this call waits at most.
+
+        The arrays may be views of shared memory; dropping them gives it back. Raises
+        InvalidRequest, UnknownModel, Overloaded, DeadlineExceeded, WorkerLost, ModelFailed,
+        BrokerLost, ArenaExhausted.
+        """
+        return self.request(model, inputs, priority=priority, deadline=deadline, timeout=timeout).value
+
+    def request(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        priority: int = Priority.NORMAL,
+        deadline: float | None = None,
+        timeout: float = TIMEOUT_S,
+    ) -> Reply:
+        """`infer`, with the receipt: where the time went, batch size, worker, provider."""
+        session = self._session
+        if session is None or session.lost:
+            session = self._open()
+        connection = session.borrow()
+        pending = None
+        try:
+            signature = session.signatures.get(model)
+            if signature is None:
+                signature = self._describe(session, connection, model, timeout)
+            deadline_ns = deadline_ns_of(deadline, timeout)
+            channel = connection.channel
+            try:
+                pending, frames = channel.submit(signature, inputs, priority, deadline_ns, 0.0)
+            except ArenaExhausted:
+                session.recover_slots()
+                wait_s = timeout if self._anything_under_way(session, connection) else 0.0
+                pending, frames = channel.submit(signature, inputs, priority, deadline_ns, wait_s)
+            connection.send([pending.message], frames)
+            reply: Reply = connection.wait(pending, timeout + BROKERS_WORD_S)
+        except BrokerLost:
+            self._lose(session)
+            connection.close()
+            raise
+        except BaseException:
+            if pending is not None and (cancel := connection.channel.abandon(pending)) is not None:
+                connection.send([cancel])
+            session.give_back(connection)
+            raise
+        session.give_back(connection)
+        return reply
+
+    def submit(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        priority: int = Priority.NORMAL,
+        deadline: float | None = None,
+        timeout: float = TIMEOUT_S,
+    ) -> InferFuture:
+        """Start a request and return its future, whose `result()` is what `infer` would return.
+
+        A real `concurrent.futures.Future`: `wait` and `as_completed` take it, `cancel()` cancels
+        the request wherever it is, and `reply` has the receipt. Raises at once what is wrong with
+        the call itself; waits for room in the arena up to `timeout`.
+        """
+        return self._io_thread().submit(
+            model, inputs, int(priority), deadline_ns_of(deadline, timeout), timeout
+        )
+
+    def map(
+        self,
+        model: str,
+        inputs: Iterable[Any],
+        *,
+        priority: int = Priority.NORMAL,
+        deadline: float | None = None,
+        timeout: float = TIMEOUT_S,
+        window: int = 64,
+    ) -> Iterator[Array | dict[str, Array]]:
+        """`infer` over many inputs, `window` of them under way at once; results in order.
+
+        The first error ends it, and cancels what is under way. `timeout` and `deadline` are for
+        each request.
+        """
+        if window < 1:
+            raise InvalidRequest(f"window is how many requests are under way at once: 1 or more, not {window}")
+        under_way: deque[InferFuture] = deque()
+        try:
+            for entry in inputs:
+                if len(under_way) >= window:
+                    yield under_way.popleft().result()
+                under_way.append(
+                    self.submit(model, entry, priority=priority, deadline=deadline, timeout=timeout)
+                )
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for future in under_way:
+                future.cancel()
+
+    def cancel(self, future: InferFuture) -> bool:
+        """Cancel a request of `submit`; the same as `future.cancel()`."""
+        return future.cancel()
+
+    # ---- memory and models --------------------------------------------------------------------
+
+    def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
+        """An uninitialised array in shared memory: requests that use it, or a C-contiguous part of
+        it, copy nothing. Its slot is freed with its last view. Don't write to it while a request
+        reads it. Raises ArenaExhausted. (Over tcp: an ordinary array.)"""
+        session = self._session
+        if session is None or session.lost:
+            session = self._open()
+        return empty_in(session, shape, dtype)
+
+    def models(self) -> list[ModelInfo]:
+        """Every model of the yard: inputs, outputs, whether it batches and if not why, its workers."""
+        session, connection = self._borrow()
+        return self._ask(session, connection, "", TIMEOUT_S)
+
+    def wait_ready(self, model: str, timeout: float = TIMEOUT_S) -> ModelInfo:
+        """Wait until a model is ready. Raises UnknownModel, ModelFailed with the reason why it can't
+        be loaded, or DeadlineExceeded."""
+        session, connection = self._borrow()
+        info = self._ask(session, connection, model, timeout)[0]
+        Signature(info)
+        return info
+
+    @property
+    def bytes_copied(self) -> int:
+        """Bytes that this client has copied into shared memory so far."""
+        session = self._session
+        memory = session.memory if session is not None else None
+        return self._bytes_copied_before + (memory.bytes_copied if memory is not None else 0)
+
+    # ---- sessions -----------------------------------------------------------------------------
+
+    def _open(self) -> Session:
+        """The session, made anew if there is none or the broker of the last one went away."""
+        with self._lock:
+            if self._closed:
+                raise BrokerLost("this client has been closed")
+            session = self._session
+            if session is None or session.lost:
+                if session is not None:
+                    self._retire(session)
+                session = self._session = Session(self._settings)
+            return session
+
+    def _retire(self, session: Session) -> None:
+        if session.memory is not None:
+            self._bytes_copied_before += session.memory.bytes_copied
+        session.close()
+
+    def _lose(self, session: Session) -> None:
+        session.give_up()
+
+    def _borrow(self) -> tuple[Session, Connection]:
+        session = self._session
+        if session is None or session.lost:
+            session = self._open()
+        return session, session.borrow()
+
+    def _describe(self, session: Session, connection: Connection, model: str, timeout: float) -> Signature:
+        """The model's signature, asked for on this connection and remembered."""
+        pending = connection.channel.describe(model)
+        connection.send([pending.message])
+        try:
+            infos: list[ModelInfo] = connection.wait(pending, timeout)
+        except DeadlineExceeded:
+            connection.channel.pending.pop(pending.number, None)
+            raise DeadlineExceeded(f"no worker has loaded {model!r} within {timeout:g} s") from None
+        signature = session.signatures[model] = Signature(infos[0])
+        return signature
+
+    def _ask(self, session: Session, connection: Connection, model: str, timeout: float) -> list[ModelInfo]:
+        try:
+            pending = connection.channel.describe(model)
+            connection.send([pending.message])
+            infos: list[ModelInfo] = connection.wait(pending, timeout)
+        except BrokerLost:
+            self._lose(session)
+            connection.close()
+            raise
+        except DeadlineExceeded:
+            session.give_back(connection)
+            raise DeadlineExceeded(f"no worker has loaded {model!r} within {timeout:g} s") from None
+        except BaseException:
+            session.give_back(connection)
+            raise
+        session.give_back(connection)
+        return infos
+
+    def _anything_under_way(self, session: Session, connection: Connection) -> bool:
+        """Whether waiting can help: some request will end and give its slots back."""
+        io = self._io
+        return bool(connection.channel.pending) or (io is not None and io.busy)
+
+    def _io_thread(self) -> IoThread:
+        session = self._session
+        if session is None or session.lost:
+            session = self._open()
+        io = self._io
+        if io is None or io.session is not session:
+            with self._lock:
+                if self._io is None or self._io.session is not session:
+                    if self._io is not None:
+                        self._io.close()
+                    self._io = IoThread(session)
+                io = self._io
+        return io
+
+    # ---- the end ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End every request under way with Cancelled, and let go of connections and memory.
+        Results that are still held stay readable. Idempotent."""
+        with self._lock:
+            self._closed = True
+            io, self._io = self._io, None
+            session, self._session = self._session, None
+            if io is not None:
+                io.close()
+            if session is not None:
+                self._retire(session)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_session", None) is not None and os.getpid() == self._session.pid:  # type: ignore[union-attr]
+            self.close()
+
+
+def deadline_ns_of(deadline: float | None, timeout: float) -> int:
+    """Time that the broker has. Raises InvalidRequest for a duration that is not above zero."""
+    given = timeout if deadline is None else deadline
+    if not 0 < given < 1e9 or not 0 < timeout < 1e9:
+        raise InvalidRequest(f"timeout and deadline are seconds above zero, not {timeout} and {deadline}")
+    return int(given * 1e9)
+
+
+def empty_in(session: Session, shape: int | Sequence[int], dtype: Any) -> Array:
+    """`empty`, in a session's memory."""
+    dims = (shape,) if isinstance(shape, int) else tuple(shape)
+    element = np.dtype(dtype)
+    code = CODE_BY_NUMPY.get(element)
+    if code is None:
+        raise InvalidRequest(f"{element} cannot travel as a tensor")
+    nbytes = nbytes_of(code, dims)
+    if session.memory is None:
+        return np.empty(dims, element)
+    try:
+        offset = session.memory.alloc(nbytes)
+    except ArenaExhausted:
+        session.recover_slots()
+        offset = session.memory.alloc(nbytes)
+    return session.memory.array(offset, element, dims)

@@ -1,0 +1,172 @@
+"""A DEALER to the broker: greeting, sending, and noticing that the broker is gone.
+
+Used by one thread at a time. Every wait here is finite: a receive comes up for air every
+LOOK_AROUND_MS to see whether the connection has ended.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from ..transport import codec, errors
+from ..transport import messages as m
+from ..transport.endpoints import Endpoint
+from ..transport.keys import KeyFolder
+from .channel import Channel, Pending, Settled
+from .memory import SlotMemory
+
+LOOK_AROUND_MS = 25  # how late a lost broker or a passed timeout is noticed while waiting
+HEARTBEAT_MS = 2_000  # over tcp
+
+_ENDINGS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+
+
+class Connection:
+    """A greeted connection and its channel. Raises BrokerLost, Unauthorized, or what the broker says."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: Endpoint,
+        keys: KeyFolder | None,
+        memory: SlotMemory | None,
+        numbers: count[int],
+        timeout_s: float,
+    ) -> None:
+        self.endpoint = endpoint
+        self.channel = Channel(memory, numbers)
+        self.epoch = 0
+        self.inline_bytes_max = 0
+        self.socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.RCVTIMEO, LOOK_AROUND_MS)
+        self.socket.setsockopt(zmq.SNDTIMEO, 5_000)  # a broker that reads nothing for so long is lost
+        self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        if not endpoint.is_ipc:
+            self.socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+            self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+        if endpoint.is_ipv6:
+            self.socket.setsockopt(zmq.IPV6, 1)
+        self.monitor: zmq.Socket[bytes] | None = None
+        try:
+            if keys is not None:
+                keys.apply_client(self.socket)
+            self.monitor = self.socket.get_monitor_socket(_ENDINGS)
+            self._greet(memory, timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _greet(self, memory: SlotMemory | None, timeout_s: float) -> None:
+        self.socket.connect(self.endpoint.clients)
+        handle = memory.segment.handle if memory is not None else None
+        self.send([m.Hello(handle, f"python {os.getpid()}")])
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            for message in self.receive()[0]:
+                if isinstance(message, m.Welcome):
+                    self.epoch = message.epoch
+                    self.inline_bytes_max = message.inline_bytes_max
+                    return
+                if isinstance(message, m.Refused):
+                    raise errors.from_wire(message.code, message.text)
+            self.check()
+            if time.monotonic() > deadline_s:
+                raise errors.BrokerLost(
+                    f"no broker answers at {self.endpoint.url} (waited {timeout_s:g} s); start one with "
+                    "`batchyard up`, or set BATCHYARD_URL to the one that runs"
+                )
+
+    def send(self, messages: Sequence[Any], frames: Sequence[Any] = ()) -> None:
+        """Send one envelope. Raises BrokerLost when the broker takes nothing."""
+        payload = codec.encode(messages)
+        try:
+            if frames:
+                self.socket.send_multipart([payload, *frames])
+            else:
+                self.socket.send(payload)
+        except zmq.Again:
+            raise errors.BrokerLost(f"the broker at {self.endpoint.url} does not read") from None
+
+    def receive(self) -> tuple[list[m.BrokerToClient], Sequence[Any]]:
+        """(messages, frames) of the next envelope; ([], ()) when none came for LOOK_AROUND_MS."""
+        socket = self.socket
+        try:
+            payload = socket.recv()
+        except zmq.Again:
+            return [], ()
+        frames: list[Any] = []
+        while socket.getsockopt(zmq.RCVMORE):
+            frames.append(socket.recv(copy=False).buffer)
+        return codec.broker_to_client.decode(payload), frames
+
+    def check(self) -> None:
+        """Raise BrokerLost (or Unauthorized) when the connection has ended."""
+        monitor = self.monitor
+        if monitor is None or not monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            return
+        event = recv_monitor_message(monitor)["event"]
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            raise errors.Unauthorized(
+                f"the yard at {self.endpoint.url} does not admit this client's key; its operator copies "
+                "client.key into the broker's authorized/ folder"
+            )
+        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+            raise errors.Unauthorized(
+                f"the yard at {self.endpoint.url} and this client disagree on CURVE: pass keys=, or drop it"
+            )
+        raise errors.BrokerLost(f"the broker at {self.endpoint.url} went away")
+
+    def wait(self, pending: Pending, patience_s: float) -> Any:
+        """The request's outcome: returned, or raised.
+
+        Raises DeadlineExceeded after `patience_s`, whatever the broker does, and BrokerLost when
+        the connection ends. Other requests of the channel are settled on the way.
+        """
+        give_up_s = 0.0
+        channel = self.channel
+        while True:
+            messages, frames = self.receive()
+            for message in messages:
+                if type(message) is m.Refused:
+                    raise errors.BrokerLost(f"the broker refused this connection: {message.text}")
+                for entry, outcome in channel.handle(message, frames):
+                    if entry is pending:
+                        if isinstance(outcome, Exception):
+                            raise outcome
+                        return outcome
+            if not messages:
+                self.check()
+                now_s = time.monotonic()
+                if not give_up_s:
+                    give_up_s = now_s + patience_s - LOOK_AROUND_MS / 1e3
+                elif now_s >= give_up_s:
+                    raise errors.DeadlineExceeded(f"no answer within {patience_s:g} s")
+
+    def drain(self) -> list[Settled]:
+        """Handle what has come without waiting; slots of abandoned requests come back this way."""
+        settled: list[Settled] = []
+        while self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            messages, frames = self.receive()
+            for message in messages:
+                settled += self.channel.handle(message, frames)
+        return settled
+
+    def close(self) -> None:
+        """Say goodbye and close. Idempotent."""
+        if self.monitor is not None:
+            try:
+                self.socket.setsockopt(zmq.LINGER, 100)
+                self.socket.send(codec.encode([m.Bye()]), zmq.NOBLOCK)
+            except zmq.ZMQError:
+                pass  # the broker sees the connection end instead
+            self.socket.disable_monitor()
+            self.monitor = None
+        self.socket.close()

@@ -1,0 +1,121 @@
+"""The client's shared memory: slots in its arena, and arrays whose last view gives the slot back.
+
+One process allocates (this one), so a plain lock serves its threads. A slot comes back through a
+queue that may be put into from a destructor, and is freed by whoever allocates next.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from math import prod
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from ..transport import segments
+from ..transport.arena import Arena
+from ..transport.errors import ArenaExhausted
+from .signature import Array
+
+MEMCPY_MAX_BYTES = 1 << 16  # below it a slice assignment is quicker than numpy's machinery
+
+
+class _Lease(weakref.ref[Any]):
+    """A weak reference to the array that owns a slot."""
+
+    __slots__ = ("offset",)
+    offset: int
+
+
+class SlotMemory:
+    """An arena of `nbytes`, mapped. `bytes_copied` counts what was copied in; zero-copy keeps it still."""
+
+    def __init__(self, nbytes: int, backend: str | None = None) -> None:
+        self.segment = segments.create(nbytes, backend)
+        self.bytes_copied = 0
+        self._arena = Arena(self.segment.nbytes, self.segment.commit)
+        self._view = memoryview(self.segment.buffer)
+        self._address = int(np.frombuffer(self.segment.buffer, np.uint8).ctypes.data)
+        self._end = self._address + self.segment.nbytes
+        self._lock = threading.Lock()
+        self._freed: SimpleQueue[int] = SimpleQueue()
+        self._leases: dict[int, _Lease] = {}
+
+    def alloc(self, nbytes: int) -> int:
+        """Offset of a free slot. Raises ArenaExhausted."""
+        with self._lock:
+            freed = self._freed
+            while not freed.empty():
+                self._arena.free(freed.get_nowait())
+            return self._arena.alloc(nbytes)
+
+    def alloc_within(self, nbytes: int, timeout_s: float) -> int:
+        """`alloc`, waiting up to `timeout_s` for slots to come back."""
+        while True:
+            try:
+                return self.alloc(nbytes)
+            except ArenaExhausted:
+                if timeout_s <= 0:
+                    raise
+            try:
+                offset = self._freed.get(timeout=timeout_s)
+            except Empty:
+                timeout_s = 0.0
+                continue
+            with self._lock:
+                self._arena.free(offset)
+
+    def free(self, offset: int) -> None:
+        """Give a slot back. Safe from any thread and from destructors."""
+        self._freed.put(offset)
+
+    @property
+    def used_bytes(self) -> int:
+        with self._lock:
+            while not self._freed.empty():
+                self._arena.free(self._freed.get_nowait())
+            return self._arena.used_bytes
+
+    def array(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+        """An array over a slot; the slot is freed when the array and every view of it are gone."""
+        count = prod(shape)
+        if not count:
+            self.free(offset)
+            return np.empty(shape, dtype)
+        # frombuffer pins the mapping; every view made from `owner` has it as its base.
+        owner = np.frombuffer(self.segment.buffer, dtype, count, offset)
+        lease = _Lease(owner, self._expired)
+        lease.offset = offset
+        self._leases[offset] = lease
+        return owner.reshape(shape)
+
+    def _expired(self, lease: Any) -> None:
+        self._leases.pop(lease.offset, None)
+        self._freed.put(lease.offset)
+
+    def offset_of(self, array: Array) -> int | None:
+        """Where the array lies in the arena; None when it lies elsewhere or is not C-contiguous."""
+        if array.base is None:
+            return None
+        address = array.__array_interface__["data"][0]
+        if not self._address <= address < self._end or not array.flags.c_contiguous:
+            return None
+        return int(address - self._address)
+
+    def write(self, offset: int, array: Array) -> None:
+        """Copy an array into a slot, in C order."""
+        nbytes = array.nbytes
+        self.bytes_copied += nbytes
+        if nbytes <= MEMCPY_MAX_BYTES and array.flags.c_contiguous and array.dtype.kind in "fiub":
+            if nbytes:
+                self._view[offset : offset + nbytes] = memoryview(array).cast("B")
+            return
+        target = np.frombuffer(self.segment.buffer, array.dtype, array.size, offset)
+        np.copyto(target.reshape(array.shape), array)
+
+    def close(self) -> None:
+        """Let go. Arrays that are still alive stay readable; the memory goes with the last of them."""
+        self._view.release()
+        self.segment.close()

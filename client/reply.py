@@ -1,0 +1,54 @@
+"""What a request brings back: its outputs, and the receipt that says where its time went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..transport.messages import BatchReceipt
+from .signature import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Times in nanoseconds. gather, compute, and scatter are the whole batch's; `copied_bytes` is
+    what the worker moved for the batch (0: the model read and wrote this client's own memory)."""
+
+    queue_ns: int
+    gather_ns: int
+    compute_ns: int
+    scatter_ns: int
+    rows: int  # of the batch
+    copied_bytes: int
+    worker: int
+    provider: str
+    revision: int  # of the model that answered
+
+
+class Reply:
+    """One request's outputs. Arrays may be views of shared memory, which they keep alive."""
+
+    __slots__ = ("_batch", "_queue_ns", "arrays", "names")
+
+    def __init__(self, names: list[str], arrays: list[Array], queue_ns: int, batch: BatchReceipt) -> None:
+        self.names = names
+        self.arrays = arrays
+        self._queue_ns = queue_ns
+        self._batch = batch
+
+    @property
+    def outputs(self) -> dict[str, Array]:
+        """Every output by its name."""
+        return dict(zip(self.names, self.arrays, strict=True))
+
+    @property
+    def value(self) -> Array | dict[str, Array]:
+        """The output, when the model has one; else all by name."""
+        return self.arrays[0] if len(self.arrays) == 1 else self.outputs
+
+    @property
+    def receipt(self) -> Receipt:
+        b = self._batch
+        return Receipt(
+            self._queue_ns, b.gather_ns, b.compute_ns, b.scatter_ns, b.rows, b.copied_bytes, b.worker,
+            b.provider, b.revision,
+        )  # fmt: skip

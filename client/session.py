@@ -1,0 +1,103 @@
+"""A client's life with one broker: its shared memory, its models, and the connections it has made.
+
+When the broker goes away the whole session is given up, memory and all, because a worker of the
+lost broker may still write into slots; the client makes a new session on its next call.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from itertools import count
+
+import zmq
+
+from ..transport import segments
+from ..transport.endpoints import Endpoint
+from ..transport.keys import KeyFolder
+from .connection import Connection
+from .memory import SlotMemory
+from .signature import Signature
+
+
+class Settings:
+    """What a client was made with. Raises InvalidRequest for a URL or segment that can't be."""
+
+    def __init__(
+        self, url: str, arena_bytes: int, keys: KeyFolder | None, segment: str | None, connect_timeout_s: float
+    ) -> None:
+        self.endpoint = Endpoint.parse(url)
+        self.arena_bytes = arena_bytes
+        self.keys = keys
+        self.connect_timeout_s = connect_timeout_s
+        # Over ipc both sides see one memory. Over tcp tensors travel as frames, unless the local
+        # yard has no other way in (Windows) and the caller says so.
+        self.segment = segment or (segments.default_backend() if self.endpoint.is_ipc else "frames")
+
+
+class Session:
+    """Connections are borrowed by one thread at a time and returned; there are as many as were
+    ever needed at once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.pid = os.getpid()
+        self.lost = False
+        self.signatures: dict[str, Signature] = {}
+        self.memory: SlotMemory | None = None
+        if settings.segment != "frames":
+            self.memory = SlotMemory(settings.arena_bytes, settings.segment)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._numbers = count(1)
+        self._idle: list[Connection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def connect(self) -> Connection:
+        """A new connection, the caller's to close or to give back."""
+        s = self.settings
+        return Connection(
+            self._context, s.endpoint, s.keys, self.memory, self._numbers, s.connect_timeout_s
+        )
+
+    def borrow(self) -> Connection:
+        """A connection for the calling thread alone, until `give_back`."""
+        try:
+            return self._idle.pop()  # atomic; a lock would cost as much as the pop
+        except IndexError:
+            return self.connect()
+
+    def give_back(self, connection: Connection) -> None:
+        self._idle.append(connection)
+        if self.lost or self._closed:
+            self._close_idle()
+
+    def recover_slots(self) -> None:
+        """Read what idle connections were told: slots of abandoned requests come back."""
+        for _ in range(len(self._idle)):
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return
+            connection.drain()
+            self._idle.append(connection)
+
+    def give_up(self) -> None:
+        """The broker is gone: nothing of this session is used again."""
+        self.lost = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
+
+    def close(self) -> None:
+        """Close every idle connection and the memory. Borrowed ones are closed when given back."""
+        self._closed = True
+        self._close_idle()
+        if self.memory is not None:
+            self.memory.close()
+            self.memory = None
+        # No term(): it would wait for a socket that some thread still holds. The context ends
+        # with its last reference.

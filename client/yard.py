@@ -1,0 +1,217 @@
+"""`serve`: a broker and workers as child processes of this program, gone when it is.
+
+The children hold a lifeline to this process, so even its SIGKILL leaves none of them behind. A
+thread watches them and starts again what dies.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import zmq
+
+from ..transport import codec
+from ..transport import messages as m
+from ..transport.endpoints import Endpoint
+from ..transport.errors import BrokerLost, DeadlineExceeded, InvalidRequest, from_wire
+from ..transport.processes import Backoff, ChildProcess
+from .aio import AsyncClient
+from .client import Client
+
+START_TIMEOUT_S = 60.0
+POLL_S = 0.1  # how soon a dead process is seen
+TCP_PORTS = (49152, 65000)
+
+
+def serve(
+    models: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
+    *,
+    workers: int = 1,
+    max_batch: int = 32,
+    threads: int | None = None,
+    url: str | None = None,
+    timeout: float = START_TIMEOUT_S,
+) -> Yard:
+    """Start a broker and `workers` workers for these models, and return when every model is ready.
+
+    models: one ONNX file (its name without the suffix is the model's name), or {"name": file}.
+    max_batch: most rows in one run.
+    threads: intra-op threads of each worker; default: cores divided by workers.
+    url: where to listen; default: a private place that is removed at the end.
+
+    A context manager. Raises ModelFailed when a model can't be loaded, InvalidRequest for a file
+    that isn't there, DeadlineExceeded when nothing is ready within `timeout` seconds.
+    """
+    if not isinstance(models, Mapping):
+        models = {Path(models).stem: models}
+    if workers < 1:
+        raise InvalidRequest(f"a yard needs at least one worker, not {workers}")
+    for name, file in models.items():
+        if not Path(file).is_file():
+            raise InvalidRequest(f"model {name!r}: there is no file {os.fspath(file)!r}")
+    broker_arguments = ["--max-batch", str(max_batch)]
+    for name, file in models.items():
+        broker_arguments += ["--model", f"{name}={os.path.abspath(file)}"]
+    yard = Yard(broker_arguments, workers, threads, url)
+    try:
+        with yard.client() as client:
+            deadline_s = time.monotonic() + timeout
+            yard.wait_for_broker(timeout)
+            for name in models:
+                client.wait_ready(name, max(0.1, deadline_s - time.monotonic()))
+    except BaseException:
+        yard.close()
+        raise
+    return yard
+
+
+class Process:
+    """A process of the yard, and when it may be started again."""
+
+    def __init__(self, child: ChildProcess) -> None:
+        self.child = child
+        self.name = child.name
+        self.restarts = 0
+        self.backoff = Backoff()
+        self.due_s: float | None = None  # None: it runs
+
+    @property
+    def pid(self) -> int:
+        return self.child.pid or 0
+
+
+class Yard:
+    """A running broker with its workers. `url` is where clients find it; `processes` are its own."""
+
+    def __init__(
+        self,
+        broker_arguments: list[str],
+        workers: int,
+        threads: int | None = None,
+        url: str | None = None,
+        keys: Path | None = None,
+    ) -> None:
+        self._folder: str | None = None
+        self.url = url or self._private_url()
+        self._endpoint = Endpoint.parse(self.url)
+        common = ["--url", self.url, "--lifeline"]
+        if keys is not None:
+            common += ["--keys", str(keys)]
+        self._keys = keys
+        python = [sys.executable, "-m"]
+        environment = dict(os.environ, BATCHYARD_WORKERS=str(workers))
+        worker = [*python, "batchyard.gpuworker", *common]
+        if threads is not None:
+            worker += ["--threads", str(threads)]
+        self.processes = [
+            Process(ChildProcess([*python, "batchyard.broker", *common, *broker_arguments], environment, "broker"))
+        ]
+        for number in range(1, workers + 1):
+            self.processes.append(Process(ChildProcess(worker, environment, f"worker.{number}")))
+        self._stop = threading.Event()
+        try:
+            for process in self.processes:
+                process.backoff.next_delay_s(time.monotonic())  # this start is not a restart
+                process.child.start()
+        except BaseException:
+            self.close()
+            raise
+        self._watcher = threading.Thread(target=self._watch, name="batchyard-yard", daemon=True)
+        self._watcher.start()
+
+    def client(self, **options: Any) -> Client:
+        """A client of this yard; options as for `Client`."""
+        return Client(self.url, **self._with_keys(options))
+
+    def async_client(self, **options: Any) -> AsyncClient:
+        """An asyncio client of this yard; options as for `AsyncClient`."""
+        return AsyncClient(self.url, **self._with_keys(options))
+
+    def _with_keys(self, options: dict[str, Any]) -> dict[str, Any]:
+        return options if self._keys is None else {"keys": self._keys, **options}
+
+    def wait_for_broker(self, timeout: float) -> None:
+        """Return when the broker answers. Raises BrokerLost when it ends instead, which is how a
+        mistake in its arguments shows."""
+        deadline_s = time.monotonic() + timeout
+        while True:
+            try:
+                self.snapshot(0.2)
+                return
+            except DeadlineExceeded:
+                status = self.processes[0].child.poll()
+                if status is not None and status > 0:
+                    raise BrokerLost("the broker ended at once; it says why above") from None
+                if time.monotonic() > deadline_s:
+                    raise
+
+    def snapshot(self, timeout: float = 5.0) -> dict[str, Any]:
+        """The broker's cumulative counters. Raises DeadlineExceeded."""
+        return snapshot(self._endpoint, timeout)
+
+    def _watch(self) -> None:
+        """Start again what dies, with growing patience."""
+        while not self._stop.wait(POLL_S):
+            now_s = time.monotonic()
+            for process in self.processes:
+                if process.due_s is None and process.child.poll() is not None:
+                    process.due_s = now_s + process.backoff.next_delay_s(now_s)
+                elif process.due_s is not None and now_s >= process.due_s:
+                    process.due_s = None
+                    process.restarts += 1
+                    process.child.start()
+
+    def wait(self) -> None:
+        """Sleep until `close` is called from elsewhere."""
+        self._stop.wait()
+
+    def close(self) -> None:
+        """End every process, workers first, and remove the private folder. Idempotent."""
+        self._stop.set()
+        watcher = getattr(self, "_watcher", None)
+        if watcher is not None and watcher is not threading.current_thread():
+            watcher.join()
+        for process in reversed(self.processes):
+            process.child.terminate()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _private_url(self) -> str:
+        if not zmq.has("ipc"):
+            with zmq.Context() as context, context.socket(zmq.ROUTER) as probe:
+                port = probe.bind_to_random_port("tcp://127.0.0.1", *TCP_PORTS)
+            return f"tcp://127.0.0.1:{port}"
+        self._folder = tempfile.mkdtemp(prefix="yard-")  # 0700
+        return f"ipc://{self._folder}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def snapshot(endpoint: Endpoint, timeout: float) -> dict[str, Any]:
+    """The cumulative counters of the broker at an endpoint. Raises DeadlineExceeded."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(endpoint.admin)
+        socket.send(codec.encode([m.Snapshot()]))
+        if not socket.poll(int(timeout * 1000)):
+            raise DeadlineExceeded(f"no broker answers at {endpoint.url} within {timeout:g} s")
+        (message,) = codec.broker_to_admin.decode(socket.recv())
+        if isinstance(message, m.Refused):
+            raise from_wire(message.code, message.text)
+        return message.counters
