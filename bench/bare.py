@@ -1,7 +1,7 @@
 """The bare runtime: onnxruntime in this process, pre-bound, nothing between us and the model.
 
 Owns one session and its binding. This is the floor of any server: what a request costs when nobody
-serves it. One intra-op thread and no spinning, so that it's a fair measure of one worker's work.
+serves it. No spinning, and as many threads as one worker has, so that it measures one worker's work.
 """
 
 from __future__ import annotations

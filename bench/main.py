@@ -72,7 +72,7 @@ def _suite(arguments: list[str]) -> int:
     from . import suite
     from .target import Targets
 
-    targets = Targets(options.url, options.workers)
+    targets = Targets(options.url, options.workers, options.threads)
     runs: dict[str, Callable[[Callable[[str], None]], Finding]] = {
         "tiny-latency": partial(suite.tiny_latency, targets, options.rounds, options.seconds),
         "tiny-throughput": partial(suite.tiny_throughput, targets, options.rounds, options.seconds),
@@ -116,7 +116,7 @@ def _open(arguments: list[str]) -> int:
     )
     parser.add_argument("--max-batch", type=_positive_int, default=8, help="(%(default)s)")
     options = parser.parse_args(arguments)
-    targets = Targets(options.url, options.workers)
+    targets = Targets(options.url, options.workers, options.threads)
     try:
         finding = arrivals(
             targets,
@@ -160,6 +160,9 @@ def _parser(name: str, purpose: str, epilog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--url", help="of a running yard that serves the models (else one is embedded)")
     parser.add_argument("--workers", type=_positive_int, default=1, help="of an embedded yard (%(default)s)")
+    parser.add_argument(
+        "--threads", type=_positive_int, default=1, help="of a worker and of the bare runtime (%(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     return parser
 

@@ -97,7 +97,7 @@ def cnn(
         Contender(name, partial(_open_yard, targets, "cnn", size, CNN_IN_FLIGHT, check=True))
         for size, name in names.items()
     ]
-    contenders.append(Contender(BARE, partial(_open_bare, "cnn", CNN_BARE_ROWS)))
+    contenders.append(Contender(BARE, partial(_open_bare, "cnn", CNN_BARE_ROWS, targets.threads)))
     comparison = interleave(contenders, rounds, seconds, say=say)
 
     finding = _finding("cnn", comparison)
@@ -147,7 +147,7 @@ def frame(targets: Targets, rounds: int, seconds: float, say: Say) -> Finding:
 
     @contextmanager
     def open_bare() -> Iterator[Slice]:
-        yield Bare(*tensor).slice
+        yield Bare(tensor[0], tensor[1], targets.threads).slice
 
     contenders = [Contender(OURS, open_yard), Contender(BARE, open_bare)]  # entered in this order
     comparison = interleave(contenders, rounds, seconds, say=say)
@@ -223,10 +223,10 @@ def _open_relay(kind: str, in_flight: int) -> Iterator[Slice]:
 
 
 @contextmanager
-def _open_bare(model: str, rows: int) -> Iterator[Slice]:
+def _open_bare(model: str, rows: int, threads: int) -> Iterator[Slice]:
     with models.written(model) as path:
         x = models.sample(model, rows)
-        yield Bare(path, x).slice
+        yield Bare(path, x, threads).slice
 
 
 def _check_answer(target: Target, model: str, x: Any) -> None:

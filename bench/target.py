@@ -39,10 +39,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Where targets come from: `url`, or None for an embedded yard that lives as long as its benchmark."""
+    """Where targets come from: `url`, or None for an embedded yard that lives as long as its benchmark.
+
+    `threads` are the intra-op threads of each embedded worker and of the bare runtime beside it: with
+    different numbers on the two sides, a ratio would compare cores.
+    """
 
     url: str | None = None
     workers: int = 1
+    threads: int = 1
 
     @contextmanager
     def open(self, model: str, max_batch: int = 8) -> Iterator[Target]:
@@ -55,7 +60,7 @@ class Targets:
                     yield Target(client, None, path)
                 return
             with (
-                serve({model: path}, workers=self.workers, max_batch=max_batch) as yard,
+                serve({model: path}, workers=self.workers, max_batch=max_batch, threads=self.threads) as yard,
                 yard.client(arena_bytes=ARENA_BYTES) as client,
             ):
                 yield Target(client, yard, path)

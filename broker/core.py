@@ -82,6 +82,7 @@ class Core:
         self.rows = 0  # of all requests under way
         self.nbytes = 0
         self._actions: list[e.Action] = []
+        self._unaccounted: list[tuple[Batch, m.Done, list[tuple[Request, int]], int]] = []
         self._handlers: dict[type, Callable[[Any, int], None]] = {
             e.Submitted: self._submitted,
             e.Turn: self._turn,
@@ -130,6 +131,18 @@ class Core:
         """Raise AssertionError when an invariant does not hold; for tests and simulations."""
         invariants.check(self)
 
+    def tally(self) -> None:
+        """Account for what has ended since the last call. Apart, so that the loop can first send."""
+        if not self._unaccounted:
+            return
+        counters = self.counters
+        for batch, message, finished, ended_ns in self._unaccounted:
+            counters.batch(batch.lane.model.name, batch.rows, message)
+            for request, queue_ns in finished:
+                counters.end(request.model.name, request.priority, "ok")
+                counters.observe(request, ended_ns, queue_ns)
+        self._unaccounted.clear()
+
     # ---- clients ----------------------------------------------------------------------------
 
     def _arena_opened(self, event: e.ArenaOpened, now_ns: int) -> None:
@@ -169,7 +182,14 @@ class Core:
             if not model.inputs:
                 raise Overloaded(f"{message.model!r} is not loaded yet", 0.1)
             rows, nbytes = model.check(message, arena.nbytes)
-            self._admit(connection, model, rows, nbytes)
+            limits = self._limits
+            if (
+                self.rows + rows > limits.queue_rows_max
+                or self.nbytes + nbytes > limits.queue_bytes_max
+                or connection.rows + rows > limits.client_rows_max
+                or connection.nbytes + nbytes > limits.client_bytes_max
+            ):
+                raise self._overloaded(connection, model, rows, nbytes)
         except BatchyardError as error:
             self.counters.refuse(error.code.name.lower())
             retry_ns = int(error.retry_after_s * 1e9) if isinstance(error, Overloaded) else 0
@@ -197,22 +217,20 @@ class Core:
         lane.push(Part(request, 0, rows))
         self.lanes[lane] = None
 
-    def _admit(self, connection: Connection, model: Model, rows: int, nbytes: int) -> None:
-        """Raise Overloaded when a bound would be passed. Bounds are on what is under way."""
+    def _overloaded(self, connection: Connection, model: Model, rows: int, nbytes: int) -> Overloaded:
+        """Which bound on what is under way would be passed, and when to come back."""
         limits = self._limits
-        if self.rows + rows > limits.queue_rows_max:
-            what = f"the yard holds {self.rows} rows (queue_rows_max {limits.queue_rows_max})"
-        elif self.nbytes + nbytes > limits.queue_bytes_max:
-            what = f"the yard holds {self.nbytes} bytes (queue_bytes_max {limits.queue_bytes_max})"
-        elif connection.rows + rows > limits.client_rows_max:
-            what = f"this client has {connection.rows} rows under way (client_rows_max {limits.client_rows_max})"
-        elif connection.nbytes + nbytes > limits.client_bytes_max:
-            what = f"this client has {connection.nbytes} bytes under way (client_bytes_max {limits.client_bytes_max})"
-        else:
-            return
+        bounds = (
+            ("queue_rows_max", "the yard", self.rows, rows, limits.queue_rows_max),
+            ("queue_bytes_max", "the yard", self.nbytes, nbytes, limits.queue_bytes_max),
+            ("client_rows_max", "this client", connection.rows, rows, limits.client_rows_max),
+            ("client_bytes_max", "this client", connection.nbytes, nbytes, limits.client_bytes_max),
+        )
+        key, who, has, more, most = next(bound for bound in bounds if bound[2] + bound[3] > bound[4])
         # Time for half of what is queued to drain, by the model's own pace.
         drain_ns = int(self.rows * model.row_ns / max(1, len(model.workers)) / 2)
-        raise Overloaded(f"too much under way: {what}", max(RETRY_AFTER_MIN_NS, drain_ns) / 1e9)
+        text = f"too much under way: {who} has {has}, {more} more would pass {key} = {most}"
+        return Overloaded(text, max(RETRY_AFTER_MIN_NS, drain_ns) / 1e9)
 
     def _unknown_model(self, name: str) -> str:
         known = ", ".join(sorted(self.models)) or "none"
@@ -394,6 +412,7 @@ class Core:
             model.revision,
         )
         completed: dict[int, m.Completed] = {}
+        finished: list[tuple[Request, int]] = []
         for index, part in enumerate(batch.parts):
             request = part.request
             rows = part.stop - part.start
@@ -412,7 +431,7 @@ class Core:
             queue_ns = batch.sent_ns - request.arrived_ns
             self._end(request, "ok")
             self._release(request)
-            self.counters.observe(request, now_ns, queue_ns)
+            finished.append((request, queue_ns))
             if request.parts is not None:
                 self._answer(request, queue_ns, receipt)
             elif conn in completed:
@@ -422,7 +441,7 @@ class Core:
                 reply = completed[conn] = m.Completed([request.id], [queue_ns], receipt)
                 self._actions.append(e.ToClient(conn, reply))
         model.row_ns += (message.compute_ns / batch.rows - model.row_ns) / 8
-        self.counters.batch(model.name, batch.rows, message)
+        self._unaccounted.append((batch, message, finished, now_ns))
 
     def _answer(self, request: Request, queue_ns: int, receipt: m.BatchReceipt) -> None:
         """Reply with outputs that lie elsewhere than in slots: parts by row, frames renumbered."""
@@ -488,9 +507,10 @@ class Core:
         connection.nbytes -= request.nbytes
         self.rows -= request.rows
         self.nbytes -= request.nbytes
-        self.counters.end(request.model.name, request.priority, outcome)
-        if not request.rows_leased and outcome != "ok":
-            self._release(request)
+        if outcome != "ok":  # that is for tally()
+            self.counters.end(request.model.name, request.priority, outcome)
+            if not request.rows_leased:
+                self._release(request)
 
     def _fail(self, request: Request, code: int, text: str) -> None:
         held = request.rows_leased > 0

@@ -127,6 +127,7 @@ class Loop:
             if busy or (due_ns is not None and due_ns <= now_ns):
                 self._carry_out(self._core.handle(TURN, now_ns))
                 self._flush()
+                self._core.tally()
                 due_ns = self._core.next_deadline_ns()
                 if busy:
                     awake_until_ns = now_ns + spin_ns

@@ -12,9 +12,27 @@ from math import prod
 from ..transport import dtypes
 from ..transport.errors import InvalidRequest
 from ..transport.messages import Loaded, ModelInfo, ModelState, Submit, WorkerInfo
-from ..transport.tensors import Tensor, TensorSpec, check_range, nbytes_of
+from ..transport.tensors import Slot, Tensor, TensorSpec, check_range, nbytes_of
 from .config import ModelConfig
 from .lanes import Lane, Request
+
+
+_NO_FREE_AXES: tuple[tuple[int, ...], ...] = ()
+
+
+class _Expected:
+    """What an input must be, in the form that is quickest to compare with a descriptor."""
+
+    __slots__ = ("dtype", "rank", "row_nbytes", "spec", "tail")
+
+    def __init__(self, spec: TensorSpec, skip: int) -> None:
+        self.spec = spec
+        self.dtype = spec.dtype
+        self.rank = len(spec.shape)
+        self.tail = [axis if isinstance(axis, int) else None for axis in spec.shape[skip:]]
+        self.row_nbytes: int | None = None  # None: some axis is free
+        if None not in self.tail:
+            self.row_nbytes = nbytes_of(spec.dtype, [int(axis) for axis in spec.shape[skip:]])
 
 
 class Worker:
@@ -59,7 +77,7 @@ class Model:
         self.failures: dict[int, str] = {}  # worker -> why it could not load it
         self.lanes: dict[tuple[tuple[int, ...], ...], Lane] = {}
         self.row_ns = 0.0  # moving average of compute time per row; for retry_after
-        self._tails: list[tuple[int, int, list[int | None]]] = []
+        self._expected: list[_Expected] = []
         self._static = False  # every non-batch axis is fixed: one lane
         self._output_row_nbytes: list[int] | None = None  # None: some output's size is not known before
 
@@ -80,11 +98,8 @@ class Model:
         self.alone_reason = message.alone_reason
         self.max_batch = min(self.config.max_batch, message.max_batch) if message.batchable else 1
         skip = 1 if message.batchable else 0
-        self._tails = [
-            (spec.dtype, len(spec.shape), [n if isinstance(n, int) else None for n in spec.shape[skip:]])
-            for spec in message.inputs
-        ]
-        self._static = all(None not in tail for _, _, tail in self._tails)
+        self._expected = [_Expected(spec, skip) for spec in message.inputs]
+        self._static = all(expected.row_nbytes is not None for expected in self._expected)
         self._output_row_nbytes = _row_nbytes(message.outputs, skip)
         return info
 
@@ -106,62 +121,65 @@ class Model:
     def check(self, message: Submit, arena_nbytes: int) -> tuple[int, int]:
         """(rows, bytes) of a request that this model can run; raises InvalidRequest otherwise."""
         inputs = message.inputs
-        tails = self._tails
-        if len(inputs) != len(tails):
-            raise InvalidRequest(f"{self.name!r} has {len(tails)} inputs, the request has {len(inputs)}")
-        batchable = self.batchable
+        expected = self._expected
+        if len(inputs) != len(expected):
+            raise InvalidRequest(f"{self.name!r} has {len(expected)} inputs, the request has {len(inputs)}")
+        skip = 0
         rows = 1
-        if batchable:
+        if self.batchable:
+            skip = 1
             shape = inputs[0].shape
             rows = shape[0] if shape else 0
             if rows < 1:
                 raise InvalidRequest(f"{self.name!r} needs at least one row on axis 0 of every input")
         total = 0
-        for index, tensor in enumerate(inputs):
-            dtype, rank, tail = tails[index]
+        for tensor, want in zip(inputs, expected, strict=True):
             shape = tensor.shape
-            if tensor.dtype != dtype or len(shape) != rank:
-                raise self._mismatch(index, tensor)
-            if batchable:
-                if shape[0] != rows:
-                    raise InvalidRequest(f"inputs of {self.name!r} differ in rows: {rows} and {shape[0]}")
-                if shape[1:] != tail and not _fits(shape[1:], tail):
-                    raise self._mismatch(index, tensor)
-            elif shape != tail and not _fits(shape, tail):
-                raise self._mismatch(index, tensor)
+            if tensor.dtype != want.dtype or len(shape) != want.rank:
+                raise self._mismatch(want, tensor)
+            if skip and shape[0] != rows:
+                raise InvalidRequest(f"inputs of {self.name!r} differ in rows: {rows} and {shape[0]}")
             if tensor.frame:
                 raise InvalidRequest("a connection with an arena sends handles, not frames")
-            nbytes = nbytes_of(dtype, shape)
+            tail = shape[skip:]
+            if want.row_nbytes is not None:
+                if tail != want.tail:
+                    raise self._mismatch(want, tensor)
+                nbytes = want.row_nbytes * rows
+            else:
+                if not _fits(tail, want.tail):
+                    raise self._mismatch(want, tensor)
+                nbytes = nbytes_of(want.dtype, shape)
             check_range(tensor.offset, nbytes, arena_nbytes)
             total += nbytes
         if message.outputs:
-            total += self._check_outputs(message, rows, arena_nbytes)
+            total += self._check_outputs(message.outputs, rows, arena_nbytes)
         return rows, total
 
-    def _check_outputs(self, message: Submit, rows: int, arena_nbytes: int) -> int:
+    def _check_outputs(self, slots: Sequence[Slot], rows: int, arena_nbytes: int) -> int:
         expected = self._output_row_nbytes
-        if expected is None or len(message.outputs) != len(expected):
+        if expected is None or len(slots) != len(expected):
             raise InvalidRequest(f"{self.name!r} cannot use these output slots: send none, or one per output")
         total = 0
-        for slot, row_nbytes in zip(message.outputs, expected, strict=True):
-            if slot.nbytes != row_nbytes * rows:
+        for slot, row_nbytes in zip(slots, expected, strict=True):
+            nbytes = slot.nbytes
+            if nbytes != row_nbytes * rows:
                 raise InvalidRequest(
-                    f"an output slot has {slot.nbytes} bytes, and {rows} rows of {self.name!r} "
-                    f"take {row_nbytes * rows}"
+                    f"an output slot has {nbytes} bytes, and {rows} rows of {self.name!r} take {row_nbytes * rows}"
                 )
-            check_range(slot.offset, slot.nbytes, arena_nbytes)
-            total += slot.nbytes
+            check_range(slot.offset, nbytes, arena_nbytes)
+            total += nbytes
         return total
 
-    def _mismatch(self, index: int, tensor: Tensor) -> InvalidRequest:
+    def _mismatch(self, want: _Expected, tensor: Tensor) -> InvalidRequest:
         return InvalidRequest(
-            f"{self.name!r} expects {self.inputs[index]}, "
+            f"{self.name!r} expects {want.spec}, "
             f"the request has {dtypes.name_of(tensor.dtype)}{tensor.shape}"
         )
 
     def lane(self, inputs: Sequence[Tensor]) -> Lane:
         """The lane of requests that may share a batch with these inputs."""
-        signature = () if self._static else tuple(tuple(tensor.shape[1:]) for tensor in inputs)
+        signature = _NO_FREE_AXES if self._static else tuple(tuple(tensor.shape[1:]) for tensor in inputs)
         lane = self.lanes.get(signature)
         if lane is None:
             lane = self.lanes[signature] = Lane(self)

@@ -1,1 +1,1 @@
-"""cli/: the batchyard command."""
+"""cli/: the `batchyard` command, one file per verb. Imported by nobody."""

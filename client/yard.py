@@ -15,14 +15,15 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import zmq
 
-from ..transport import codec
+from ..transport import codec, endpoints
 from ..transport import messages as m
 from ..transport.endpoints import Endpoint
 from ..transport.errors import BrokerLost, DeadlineExceeded, InvalidRequest, from_wire
+from ..transport.keys import KeyFolder
 from ..transport.processes import Backoff, ChildProcess
 from .aio import AsyncClient
 from .client import Client
@@ -40,6 +41,7 @@ def serve(
     threads: int | None = None,
     url: str | None = None,
     timeout: float = START_TIMEOUT_S,
+    log: IO[bytes] | None = None,
 ) -> Yard:
     """Start a broker and `workers` workers for these models, and return when every model is ready.
 
@@ -47,6 +49,7 @@ def serve(
     max_batch: most rows in one run.
     threads: intra-op threads of each worker; default: cores divided by workers.
     url: where to listen; default: a private place that is removed at the end.
+    log: a file for what the processes say; default: this program's stderr.
 
     A context manager. Raises ModelFailed when a model can't be loaded, InvalidRequest for a file
     that isn't there, DeadlineExceeded when nothing is ready within `timeout` seconds.
@@ -61,7 +64,7 @@ def serve(
     broker_arguments = ["--max-batch", str(max_batch)]
     for name, file in models.items():
         broker_arguments += ["--model", f"{name}={os.path.abspath(file)}"]
-    yard = Yard(broker_arguments, workers, threads, url)
+    yard = Yard(broker_arguments, workers, threads, url, log=log)
     try:
         with yard.client() as client:
             deadline_s = time.monotonic() + timeout
@@ -99,6 +102,7 @@ class Yard:
         threads: int | None = None,
         url: str | None = None,
         keys: Path | None = None,
+        log: IO[bytes] | None = None,
     ) -> None:
         self._folder: str | None = None
         self.url = url or self._private_url()
@@ -113,10 +117,12 @@ class Yard:
         if threads is not None:
             worker += ["--threads", str(threads)]
         self.processes = [
-            Process(ChildProcess([*python, "batchyard.broker", *common, *broker_arguments], environment, "broker"))
+            Process(ChildProcess(argv, environment, name, stdout=log, stderr=log))
+            for name, argv in (
+                ("broker", [*python, "batchyard.broker", *common, *broker_arguments]),
+                *((f"worker.{number}", worker) for number in range(1, workers + 1)),
+            )
         ]
-        for number in range(1, workers + 1):
-            self.processes.append(Process(ChildProcess(worker, environment, f"worker.{number}")))
         self._stop = threading.Event()
         try:
             for process in self.processes:
@@ -140,23 +146,26 @@ class Yard:
         return options if self._keys is None else {"keys": self._keys, **options}
 
     def wait_for_broker(self, timeout: float) -> None:
-        """Return when the broker answers. Raises BrokerLost when it ends instead, which is how a
-        mistake in its arguments shows."""
+        """Return when this yard's own broker answers. Raises BrokerLost when it ends instead, which is
+        how a mistake in its arguments shows, or an endpoint that another broker holds."""
+        broker = self.processes[0]
+        restarts = broker.restarts
         deadline_s = time.monotonic() + timeout
         while True:
             try:
                 self.snapshot(0.2)
-                return
+                if endpoints.holder(self._endpoint) in (None, broker.pid):
+                    return
             except DeadlineExceeded:
-                status = self.processes[0].child.poll()
-                if status is not None and status > 0:
-                    raise BrokerLost("the broker ended at once; it says why above") from None
                 if time.monotonic() > deadline_s:
                     raise
+            if (broker.child.poll() or 0) > 0 or broker.restarts != restarts:
+                raise BrokerLost("the broker ended at once; it says why above")
+            self._stop.wait(POLL_S / 10)
 
     def snapshot(self, timeout: float = 5.0) -> dict[str, Any]:
         """The broker's cumulative counters. Raises DeadlineExceeded."""
-        return snapshot(self._endpoint, timeout)
+        return snapshot(self._endpoint, timeout, self._keys)
 
     def _watch(self) -> None:
         """Start again what dies, with growing patience."""
@@ -203,10 +212,14 @@ class Yard:
         self.close()
 
 
-def snapshot(endpoint: Endpoint, timeout: float) -> dict[str, Any]:
-    """The cumulative counters of the broker at an endpoint. Raises DeadlineExceeded."""
+def snapshot(endpoint: Endpoint, timeout: float, keys: Path | None = None) -> dict[str, Any]:
+    """The cumulative counters of the broker at an endpoint. Raises DeadlineExceeded, Unauthorized."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.LINGER, 0)
+        if endpoint.is_ipv6:
+            socket.setsockopt(zmq.IPV6, 1)
+        if keys is not None:
+            KeyFolder(keys).apply_client(socket)
         socket.connect(endpoint.admin)
         socket.send(codec.encode([m.Snapshot()]))
         if not socket.poll(int(timeout * 1000)):

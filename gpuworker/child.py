@@ -46,7 +46,7 @@ class Session:
         self._epoch = 0
         self._broker_pid = 0
         self._handlers: dict[type, Callable[[Any], None]] = {
-            m.Batch: self._batch,
+            m.LentBatch: self._batch,
             m.Attach: self._attach,
             m.Detach: self._detach,
             m.WorkerWelcome: self._welcome,
@@ -105,7 +105,7 @@ class Session:
             model.forget_bindings()
         self._memory.detach(message.arena)
 
-    def _batch(self, message: m.Batch) -> None:
+    def _batch(self, message: m.LentBatch) -> None:
         model = self._models.get(message.model)
         if model is None:
             text = f"this worker has not loaded {message.model!r}"

@@ -208,6 +208,11 @@ def _make_private(folder: Path) -> None:
         os.mkdir(folder, 0o700)
     except FileExistsError:
         pass
+    check_private(folder)
+
+
+def check_private(folder: Path) -> None:
+    """Unauthorized unless `folder`, which exists, is a folder that this user alone can enter."""
     found = os.lstat(folder)  # not stat: in /tmp somebody may have put a link of that name
     if not stat.S_ISDIR(found.st_mode):
         raise Unauthorized(f"{folder} is not a folder: remove it, or set {URL_VARIABLE} to another one")
@@ -241,6 +246,27 @@ def _lock(endpoint: Endpoint, path: Path) -> int:
     os.ftruncate(lock_fd, 0)
     os.pwrite(lock_fd, b"%d\n" % os.getpid(), 0)
     return lock_fd
+
+
+def holder(endpoint: Endpoint) -> int | None:
+    """The pid of the process whose Claim holds an ipc endpoint (0: not known); None when nobody
+    does, and for tcp, which has no lock. Shares the lock for a moment to ask."""
+    if endpoint.folder is None:
+        return None
+    import fcntl
+
+    try:
+        lock_fd = os.open(endpoint.folder / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        text = os.pread(lock_fd, 32, 0).decode("ascii", "replace").strip()
+        return int(text) if text.isdigit() else 0
+    finally:
+        os.close(lock_fd)
 
 
 def _remove_sockets(folder: Path) -> None:

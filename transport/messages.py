@@ -294,6 +294,17 @@ class Batch(msgspec.Struct, array_like=True, tag=6):
     items: list[Item]
 
 
+class LentBatch(msgspec.Struct, array_like=True, tag=6):
+    """A Batch as a worker reads it: the same bytes, the items not yet decoded, because handles that
+    have been seen before need no second look."""
+
+    batch: int
+    model: str
+    revision: int
+    rows: int
+    items: msgspec.Raw
+
+
 # ---- admin ----------------------------------------------------------------------------------
 
 
@@ -310,6 +321,6 @@ class SnapshotTaken(msgspec.Struct, array_like=True, tag=1):
 ClientMessage = Hello | Submit | Cancel | Describe | Bye
 BrokerToClient = Refused | Welcome | Completed | Answer | Failed | Released | Described
 WorkerMessage = Register | Loaded | LoadFailed | Done | BatchFailed
-BrokerToWorker = Refused | WorkerWelcome | Load | Unload | Attach | Detach | Batch
+BrokerToWorker = Refused | WorkerWelcome | Load | Unload | Attach | Detach | LentBatch
 AdminMessage = Snapshot
 BrokerToAdmin = Refused | SnapshotTaken

@@ -81,7 +81,7 @@ if sys.platform == "win32":
             probe.close()
         return NamedSegment(buffer, handle.nbytes, handle, None)
 
-    def sweep() -> list[str]:
+    def sweep(dry_run: bool = False) -> list[str]:
         """Nothing outlives its processes on Windows."""
         return []
 
@@ -154,8 +154,9 @@ else:
         except FileNotFoundError:
             pass  # a tracker or a sweep was faster
 
-    def sweep() -> list[str]:
-        """Remove this user's segments whose creators are dead; the names removed (Linux only)."""
+    def sweep(dry_run: bool = False) -> list[str]:
+        """Remove this user's segments whose creators are dead (`dry_run`: only find them); their
+        names (Linux only)."""
         if sys.platform != "linux":
             return []
         removed = []
@@ -176,7 +177,8 @@ else:
                 if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or not found.st_nlink:
                     continue
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _unlink(name)
+                if not dry_run:
+                    _unlink(name)
                 removed.append(name)
             except BlockingIOError:
                 continue  # its creator lives

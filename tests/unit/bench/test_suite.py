@@ -51,6 +51,7 @@ class StandIn:
 
 class StandInTargets:
     url = None
+    threads = 1
 
     def __init__(self, **client: Any) -> None:
         self._client = client
@@ -101,7 +102,7 @@ def test_a_failed_request_is_exit_code_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     targets = StandInTargets(fails_every=3)
-    monkeypatch.setattr(target, "Targets", lambda url, workers: targets)
+    monkeypatch.setattr(target, "Targets", lambda *values: targets)
     arguments = ["--only", "frame", "--rounds", "1", "--seconds", "0.1", "--json", str(tmp_path / "f.json")]
     assert command.main(arguments) == 1
     assert "FAILED in frame: Overloaded" in capsys.readouterr().out
@@ -119,7 +120,7 @@ def test_a_yard_that_is_not_there_fails_its_benchmark_and_not_the_others(
             raise BrokerLost("nobody answers")
 
     targets = Nowhere()
-    monkeypatch.setattr(target, "Targets", lambda url, workers: targets)
+    monkeypatch.setattr(target, "Targets", lambda *values: targets)
     assert command.main(["--only", "frame,idle", "--rounds", "1"]) == 1
     assert [model for model, _ in targets.opened] == ["frame", "tiny"]
     assert "FAILED in idle: BrokerLost: nobody answers" in capsys.readouterr().out

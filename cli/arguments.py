@@ -1,0 +1,59 @@
+"""What the verbs' command lines have in common: the parser's shape, and how values are read.
+
+Pure: opens nothing and starts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+PRIORITIES = ("urgent", "high", "normal", "low")  # by transport.messages.Priority
+
+
+def parser(verb: str, purpose: str, examples: str) -> argparse.ArgumentParser:
+    """A verb's parser; `examples` are shown below its help, as they are written."""
+    return argparse.ArgumentParser(
+        prog=f"batchyard {verb}",
+        description=purpose,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a script's --max would break with the next option that starts so
+    )
+
+
+def add_yard(parser: argparse.ArgumentParser) -> None:
+    """--url and --keys: which yard is spoken to."""
+    parser.add_argument("--url", help="the yard's address (default: $BATCHYARD_URL, else this user's yard)")
+    parser.add_argument("--keys", type=Path, metavar="FOLDER", help="CURVE keys, for a yard that has them")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A duration above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1e9:  # NaN fails both comparisons
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, found {text!r}")
+    return value
+
+
+def priority(text: str) -> int:
+    """The number of a priority class, by its name in any case."""
+    try:
+        return PRIORITIES.index(text.lower())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(PRIORITIES)}, found {text!r}") from None

@@ -1,0 +1,85 @@
+"""`batchyard <verb>`: finds the verb, runs it, and turns what goes wrong into one sentence.
+
+Owns the list of verbs and the exit codes that they share. Loads a verb's file only when it is asked
+for, so that `batchyard --help` is instant.
+
+    0    done
+    1    it failed, and stderr says why in one sentence
+    2    the command line is wrong
+    130  Ctrl-C
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+# verb -> (the module whose main(argv) runs it, what it does)
+VERBS = {
+    "demo": ("batchyard.cli.demo", "serve a small model, send it real images, check every answer"),
+    "up": ("batchyard.cli.up", "a yard on this machine: broker and workers, until Ctrl-C"),
+    "infer": ("batchyard.cli.infer", "run a model on an array from a file"),
+    "models": ("batchyard.cli.models", "what a yard serves, and by which workers"),
+    "doctor": ("batchyard.cli.doctor", "look for what is wrong on this machine"),
+    "bench": ("batchyard.bench.main", "measure, and compare with the runtime alone"),
+    "keys": ("batchyard.cli.keys", "make the keys of a yard that other machines may use"),
+}
+HELP = """usage: batchyard <verb> [arguments]
+
+{verbs}
+
+examples:
+  batchyard demo
+  batchyard up --config batchyard.toml
+  batchyard infer digits input.npy
+
+`batchyard <verb> --help` shows a verb's arguments and an example."""
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `batchyard` with `argv` (default: the process's own), and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help", "help"):
+        print(HELP.format(verbs="\n".join(f"  {name:<8}{does}" for name, (_, does) in VERBS.items())))
+        return 0
+    if verb in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"batchyard {version('batchyard')}")
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean `batchyard {near[0]}`?" if near else f"there is: {', '.join(VERBS)}"
+        return _fail(f"no verb {verb!r}; {hint}", 2)
+    return _run(VERBS[verb][0], arguments[1:])
+
+
+def _run(module: str, arguments: list[str]) -> int:
+    from ..transport.errors import BatchyardError
+
+    try:
+        run: Callable[[list[str]], int] = import_module(module).main
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
+    except BatchyardError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # `batchyard models | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _fail(text: str, status: int = 1) -> int:
+    print(f"batchyard: {text}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
