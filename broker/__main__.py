@@ -33,15 +33,21 @@ def main(argv: list[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=Path, metavar="FILE", help="a batchyard.toml")
     source.add_argument("--model", action="append", metavar="NAME=FILE", help="serve this model (repeatable)")
-    parser.add_argument("--max-batch", type=int, default=configuration.MAX_BATCH_DEFAULT, help="rows, with --model")
+    parser.add_argument(
+        "--max-batch", type=int, default=configuration.MAX_BATCH_DEFAULT, help="rows, with --model"
+    )
     parser.add_argument("--url", default=None, help="where to listen (default: $BATCHYARD_URL, else local)")
     parser.add_argument("--keys", type=Path, metavar="FOLDER", help="CURVE keys; needed beyond this machine")
-    parser.add_argument("--spin-us", type=int, metavar="US", help="poll this long before sleeping (config: broker.spin_us)")
+    parser.add_argument(
+        "--spin-us", type=int, metavar="US", help="poll this long before sleeping (config: broker.spin_us)"
+    )
     parser.add_argument("--lifeline", action="store_true", help="end when stdin does (the starter died)")
     parser.add_argument("-v", "--verbose", action="store_true")
     arguments = parser.parse_args(argv)
     logging.basicConfig(
-        level=logging.DEBUG if arguments.verbose else logging.INFO, format="broker: %(message)s", stream=sys.stderr
+        level=logging.DEBUG if arguments.verbose else logging.INFO,
+        format="broker: %(message)s",
+        stream=sys.stderr,
     )
     try:
         if arguments.config is not None:
@@ -60,7 +66,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(
-    config: configuration.YardConfig, endpoint: endpoints.Endpoint, keys: KeyFolder | None, hold_lifeline: bool
+    config: configuration.YardConfig,
+    endpoint: endpoints.Endpoint,
+    keys: KeyFolder | None,
+    hold_lifeline: bool,
 ) -> None:
     with endpoints.claim(endpoint, keys):
         core = Core(config, secrets.randbits(62), os.getpid())

@@ -19,12 +19,13 @@ no worker holds more than CREDIT batches; what lanes and totals count is what is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import Any
 
 from ..transport import messages as m
-from ..transport.errors import BatchyardError, Code, InvalidRequest, Overloaded, UnknownModel
+from ..transport.errors import BatchyardError, Code, Overloaded, UnknownModel
+from ..transport.tensors import Tensor
 from . import events as e
 from . import invariants
 from .config import YardConfig
@@ -61,7 +62,10 @@ class Arena:
 
 
 class Core:
-    """See the module's docstring. `config` is checked; `epoch` names this life of the broker, `pid` its process."""
+    """See the module's docstring.
+
+    `config` is checked; `epoch` names this life of the broker, and `pid` is its process.
+    """
 
     def __init__(self, config: YardConfig, epoch: int, pid: int) -> None:
         self.epoch = epoch
@@ -94,6 +98,8 @@ class Core:
             e.ClientGone: self._client_gone,
             e.WorkerJoined: self._worker_joined,
             e.WorkerGone: self._worker_gone,
+        }
+        self._said: dict[type, Callable[[Worker, Any, Sequence[Any], int], None]] = {
             m.Done: self._done,
             m.BatchFailed: self._batch_failed,
             m.Loaded: self._loaded,
@@ -275,11 +281,9 @@ class Core:
             self._actions.append(e.ToWorker(event.worker, load))
 
     def _worker_said(self, event: e.WorkerSaid, now_ns: int) -> None:
-        self._handlers[type(event.message)](event, now_ns)
+        self._said[type(event.message)](self.workers[event.worker], event.message, event.frames, now_ns)
 
-    def _loaded(self, event: e.WorkerSaid, now_ns: int) -> None:
-        message = event.message
-        worker = self.workers[event.worker]
+    def _loaded(self, worker: Worker, message: m.Loaded, frames: Sequence[Any], now_ns: int) -> None:
         model = self.models.get(message.model)
         if model is None or message.revision != model.revision:
             self.counters.refuse("stale_load")
@@ -287,13 +291,12 @@ class Core:
         worker.models[model.name] = model.loaded(worker.id, worker.pid, message)
         self._answer_describes()
 
-    def _load_failed(self, event: e.WorkerSaid, now_ns: int) -> None:
-        message = event.message
+    def _load_failed(self, worker: Worker, message: m.LoadFailed, frames: Sequence[Any], now_ns: int) -> None:
         model = self.models.get(message.model)
         if model is None or message.revision != model.revision:
             self.counters.refuse("stale_load")
             return
-        model.failures[event.worker] = message.text
+        model.failures[worker.id] = message.text
         self._answer_describes()
 
     def _worker_gone(self, event: e.WorkerGone, now_ns: int) -> None:
@@ -383,10 +386,8 @@ class Core:
         running = next(iter(worker.leases.values()))
         return min(rows_max, running.rows)
 
-    def _take_back_lease(self, event: e.WorkerSaid) -> Batch | None:
+    def _take_back_lease(self, worker: Worker, message: m.Done | m.BatchFailed) -> Batch | None:
         """The lease that a worker's message is about; None for one it does not hold."""
-        message = event.message
-        worker = self.workers[event.worker]
         batch = worker.leases.pop(message.batch, None) if message.epoch == self.epoch else None
         if batch is None:
             self.counters.refuse("stale_batch")
@@ -394,11 +395,10 @@ class Core:
         del self.batches[batch.id]
         return batch
 
-    def _done(self, event: e.WorkerSaid, now_ns: int) -> None:
-        batch = self._take_back_lease(event)
+    def _done(self, worker: Worker, message: m.Done, frames: Sequence[Any], now_ns: int) -> None:
+        batch = self._take_back_lease(worker, message)
         if batch is None:
             return
-        message: m.Done = event.message  # type: ignore[assignment]
         model = batch.lane.model
         elsewhere = {entry.item: entry.outputs for entry in message.elsewhere} if message.elsewhere else None
         receipt = m.BatchReceipt(
@@ -407,8 +407,8 @@ class Core:
             message.compute_ns,
             message.scatter_ns,
             message.copied_bytes,
-            batch.worker.id,
-            batch.worker.models[model.name].provider,
+            worker.id,
+            worker.models[model.name].provider,
             model.revision,
         )
         completed: dict[int, m.Completed] = {}
@@ -424,7 +424,7 @@ class Core:
             if elsewhere is not None and index in elsewhere:
                 if request.parts is None:
                     request.parts = []
-                request.parts.append((part.start, elsewhere[index], event.frames))
+                request.parts.append((part.start, elsewhere[index], frames))
             if request.rows_done < request.rows:
                 continue
             conn = request.conn
@@ -460,17 +460,18 @@ class Core:
                     )
                     return
                 frames.append(behind[tensor.frame - 1])
-                tensors.append(m.Tensor(tensor.dtype, tensor.shape, 0, len(frames)))
+                tensors.append(Tensor(tensor.dtype, tensor.shape, 0, len(frames)))
             parts.append(tensors)
         answer = m.Answer(request.id, queue_ns, receipt, parts)
         self._actions.append(e.ToClient(request.conn, answer, frames))
 
-    def _batch_failed(self, event: e.WorkerSaid, now_ns: int) -> None:
+    def _batch_failed(
+        self, worker: Worker, message: m.BatchFailed, frames: Sequence[Any], now_ns: int
+    ) -> None:
         """Find the request at fault: named by the worker, alone in its batch, or by bisection."""
-        batch = self._take_back_lease(event)
+        batch = self._take_back_lease(worker, message)
         if batch is None:
             return
-        message: m.BatchFailed = event.message  # type: ignore[assignment]
         self.counters.batches_failed += 1
         live: list[Part] = []
         for index, part in enumerate(batch.parts):

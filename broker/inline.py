@@ -31,9 +31,7 @@ class InlineRequest:
 
     __slots__ = ("model", "offsets", "outputs", "shapes")
 
-    def __init__(
-        self, model: Model, offsets: list[int], outputs: list[Slot], shapes: OutputShapes
-    ) -> None:
+    def __init__(self, model: Model, offsets: list[int], outputs: list[Slot], shapes: OutputShapes) -> None:
         self.model = model
         self.offsets = offsets
         self.outputs = outputs
@@ -71,7 +69,8 @@ class InlineTensors:
         Raises InvalidRequest for a frame that isn't there or hasn't the size its shape says, and
         Overloaded when the arena is full. On an error nothing stays allocated.
         """
-        assert self._arena is not None and self._segment is not None
+        assert self._arena is not None
+        assert self._segment is not None
         if (conn, message.request) in self._requests:
             return  # the core refuses the second of two requests with one number
         offsets: list[int] = []
@@ -98,7 +97,8 @@ class InlineTensors:
             self._free(offsets)  # the core will say that there is no such model
 
     def _lay_tensor(self, tensor: Tensor, frames: Sequence[Any], offsets: list[int]) -> Tensor:
-        assert self._arena is not None and self._segment is not None
+        assert self._arena is not None
+        assert self._segment is not None
         nbytes = nbytes_of(tensor.dtype, tensor.shape)
         if not 1 <= tensor.frame <= len(frames):
             raise InvalidRequest(
@@ -114,7 +114,9 @@ class InlineTensors:
         self.copied_bytes += nbytes
         return Tensor(tensor.dtype, tensor.shape, offset)
 
-    def answer(self, conn: int, number: int, queue_ns: int, batch: BatchReceipt) -> tuple[Answer, list[bytes]]:
+    def answer(
+        self, conn: int, number: int, queue_ns: int, batch: BatchReceipt
+    ) -> tuple[Answer, list[bytes]]:
         """The reply with its tensors as frames, of a request whose outputs lie in its slots."""
         assert self._segment is not None
         request = self._requests[conn, number]

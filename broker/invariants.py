@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def check(core: Core) -> None:
         ranges = sorted(covered[key])
         rows = sum(stop - start for start, stop in ranges)
         assert rows == request.rows - request.rows_done, f"request {request.id}: rows lost or doubled"
-        for (_, stop), (start, _) in zip(ranges, ranges[1:], strict=False):
+        for (_, stop), (start, _) in itertools.pairwise(ranges):
             assert stop <= start, f"request {request.id}: rows {start}..{stop} are in two places"
     _check_totals(core, held_by_arena)
 
@@ -48,7 +49,8 @@ def _check_leases(
         assert len(worker.leases) <= CREDIT, f"worker {worker.id} holds {len(worker.leases)} batches"
         for number, batch in worker.leases.items():
             found += 1
-            assert core.batches[number] is batch and batch.worker is worker
+            assert core.batches[number] is batch
+            assert batch.worker is worker
             assert batch.rows == sum(part.stop - part.start for part in batch.parts)
             assert batch.rows <= max(batch.lane.model.max_batch, 1) or len(batch.parts) == 1
             for part in batch.parts:

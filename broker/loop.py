@@ -26,6 +26,7 @@ from ..transport import messages as m
 from ..transport.endpoints import Endpoint
 from ..transport.errors import BatchyardError, Code, MalformedMessage, Overloaded, WrongVersion
 from ..transport.keys import KeyFolder, start_zap
+from ..transport.sockets import MORE_NOBLOCK, NOBLOCK, POLLIN, Socket, configure, has_more, readable
 from . import events as e
 from .arenas import Arenas
 from .core import Core
@@ -36,7 +37,6 @@ DRAIN_MAX = 64  # messages from one socket in one turn
 FRAMES_MAX = 4096  # parts of one message; a part bomb is read away and refused
 QUEUE_MAX = 10_000  # messages to a peer that does not read; then it counts as gone
 SLOW_CHECK_NS = 5_000_000  # how often a busy loop looks at connections, deaths and the admin socket
-HEARTBEAT_MS = 2_000  # over tcp, where a dead machine closes nothing
 TURN = e.Turn()
 
 log = logging.getLogger("batchyard.broker")
@@ -70,12 +70,14 @@ class WorkerPeer:
 class Loop:
     """Binds the endpoint's three sockets and serves until `stop()` or an exception from a signal."""
 
-    def __init__(self, endpoint: Endpoint, core: Core, limits_clients: int, spin_ns: int, keys: KeyFolder | None):
+    def __init__(
+        self, endpoint: Endpoint, core: Core, limits_clients: int, spin_ns: int, keys: KeyFolder | None
+    ):
         self._endpoint = endpoint
         self._core = core
         self._clients_max = limits_clients
         self._spin_ns = spin_ns
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context: zmq.Context[Socket] = zmq.Context()
         self._zap = start_zap(self._context, keys) if keys is not None else None
         self._keys = keys
         self._poller = zmq.Poller()
@@ -99,6 +101,7 @@ class Loop:
         self._to_workers: dict[int, list[Any]] = {}
         self._stopping = False
         self._slow_due_ns = 0
+        self._unsent = False  # something was put into a queue outside of a turn
 
     # ---- running ----------------------------------------------------------------------------
 
@@ -107,34 +110,34 @@ class Loop:
         clock = time.monotonic_ns
         spin_ns = self._spin_ns
         give_way = getattr(os, "sched_yield", lambda: None)  # not on Windows
-        backend_events, frontend_events = self._backend.getsockopt, self._frontend.getsockopt
-        events, readable = zmq.EVENTS, zmq.POLLIN
+        core, frontend, backend = self._core, self._frontend, self._backend
+        poll = zmq.zmq_poll
+        both = [(backend, POLLIN), (frontend, POLLIN)]
         awake_until_ns = 0
         due_ns: int | None = None
         while not self._stopping:
-            busy = False
-            if backend_events(events) & readable:
-                self._drain(self._backend, self._from_worker)
-                busy = True
-            if frontend_events(events) & readable:
-                self._drain(self._frontend, self._from_client)
-                busy = True
+            ready = poll(both, 0)
+            if ready:
+                for socket, _ in ready:
+                    if socket is backend:
+                        self._drain(backend, self._workers, self._from_worker)
+                    else:
+                        self._drain(frontend, self._clients, self._from_client)
             now_ns = clock()
             if now_ns >= self._slow_due_ns:
                 self._look_around()
                 self._slow_due_ns = now_ns + SLOW_CHECK_NS
-                busy = busy or bool(self._to_workers or self._to_clients)
-            if busy or (due_ns is not None and due_ns <= now_ns):
-                self._carry_out(self._core.handle(TURN, now_ns))
+            if ready or self._unsent or (due_ns is not None and due_ns <= now_ns):
+                self._carry_out(core.handle(TURN, now_ns))
                 self._flush()
-                self._core.tally()
-                due_ns = self._core.next_deadline_ns()
-                if busy:
-                    awake_until_ns = now_ns + spin_ns
+                self._unsent = False
+                core.tally()
+                due_ns = core.next_deadline_ns()
+                awake_until_ns = now_ns + spin_ns
             elif now_ns < awake_until_ns:
                 give_way()
             else:
-                self._poller.poll(None if due_ns is None else max(0, due_ns - now_ns) / 1e6)
+                self._poller.poll(None if due_ns is None else (due_ns - now_ns) // 1_000_000 + 1)
                 self._slow_due_ns = 0
 
     def stop(self) -> None:
@@ -146,7 +149,13 @@ class Loop:
         self._sentinels.close()
         for watched in (self._frontend, self._backend):
             watched.disable_monitor()
-        for socket in (self._frontend, self._backend, self._admin, self._frontend_monitor, self._backend_monitor):
+        for socket in (
+            self._frontend,
+            self._backend,
+            self._admin,
+            self._frontend_monitor,
+            self._backend_monitor,
+        ):
             socket.close(linger=0)
         if self._zap is not None:
             self._zap.stop()
@@ -155,31 +164,25 @@ class Loop:
 
     # ---- sockets ----------------------------------------------------------------------------
 
-    def _bind(self, address: str) -> zmq.Socket[bytes]:
+    def _bind(self, address: str) -> Socket:
         socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer is an error, not silence
-        socket.setsockopt(zmq.LINGER, 0)
+        configure(socket, self._endpoint)
         socket.setsockopt(zmq.MAXMSGSIZE, INLINE_BYTES_MAX)
         socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
-        if not self._endpoint.is_ipc:
-            socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
-        if self._endpoint.is_ipv6:
-            socket.setsockopt(zmq.IPV6, 1)
         if self._keys is not None:
             self._keys.apply_server(socket)
         socket.bind(address)
         self._poller.register(socket, zmq.POLLIN)
         return socket
 
-    def _monitor(self, socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-        monitor: zmq.Socket[bytes] = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    def _monitor(self, socket: Socket) -> Socket:
+        monitor: Socket = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._poller.register(monitor, zmq.POLLIN)
         return monitor
 
-    def _drain(self, socket: zmq.Socket[bytes], handle: Any) -> None:
+    def _drain(self, socket: Socket, known: dict[bytes, Any], handle: Any) -> None:
         """Read up to DRAIN_MAX messages: [identity, payload, frames...]."""
-        known = self._clients if socket is self._frontend else self._workers
         for _ in range(DRAIN_MAX):
             identity = socket.recv()
             fd = -1
@@ -190,12 +193,12 @@ class Loop:
                 payload = frame.bytes
                 fd = _source_fd(frame)
             frames: list[Any] = []
-            while socket.getsockopt(zmq.RCVMORE):
+            while has_more(socket):
                 frame = socket.recv(copy=False)
                 if len(frames) <= FRAMES_MAX:  # one too many is kept, to be seen
                     frames.append(frame.buffer)
             handle(identity, payload, frames, fd)
-            if not socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if not readable(socket):
                 return
 
     # ---- clients ----------------------------------------------------------------------------
@@ -211,18 +214,17 @@ class Loop:
         client = self._clients.get(identity)
         now_ns = time.monotonic_ns()
         for message in messages:
-            kind = type(message)
-            if kind is m.Submit and client is not None:
+            if isinstance(message, m.Submit) and client is not None:
                 self._submit(client, message, frames, now_ns)
-            elif kind is m.Hello:
+            elif isinstance(message, m.Hello):
                 client = self._greet(identity, message, fd, client)
             elif client is None:
                 text = "this broker has not been greeted on this connection (was it restarted?)"
                 self._refuse(identity, "unknown_connection", _coded(Code.UNKNOWN_CONNECTION, text))
                 return
-            elif kind is m.Cancel:
+            elif isinstance(message, m.Cancel):
                 self._carry_out(self._core.handle(e.CancelAsked(client.conn, message), now_ns))
-            elif kind is m.Describe:
+            elif isinstance(message, m.Describe):
                 self._carry_out(self._core.handle(e.DescribeAsked(client.conn, message), now_ns))
             else:
                 self._client_gone(client)
@@ -255,8 +257,9 @@ class Loop:
         except BatchyardError as error:
             self._refuse(identity, "hello", error)
             return client
-        for other in [other for other in self._clients.values() if other.fd == fd >= 0]:
-            self._client_gone(other)  # its descriptor has a new owner, so it is closed
+        # The descriptor may be one that a former connection had: its end is reported before the
+        # number is free again, so the report is read now, or it would end this connection.
+        self._look_for_ended_clients()
         self._conn_sequence += 1
         client = Client(identity, fd, self._conn_sequence, arena, message.segment is None)
         self._clients[identity] = self._by_conn[client.conn] = client
@@ -328,6 +331,7 @@ class Loop:
         if peer is not None:
             self._core.counters.refuse("worker_registered")
             return
+        self._look_for_ended_workers()  # as in _greet
         found = credentials(fd)
         pid = found[0] if found else message.pid
         self._worker_sequence += 1
@@ -354,23 +358,29 @@ class Loop:
         """Connections that ended, processes that died, and the admin socket."""
         for worker in self._sentinels.dead():
             self._worker_gone(worker)
+        self._look_for_ended_clients()
+        self._look_for_ended_workers()
+        while readable(self._admin):
+            identity, payload, *_ = self._admin.recv_multipart()
+            self._answer_admin(identity, payload)
+
+    def _look_for_ended_workers(self) -> None:
         for fd in self._disconnected(self._backend_monitor):
             for peer in [peer for peer in self._workers.values() if peer.fd == fd]:
                 # Its process may live and still write: it must be dead before its batches run again.
                 holds_batches = bool(self._core.workers[peer.worker].leases)
                 if not (holds_batches and self._sentinels.kill(peer.worker)):
                     self._worker_gone(peer.worker)
+
+    def _look_for_ended_clients(self) -> None:
         for fd in self._disconnected(self._frontend_monitor):
             for client in [client for client in self._clients.values() if client.fd == fd]:
                 self._client_gone(client)
-        while self._admin.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            identity, payload, *_ = self._admin.recv_multipart()
-            self._answer_admin(identity, payload)
 
     @staticmethod
-    def _disconnected(monitor: zmq.Socket[bytes]) -> list[int]:
+    def _disconnected(monitor: Socket) -> list[int]:
         descriptors = []
-        while monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while readable(monitor):
             descriptors.append(recv_monitor_message(monitor)["value"])
         return descriptors
 
@@ -389,23 +399,24 @@ class Loop:
     # ---- carrying out -------------------------------------------------------------------------
 
     def _carry_out(self, actions: list[e.Action]) -> None:
+        if actions:
+            self._unsent = True
         for action in actions:
-            kind = type(action)
-            if kind is e.ToClient:
-                self._reply(action)  # type: ignore[arg-type]
-            elif kind is e.ToWorker:
-                peer = self._by_worker.get(action.worker)  # type: ignore[union-attr]
+            if isinstance(action, e.ToClient):
+                self._reply(action)
+            elif isinstance(action, e.ToWorker):
+                peer = self._by_worker.get(action.worker)
                 if peer is not None:
                     queue = self._to_workers.setdefault(peer.worker, [])
-                    message = action.message  # type: ignore[union-attr]
-                    if type(message) is m.Batch:
+                    message = action.message
+                    if isinstance(message, m.Batch):
                         for item in message.items:
                             if item.arena not in peer.attached:
                                 peer.attached.add(item.arena)
                                 queue.append(m.Attach(item.arena, self._arenas.handle(item.arena)))
                     queue.append(message)
             else:
-                self._close_arena(action.arena)  # type: ignore[union-attr]
+                self._close_arena(action.arena)
 
     def _close_arena(self, arena: int) -> None:
         self._arenas.close(arena)
@@ -457,15 +468,15 @@ class Loop:
                 self._send(self._frontend, identity, messages)
 
     def _send(
-        self, socket: zmq.Socket[bytes], identity: bytes, messages: Sequence[Any], frames: Sequence[Any] = ()
+        self, socket: Socket, identity: bytes, messages: Sequence[Any], frames: Sequence[Any] = ()
     ) -> None:
         """Send without waiting. A client that is gone, or that does not read, is dropped."""
         try:
-            socket.send(identity, zmq.SNDMORE | zmq.NOBLOCK)
+            socket.send(identity, MORE_NOBLOCK)
             if frames:
-                socket.send_multipart([codec.encode(messages), *frames], zmq.NOBLOCK)
+                socket.send_multipart([codec.encode(messages), *frames], NOBLOCK)
             else:
-                socket.send(codec.encode(messages), zmq.NOBLOCK)
+                socket.send(codec.encode(messages), NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise

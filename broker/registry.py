@@ -16,7 +16,6 @@ from ..transport.tensors import Slot, Tensor, TensorSpec, check_range, nbytes_of
 from .config import ModelConfig
 from .lanes import Lane, Request
 
-
 _NO_FREE_AXES: tuple[tuple[int, ...], ...] = ()
 
 
@@ -150,7 +149,8 @@ class Model:
                 if not _fits(tail, want.tail):
                     raise self._mismatch(want, tensor)
                 nbytes = nbytes_of(want.dtype, shape)
-            check_range(tensor.offset, nbytes, arena_nbytes)
+            if nbytes > arena_nbytes - tensor.offset:
+                check_range(tensor.offset, nbytes, arena_nbytes)  # says what is wrong
             total += nbytes
         if message.outputs:
             total += self._check_outputs(message.outputs, rows, arena_nbytes)
@@ -165,16 +165,17 @@ class Model:
             nbytes = slot.nbytes
             if nbytes != row_nbytes * rows:
                 raise InvalidRequest(
-                    f"an output slot has {nbytes} bytes, and {rows} rows of {self.name!r} take {row_nbytes * rows}"
+                    f"an output slot has {nbytes} bytes, and {rows} rows of {self.name!r} "
+                    f"take {row_nbytes * rows}"
                 )
-            check_range(slot.offset, nbytes, arena_nbytes)
+            if nbytes > arena_nbytes - slot.offset:
+                check_range(slot.offset, nbytes, arena_nbytes)
             total += nbytes
         return total
 
     def _mismatch(self, want: _Expected, tensor: Tensor) -> InvalidRequest:
         return InvalidRequest(
-            f"{self.name!r} expects {want.spec}, "
-            f"the request has {dtypes.name_of(tensor.dtype)}{tensor.shape}"
+            f"{self.name!r} expects {want.spec}, the request has {dtypes.name_of(tensor.dtype)}{tensor.shape}"
         )
 
     def lane(self, inputs: Sequence[Tensor]) -> Lane:

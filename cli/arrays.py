@@ -6,7 +6,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +45,8 @@ def load(text: str) -> Array:
     listed = ", ".join(names) or "nothing"
     if name:
         raise InvalidRequest(f"{path} has no array {name!r}; it holds {listed}")
-    raise InvalidRequest(f"{path} is an archive: say which array, as in {path}:{names[0] if names else 'name'}; it holds {listed}")
+    example = f"{path}:{names[0] if names else 'name'}"
+    raise InvalidRequest(f"{path} is an archive: say which array, as in {example}; it holds {listed}")
 
 
 def save(path: Path, outputs: Mapping[str, Array]) -> None:
@@ -53,7 +54,7 @@ def save(path: Path, outputs: Mapping[str, Array]) -> None:
     try:
         with path.open("wb") as file:  # given a path, numpy would add a suffix that nobody asked for
             if path.suffix == ".npz":
-                np.savez(file, allow_pickle=False, **outputs)
+                _save_archive(file, outputs)
             else:
                 (array,) = outputs.values()
                 np.save(file, array, allow_pickle=False)
@@ -79,6 +80,14 @@ def summary(name: str, array: Array) -> list[str]:
     return lines
 
 
+def _save_archive(file: IO[bytes], outputs: Mapping[str, Array]) -> None:
+    """As numpy.savez, which cannot write an array that is called `file`."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in outputs.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, array, allow_pickle=False)
+
+
 def _split(text: str) -> tuple[Path, str]:
     """(`archive.npz`, `name`) of `archive.npz:name`; any other colon belongs to the path."""
     path, separator, name = text.rpartition(".npz:")
@@ -88,10 +97,8 @@ def _split(text: str) -> tuple[Path, str]:
 
 
 def _why_not(path: Path, error: Exception) -> str:
-    if "allow_pickle" in str(error) or "Object arrays" in str(error):
-        with path.open("rb") as file:
-            is_numpy = file.read(6) in (b"\x93NUMPY", b"PK\x03\x04\x14\x00") or zipfile.is_zipfile(path)
-        if is_numpy:
-            return f"{path} holds pickled objects, which batchyard never loads: save an array of numbers"
+    if "Object arrays" in str(error):
+        return f"{path} holds pickled objects, which batchyard never loads: save an array of numbers"
+    if "pickle" in str(error):  # numpy's guess about every file that has neither of its magic numbers
         return f"{path} is no .npy file: write one with numpy.save({path.with_suffix('.npy').name!r}, array)"
     return f"{path} is no readable .npy file: {error}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 from ..client import Client, Priority, Receipt, Reply
 from ..client.client import ARENA_BYTES, TIMEOUT_S
@@ -104,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--deadline", type=seconds, metavar="S", help="the broker drops the request after this (the timeout)"
     )
-    arguments.add_argument("--timeout", type=seconds, default=TIMEOUT_S, metavar="S", help="patience (%(default)g)")
+    arguments.add_argument(
+        "--timeout", type=seconds, default=TIMEOUT_S, metavar="S", help="patience (%(default)g)"
+    )
     arguments.add_argument("--receipt", action="store_true", help="show where the time went")
     add_yard(arguments)
     return arguments

@@ -15,7 +15,8 @@ EXAMPLES = """example:
 
 def main(argv: list[str]) -> int:
     """0 when the folder has been made; raises Unauthorized where keys lie already."""
-    arguments = parser("keys", "Make keys: a yard beyond this machine is encrypted, and closed to strangers.", EXAMPLES)
+    purpose = "Make keys: a yard beyond this machine is encrypted, and closed to strangers."
+    arguments = parser("keys", purpose, EXAMPLES)
     verbs = arguments.add_subparsers(dest="verb", required=True, metavar="create")
     create = verbs.add_parser("create", help="make a folder with a yard's and a client's pair of keys")
     create.add_argument("folder", type=Path, help="made if it isn't there; keys in it are never replaced")
@@ -45,5 +46,5 @@ there (mode 0700), and then:
   batchyard.Client("tcp://this-machine:7070", keys="that-folder")
 
 For one more client, make a pair on its machine (`batchyard keys create` there), replace its
-server.key by this one, and copy its client.key into {folder / 'authorized'} under a name of its own.
+server.key by this one, and copy its client.key into {folder / "authorized"} under a name of its own.
 The yard reads that folder when it starts."""

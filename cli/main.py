@@ -7,15 +7,19 @@ for, so that `batchyard --help` is instant.
     1    it failed, and stderr says why in one sentence
     2    the command line is wrong
     130  Ctrl-C
+    143  SIGTERM (`up` ends with 0 on both: it has no other end)
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import NoReturn
 
 # verb -> (the module whose main(argv) runs it, what it does)
 VERBS = {
@@ -38,6 +42,11 @@ examples:
 
 `batchyard <verb> --help` shows a verb's arguments and an example."""
 INTERRUPTED = 130
+TERMINATED = 143
+
+
+class Terminated(BaseException):
+    """SIGTERM. Not an Exception: what a verb has started is ended on the way out, nothing goes on."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(module: str, arguments: list[str]) -> int:
     from ..transport.errors import BatchyardError
 
+    before = None
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses
+        before = signal.signal(signal.SIGTERM, _terminate)
     try:
         run: Callable[[list[str]], int] = import_module(module).main
         status = run(arguments)
@@ -74,6 +86,15 @@ def _run(module: str, arguments: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Terminated:
+        return TERMINATED
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise Terminated
 
 
 def _fail(text: str, status: int = 1) -> int:

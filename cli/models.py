@@ -92,7 +92,8 @@ def _details(model: ModelInfo) -> list[str]:
     if model.state == ModelState.READY and not model.batchable:
         details.append(f"alone    {model.alone_reason or 'its configuration says so'}")
     for worker in model.workers:
-        details.append(f"worker   {worker.worker}: process {worker.pid}, {worker.provider} ({worker.placement})")
+        where = f"process {worker.pid}, {worker.provider} ({worker.placement})"
+        details.append(f"worker   {worker.worker}: {where}")
         if worker.warmup_ns:
             runs = (f"{rows}: {duration(run_ns)}" for rows, run_ns in sorted(worker.warmup_ns.items()))
             details.append(f"  time of a run by rows  {', '.join(runs)}")

@@ -22,6 +22,7 @@ from ..transport import messages as m
 from ..transport.errors import BatchyardError, BrokerLost, Cancelled, DeadlineExceeded, InvalidRequest
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelInfo, Priority
+from ..transport.sockets import readable
 from .channel import Channel, Pending, Settled
 from .client import ARENA_BYTES, BROKERS_WORD_S, TIMEOUT_S, deadline_ns_of, empty_in
 from .connection import Connection
@@ -46,7 +47,9 @@ class AsyncClient:
         connect_timeout: float = 5.0,
     ) -> None:
         folder = KeyFolder(Path(keys)) if keys is not None else None
-        self._settings = Settings(url or endpoints.default_url(), arena_bytes, folder, segment, connect_timeout)
+        self._settings = Settings(
+            url or endpoints.default_url(), arena_bytes, folder, segment, connect_timeout
+        )
         self._link: _Link | None = None
         self._opening: asyncio.Lock = asyncio.Lock()
         self._closed = False
@@ -96,7 +99,9 @@ class AsyncClient:
     ) -> AsyncIterator[Array | dict[str, Array]]:
         """`infer` over many inputs, `window` of them under way at once; results in order."""
         if window < 1:
-            raise InvalidRequest(f"window is how many requests are under way at once: 1 or more, not {window}")
+            raise InvalidRequest(
+                f"window is how many requests are under way at once: 1 or more, not {window}"
+            )
         under_way: list[asyncio.Task[Array | dict[str, Array]]] = []
         try:
             for entry in inputs:
@@ -249,7 +254,7 @@ class _Link:
         """The descriptor is edge-triggered: read until nothing is left."""
         connection = self._connection
         try:
-            while not self.lost and connection.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            while not self.lost and readable(connection.socket):
                 messages, frames = connection.receive()
                 for message in messages:
                     if type(message) is m.Refused:

@@ -72,7 +72,7 @@ class Channel:
             tensors, frames = _as_frames(signature, arrays)
             slots: list[Slot] = []
         else:
-            frames = ()
+            frames = []
             try:
                 tensors = self._place(memory, pending, signature, arrays, wait_s)
                 slots = self._reserve(memory, pending, signature, rows, wait_s)
@@ -195,7 +195,9 @@ class Channel:
             parts = [[_from_frame(tensor, frames) for tensor in part] for part in message.parts]
         except (errors.BatchyardError, ValueError) as error:
             return self._settle(pending, errors.MalformedMessage(f"the broker's answer is damaged: {error}"))
-        arrays = parts[0] if len(parts) == 1 else [np.concatenate(column) for column in zip(*parts, strict=True)]
+        arrays = (
+            parts[0] if len(parts) == 1 else [np.concatenate(column) for column in zip(*parts, strict=True)]
+        )
         reply = Reply(pending.signature.output_names, arrays, message.queue_ns, message.batch)
         return self._settle(pending, reply)
 

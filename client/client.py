@@ -17,7 +17,6 @@ from typing import Any, Self
 import numpy as np
 
 from ..transport import endpoints
-from ..transport import messages as m
 from ..transport.dtypes import CODE_BY_NUMPY
 from ..transport.errors import ArenaExhausted, BrokerLost, DeadlineExceeded, InvalidRequest
 from ..transport.keys import KeyFolder
@@ -165,7 +164,9 @@ class Client:
         each request.
         """
         if window < 1:
-            raise InvalidRequest(f"window is how many requests are under way at once: 1 or more, not {window}")
+            raise InvalidRequest(
+                f"window is how many requests are under way at once: 1 or more, not {window}"
+            )
         under_way: deque[InferFuture] = deque()
         try:
             for entry in inputs:

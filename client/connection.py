@@ -19,11 +19,11 @@ from ..transport import codec, errors
 from ..transport import messages as m
 from ..transport.endpoints import Endpoint
 from ..transport.keys import KeyFolder
+from ..transport.sockets import configure, has_more, readable
 from .channel import Channel, Pending, Settled
 from .memory import SlotMemory
 
 LOOK_AROUND_MS = 25  # how late a lost broker or a passed timeout is noticed while waiting
-HEARTBEAT_MS = 2_000  # over tcp
 
 _ENDINGS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
@@ -45,15 +45,10 @@ class Connection:
         self.epoch = 0
         self.inline_bytes_max = 0
         self.socket = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
+        configure(self.socket, endpoint)
         self.socket.setsockopt(zmq.RCVTIMEO, LOOK_AROUND_MS)
         self.socket.setsockopt(zmq.SNDTIMEO, 5_000)  # a broker that reads nothing for so long is lost
         self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
-        if not endpoint.is_ipc:
-            self.socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-            self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
-        if endpoint.is_ipv6:
-            self.socket.setsockopt(zmq.IPV6, 1)
         self.monitor: zmq.Socket[bytes] | None = None
         try:
             if keys is not None:
@@ -103,14 +98,14 @@ class Connection:
         except zmq.Again:
             return [], ()
         frames: list[Any] = []
-        while socket.getsockopt(zmq.RCVMORE):
+        while has_more(socket):
             frames.append(socket.recv(copy=False).buffer)
         return codec.broker_to_client.decode(payload), frames
 
     def check(self) -> None:
         """Raise BrokerLost (or Unauthorized) when the connection has ended."""
         monitor = self.monitor
-        if monitor is None or not monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if monitor is None or not readable(monitor):
             return
         event = recv_monitor_message(monitor)["event"]
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -153,7 +148,7 @@ class Connection:
     def drain(self) -> list[Settled]:
         """Handle what has come without waiting; slots of abandoned requests come back this way."""
         settled: list[Settled] = []
-        while self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while readable(self.socket):
             messages, frames = self.receive()
             for message in messages:
                 settled += self.channel.handle(message, frames)

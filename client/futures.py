@@ -7,7 +7,6 @@ what they submit leaves as one message too.
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -21,6 +20,7 @@ import zmq
 
 from ..transport import messages as m
 from ..transport.errors import BatchyardError, BrokerLost, Cancelled, DeadlineExceeded
+from ..transport.sockets import readable
 from .channel import Pending, Settled
 from .connection import Connection
 from .reply import Reply
@@ -86,9 +86,7 @@ class IoThread:
 
     # ---- any thread ---------------------------------------------------------------------------
 
-    def submit(
-        self, model: str, inputs: Any, priority: int, deadline_ns: int, wait_s: float
-    ) -> InferFuture:
+    def submit(self, model: str, inputs: Any, priority: int, deadline_ns: int, wait_s: float) -> InferFuture:
         """Prepare a request and queue it."""
         future = InferFuture(self)
         session = self.session
@@ -173,9 +171,8 @@ class IoThread:
         poller.register(connection.socket, zmq.POLLIN)
         poller.register(connection.monitor, zmq.POLLIN)
         poller.register(self._wake_read.fileno(), zmq.POLLIN)
-        events, readable = connection.socket.getsockopt, zmq.POLLIN
         while not self._closing:
-            while events(zmq.EVENTS) & readable:
+            while readable(connection.socket):
                 self._receive()
                 if self._outbox:
                     self._send()
@@ -227,13 +224,13 @@ class IoThread:
         if gathered:
             self._connection.send(gathered)
 
-    def _sleep_ms(self) -> float | None:
+    def _sleep_ms(self) -> int | None:
         expiries = self._expiries
         while expiries and expiries[0][2].settled:
             heappop(expiries)
         if not expiries:
             return None
-        return max(0.0, (expiries[0][0] - time.monotonic_ns()) / 1e6)
+        return max(0, (expiries[0][0] - time.monotonic_ns()) // 1_000_000 + 1)
 
     def _expire(self) -> None:
         """Requests whose time is up and of which the broker has said nothing."""

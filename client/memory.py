@@ -110,7 +110,7 @@ class SlotMemory:
         self.bytes_copied += nbytes
         if nbytes <= MEMCPY_MAX_BYTES and array.flags.c_contiguous and array.dtype.kind in "fiub":
             if nbytes:
-                self._view[offset : offset + nbytes] = memoryview(array).cast("B")
+                self._view[offset : offset + nbytes] = array.data.cast("B")
             return
         target = np.frombuffer(self.segment.buffer, array.dtype, array.size, offset)
         np.copyto(target.reshape(array.shape), array)

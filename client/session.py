@@ -24,7 +24,12 @@ class Settings:
     """What a client was made with. Raises InvalidRequest for a URL or segment that can't be."""
 
     def __init__(
-        self, url: str, arena_bytes: int, keys: KeyFolder | None, segment: str | None, connect_timeout_s: float
+        self,
+        url: str,
+        arena_bytes: int,
+        keys: KeyFolder | None,
+        segment: str | None,
+        connect_timeout_s: float,
     ) -> None:
         self.endpoint = Endpoint.parse(url)
         self.arena_bytes = arena_bytes
@@ -56,9 +61,7 @@ class Session:
     def connect(self) -> Connection:
         """A new connection, the caller's to close or to give back."""
         s = self.settings
-        return Connection(
-            self._context, s.endpoint, s.keys, self.memory, self._numbers, s.connect_timeout_s
-        )
+        return Connection(self._context, s.endpoint, s.keys, self.memory, self._numbers, s.connect_timeout_s)
 
     def borrow(self) -> Connection:
         """A connection for the calling thread alone, until `give_back`."""

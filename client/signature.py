@@ -74,7 +74,9 @@ class Signature:
             return arrays, 1
         rows = {array.shape[0] for array in arrays}
         if len(rows) != 1:
-            raise InvalidRequest(f"inputs of {self.name!r} must have the same number of rows, not {sorted(rows)}")
+            raise InvalidRequest(
+                f"inputs of {self.name!r} must have the same number of rows, not {sorted(rows)}"
+            )
         return arrays, rows.pop()
 
     def _pairs(self, inputs: Any) -> list[tuple[_Input, Any]]:
@@ -82,11 +84,14 @@ class Signature:
         if isinstance(inputs, Mapping):
             if set(inputs) != set(names):
                 raise InvalidRequest(
-                    f"{self.name!r} has the inputs {', '.join(names)}; the request has {', '.join(map(str, inputs))}"
+                    f"{self.name!r} has the inputs {', '.join(names)}; "
+                    f"the request has {', '.join(map(str, inputs))}"
                 )
             return [(entry, inputs[entry.spec.name]) for entry in self.inputs]
         if self._only is None:
-            raise InvalidRequest(f"{self.name!r} has several inputs: pass a mapping of {', '.join(names)} to arrays")
+            raise InvalidRequest(
+                f"{self.name!r} has several inputs: pass a mapping of {', '.join(names)} to arrays"
+            )
         return [(self._only, inputs)]
 
     def _check(self, want: _Input, given: Any) -> Array:

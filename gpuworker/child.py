@@ -24,6 +24,7 @@ from ..transport import messages as m
 from ..transport.endpoints import Endpoint
 from ..transport.errors import BatchyardError, Code
 from ..transport.keys import KeyFolder
+from ..transport.sockets import configure, readable
 from . import providers
 from .memory import Memory
 from .model import CannotServe, ItemRefused, ServedModel
@@ -153,13 +154,9 @@ def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_th
     """Connect, and handle messages for ever."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.LINGER, 0)
+    configure(socket, endpoint)
     socket.setsockopt(zmq.RCVTIMEO, LOOK_AROUND_MS)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
-    if not endpoint.is_ipc:
-        socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
-    if endpoint.is_ipv6:
-        socket.setsockopt(zmq.IPV6, 1)
     if keys is not None:
         keys.apply_client(socket)
     monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
@@ -179,7 +176,7 @@ def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_th
             payload = socket.recv()
         except zmq.Again:
             lost = False
-            while monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            while readable(monitor):
                 recv_monitor_message(monitor)
                 lost = True
             if lost:

@@ -70,7 +70,7 @@ class _Buffer:
         self.row_nbytes = row_nbytes
         self.array = np.zeros(max(1, row_nbytes * rows), np.uint8)
         self.address = int(self.array.ctypes.data)
-        self.view = memoryview(self.array)
+        self.view = memoryview(self.array.data)
 
 
 class ServedModel:
@@ -112,7 +112,9 @@ class ServedModel:
                 if not spec.shape:
                     return f"{kind} {spec.name!r} has no axes, so no batch axis"
                 if isinstance(spec.shape[0], int):
-                    return f"axis 0 of {kind} {spec.name!r} is fixed at {spec.shape[0]}, not a free batch axis"
+                    return (
+                        f"axis 0 of {kind} {spec.name!r} is fixed at {spec.shape[0]}, not a free batch axis"
+                    )
         return ""
 
     # ---- warm-up ------------------------------------------------------------------------------
@@ -350,9 +352,7 @@ class ServedModel:
             self._buffers.clear()
             self._bindings.clear()
         room = self.max_batch
-        sizes = [
-            nbytes_of(spec.dtype, shape) for spec, shape in zip(self.inputs, shapes, strict=True)
-        ]
+        sizes = [nbytes_of(spec.dtype, shape) for spec, shape in zip(self.inputs, shapes, strict=True)]
         tails = [spec.shape[self._skip :] for spec in self.outputs]
         if all(isinstance(axis, int) for tail in tails for axis in tail):
             sizes += [

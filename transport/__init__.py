@@ -1,1 +1,1 @@
-"""transport/: the contract that every process speaks: messages, tensors, segments, arenas, endpoints, errors."""
+"""transport/: the contract that every process speaks: messages, tensors, memory, endpoints."""

@@ -31,7 +31,8 @@ def _carrier(name: str, fallback: str) -> np.dtype[Any]:
         import ml_dtypes
     except ImportError:
         return np.dtype(fallback)
-    return np.dtype(getattr(ml_dtypes, name))
+    found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return found
 
 
 _TABLE = (

@@ -1,0 +1,836 @@
+"""The broker's state machine, event by event in virtual time; every event is followed by validate()."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from batchyard.broker import events as e
+from batchyard.broker.config import BUDGETS_NS_DEFAULT, Limits, ModelConfig, YardConfig
+from batchyard.broker.core import CREDIT, LOSSES_MAX, Core
+from batchyard.transport import messages as m
+from batchyard.transport.errors import Code
+from batchyard.transport.messages import Priority
+from batchyard.transport.tensors import Slot, Tensor, TensorSpec
+
+MS = 1_000_000
+EPOCH = 77
+ARENA_BYTES = 1 << 20
+ROW_BYTES = 16  # of the model "net", in and out: float32[batch, 4]
+URGENT, HIGH, NORMAL, LOW = Priority
+
+
+class World:
+    """A core, its clock, and what it has said."""
+
+    def __init__(self, models: Sequence[str] = ("net",), max_batch: int = 4, **limits: int) -> None:
+        configs = {name: ModelConfig(name, Path(f"/models/{name}.onnx"), max_batch) for name in models}
+        self.core = Core(YardConfig(configs, Limits(**limits)), EPOCH, 4710)
+        self.now_ns = 1_000 * MS
+        self.closed: list[int] = []
+        self.lent: dict[int, list[m.Batch]] = {}  # by worker, in the order in which they were sent
+        self.told: dict[int, list[Any]] = {}  # messages to each client, oldest first
+        self._arena_sequence = 0
+
+    def do(self, event: e.Event) -> list[e.Action]:
+        actions = self.core.handle(event, self.now_ns)
+        self.core.tally()
+        self.core.validate()
+        for action in actions:
+            if isinstance(action, e.CloseArena):
+                self.closed.append(action.arena)
+            elif isinstance(action, e.ToClient):
+                self.told.setdefault(action.conn, []).append(action.message)
+            elif isinstance(action.message, m.Batch):
+                self.lent.setdefault(action.worker, []).append(action.message)
+        return actions
+
+    def turn(self, later_ns: int = 0) -> list[m.Batch]:
+        """Let time pass, and the loop come to the end of its turn. The batches that it lends."""
+        self.now_ns += later_ns
+        actions = self.do(e.Turn())
+        return [a.message for a in actions if isinstance(a, e.ToWorker) and isinstance(a.message, m.Batch)]
+
+    def client(self, conn: int, arena: int | None = None) -> int:
+        """Join; the number of the client's arena."""
+        if arena is None:
+            self._arena_sequence += 1
+            arena = self._arena_sequence
+            self.do(e.ArenaOpened(arena, ARENA_BYTES))
+        self.do(e.ClientJoined(conn, arena))
+        return arena
+
+    def worker(self, worker: int, *loaded: m.Loaded) -> None:
+        self.do(e.WorkerJoined(worker, 5000 + worker))
+        for message in loaded or (net(),):
+            self.say(worker, message)
+
+    def say(self, worker: int, message: Any, frames: Sequence[Any] = ()) -> list[e.Action]:
+        return self.do(e.WorkerSaid(worker, message, frames))
+
+    def submit(
+        self,
+        conn: int,
+        number: int,
+        rows: int = 1,
+        priority: Priority = NORMAL,
+        deadline_ns: int = 0,
+        model: str = "net",
+        arena: int = 1,
+        slots: bool = True,
+    ) -> None:
+        """A good request; its handles tell which request they belong to (row `number` * 64)."""
+        at = number * 64 * ROW_BYTES
+        outputs = [Slot(at, rows * ROW_BYTES)] if slots else []
+        message = m.Submit(number, model, priority, deadline_ns, [Tensor(1, [rows, 4], at)], outputs)
+        self.do(e.Submitted(conn, arena, message))
+
+    def cancel(self, conn: int, *numbers: int) -> None:
+        self.do(e.CancelAsked(conn, m.Cancel(list(numbers))))
+
+    def done(self, worker: int, batch: m.Batch, **changed: Any) -> None:
+        fields = {"epoch": EPOCH, "compute_ns": 250_000, "elsewhere": []} | changed
+        frames = fields.pop("frames", ())
+        self.say(
+            worker,
+            m.Done(fields["epoch"], batch.batch, 1, fields["compute_ns"], 1, 0, fields["elsewhere"]),
+            frames,
+        )
+
+    def failed(self, worker: int, batch: m.Batch, item: int = -1) -> None:
+        self.say(worker, m.BatchFailed(EPOCH, batch.batch, Code.MODEL_FAILED, "it broke", item))
+
+    def outcomes(self, conn: int) -> dict[int, str]:
+        """How each request ended; a second outcome is an error."""
+        ended: dict[int, str] = {}
+        for message in self.told.get(conn, ()):
+            if isinstance(message, m.Completed):
+                numbers, text = message.requests, "ok"
+            elif isinstance(message, m.Answer):
+                numbers, text = [message.request], "ok"
+            elif isinstance(message, m.Failed):
+                numbers, text = [message.request], Code(message.code).name
+            else:
+                continue
+            for number in numbers:
+                assert number not in ended, f"request {number} ended twice"
+                ended[number] = text
+        return ended
+
+    def last(self, conn: int) -> Any:
+        return self.told[conn][-1]
+
+
+def net(max_batch: int = 4, **changed: Any) -> m.Loaded:
+    """`net`: float32[batch, 4] -> float32[batch, 4]."""
+    fields: dict[str, Any] = {
+        "model": "net",
+        "revision": 1,
+        "inputs": [TensorSpec("x", 1, ["batch", 4])],
+        "outputs": [TensorSpec("y", 1, ["batch", 4])],
+        "batchable": True,
+        "alone_reason": "",
+        "max_batch": max_batch,
+        "provider": "cpu",
+        "placement": "CPUExecutionProvider",
+        "warmup_ns": {},
+    } | changed
+    return m.Loaded(**fields)
+
+
+def numbers(batch: m.Batch) -> list[int]:
+    """Which requests are in a batch (see World.submit)."""
+    return [item.inputs[0].offset // (64 * ROW_BYTES) for item in batch.items]
+
+
+@pytest.fixture
+def world() -> World:
+    """One client (1, arena 1) and one worker (1) that serves `net`, at most 4 rows a run."""
+    made = World()
+    made.client(1)
+    made.worker(1)
+    return made
+
+
+# ---- batches ------------------------------------------------------------------------------------
+
+
+def test_an_idle_worker_is_lent_a_single_request_at_once(world: World) -> None:
+    world.submit(1, 1)
+    (batch,) = world.turn()
+    assert numbers(batch) == [1]
+    assert batch.rows == 1
+    world.done(1, batch)
+    assert world.outcomes(1) == {1: "ok"}
+
+
+def test_a_batch_is_filled_up_to_the_maximum_in_order_of_arrival(world: World) -> None:
+    for number in range(1, 7):
+        world.submit(1, number)
+    batch, *_ = world.turn()
+    assert numbers(batch) == [1, 2, 3, 4]
+    assert batch.rows == 4
+
+
+def test_two_idle_workers_share_what_waits_before_one_is_given_more() -> None:
+    world = World()
+    world.client(1)
+    world.worker(1)
+    world.worker(2)
+    for number in range(1, 7):
+        world.submit(1, number)
+    world.turn()
+    assert [numbers(batches[0]) for batches in world.lent.values()] == [[1, 2, 3, 4], [5, 6]]
+
+
+def test_no_worker_is_lent_more_than_its_credit(world: World) -> None:
+    for number in range(1, 40):
+        world.submit(1, number)
+    for _ in range(5):
+        world.turn(MS)
+    assert len(world.lent[1]) == CREDIT == 2
+
+
+def test_a_busy_worker_is_prefetched_a_batch_as_large_as_the_one_it_runs(world: World) -> None:
+    world.submit(1, 1)
+    (running,) = world.turn()
+    world.submit(1, 2)
+    (prefetched,) = world.turn()
+    assert numbers(prefetched) == [2]
+    world.done(1, running)
+    assert world.outcomes(1) == {1: "ok"}
+
+
+def test_a_lone_request_behind_a_full_batch_waits_for_company_only_while_the_worker_is_busy(world: World) -> None:
+    for number in range(1, 5):
+        world.submit(1, number)
+    (running,) = world.turn()
+    world.submit(1, 5)
+    assert world.turn() == []
+    world.done(1, running)
+    (batch,) = world.turn()
+    assert numbers(batch) == [5]
+
+
+def test_requests_of_different_shapes_never_share_a_batch() -> None:
+    world = World()
+    world.client(1)
+    world.worker(1, net(inputs=[TensorSpec("x", 1, ["batch", "width"])], outputs=[TensorSpec("y", 1, ["batch", "width"])]))
+    for number, width in enumerate((4, 8, 4, 8), start=1):
+        message = m.Submit(number, "net", NORMAL, 0, [Tensor(1, [1, width], number * 1024)], [])
+        world.do(e.Submitted(1, 1, message))
+    shapes = [{item.inputs[0].shape[1] for item in batch.items} for batch in world.turn()]
+    assert all(len(shape) == 1 for shape in shapes)
+
+
+def test_a_model_that_cannot_batch_gets_one_request_at_a_time() -> None:
+    world = World()
+    world.client(1)
+    spec = [TensorSpec("x", 1, [1, 4])]
+    world.worker(1, net(inputs=spec, outputs=[TensorSpec("y", 1, [1, 4])], batchable=False, alone_reason="fixed"))
+    for number in range(1, 4):
+        world.submit(1, number)
+    for batch in world.turn():
+        assert len(batch.items) == 1
+        assert batch.rows == 0
+
+
+def test_a_worker_is_lent_only_models_that_it_has_loaded() -> None:
+    world = World(("net", "other"))
+    world.client(1)
+    world.worker(1)
+    world.worker(2, net(model="other"))
+    world.submit(1, 1)
+    world.submit(1, 2, model="other")
+    world.turn()
+    assert [batch.model for batch in world.lent[1]] == ["net"]
+    assert [batch.model for batch in world.lent[2]] == ["other"]
+
+
+def test_what_a_worker_is_lent_is_ended_for_several_clients_with_one_message_each() -> None:
+    world = World()
+    world.client(1)
+    world.client(2)
+    world.worker(1)
+    for conn, number, arena in ((1, 1, 1), (2, 2, 2), (1, 3, 1), (2, 4, 2)):
+        world.submit(conn, number, arena=arena)
+    (batch,) = world.turn()
+    assert [item.arena for item in batch.items] == [1, 2, 1, 2]
+    world.done(1, batch)
+    assert [message.requests for message in world.told[1]] == [[1, 3]]
+    assert [message.requests for message in world.told[2]] == [[2, 4]]
+
+
+# ---- priorities ---------------------------------------------------------------------------------
+
+
+def test_urgent_goes_before_what_came_earlier_and_may_wait_longer(world: World) -> None:
+    for number, priority in enumerate((LOW, NORMAL, HIGH, URGENT), start=1):
+        world.submit(1, number, rows=4, priority=priority)
+    order: list[int] = []
+    for _ in range(4):
+        world.turn()
+        batch = world.lent[1][len(order)]
+        order += numbers(batch)
+        world.done(1, batch)
+    assert order == [4, 3, 2, 1]
+
+
+def test_low_is_not_starved_by_a_steady_stream_of_urgent_requests(world: World) -> None:
+    """A request goes before everything that arrives later than its class budget after it. So with
+    a worker kept busy by URGENT alone, LOW runs one LOW budget later plus the batches lent before."""
+    world.submit(1, 1, rows=4, priority=LOW)
+    submitted_ns = world.now_ns
+    run_ns = 10 * MS
+    number = 1
+    waiting: list[m.Batch] = []
+    while 1 not in world.outcomes(1):
+        for _ in range(3):  # more than the worker can do, so that there is always an URGENT one
+            number += 1
+            world.submit(1, number % 60 + 2 if number > 500 else number, rows=4, priority=URGENT, deadline_ns=40 * MS)
+        waiting += world.turn(run_ns)
+        world.done(1, waiting.pop(0))
+        assert world.now_ns - submitted_ns < 2 * BUDGETS_NS_DEFAULT[LOW], "LOW is starved"
+    waited_ns = world.now_ns - submitted_ns
+    bound_ns = BUDGETS_NS_DEFAULT[LOW] - BUDGETS_NS_DEFAULT[URGENT] + (CREDIT + 1) * run_ns
+    assert BUDGETS_NS_DEFAULT[LOW] // 2 < waited_ns <= bound_ns
+
+
+def test_a_low_request_with_a_near_deadline_does_not_buy_the_place_of_an_urgent_one(world: World) -> None:
+    world.submit(1, 1, rows=4)
+    world.submit(1, 2, rows=4)
+    world.turn()  # the worker has its credit
+    world.submit(1, 3, rows=4, priority=LOW, deadline_ns=2 * MS)
+    world.turn(MS)
+    world.submit(1, 4, rows=4, priority=URGENT)
+    world.done(1, world.lent[1][0])
+    (batch,) = world.turn()
+    assert numbers(batch) == [4]
+
+
+def test_a_nearer_deadline_goes_first_inside_a_class(world: World) -> None:
+    world.submit(1, 1, rows=4)
+    world.submit(1, 2, rows=4)
+    world.turn()
+    world.submit(1, 3, rows=4, deadline_ns=2_000 * MS)
+    world.submit(1, 4, rows=4, deadline_ns=70 * MS)
+    world.done(1, world.lent[1][0])
+    (batch,) = world.turn()
+    assert numbers(batch) == [4]
+
+
+# ---- deadlines and cancellation -----------------------------------------------------------------
+
+
+def test_expired_request_never_reaches_a_worker(world: World) -> None:
+    for number in (1, 2):
+        world.submit(1, number, rows=4)
+    first, _ = world.turn()
+    world.submit(1, 3, deadline_ns=5 * MS)
+    assert world.core.next_deadline_ns() == world.now_ns + 5 * MS
+    world.now_ns += 5 * MS
+    world.done(1, first)
+    assert world.turn() == []
+    assert world.outcomes(1)[3] == "DEADLINE_EXCEEDED"
+    assert world.last(1).held is False
+    assert world.core.next_deadline_ns() is None
+
+
+def test_request_that_expires_before_any_worker_serves_its_model_says_so(world: World) -> None:
+    world.do(e.WorkerGone(1))
+    world.submit(1, 1, deadline_ns=5 * MS)
+    world.turn(5 * MS)
+    assert world.outcomes(1) == {1: "DEADLINE_EXCEEDED"}
+    assert "no worker was serving 'net'" in world.last(1).text
+
+
+def test_request_that_expires_while_it_runs_ends_now_and_releases_its_slots_later(world: World) -> None:
+    world.submit(1, 1, deadline_ns=5 * MS)
+    (batch,) = world.turn()
+    world.turn(5 * MS)
+    assert world.outcomes(1) == {1: "DEADLINE_EXCEEDED"}
+    assert world.last(1).held is True
+    world.done(1, batch)
+    assert world.last(1) == m.Released([1])
+
+
+def test_cancelled_request_never_reaches_a_worker(world: World) -> None:
+    for number in (1, 2, 3):
+        world.submit(1, number)
+    world.cancel(1, 2)
+    assert world.outcomes(1) == {2: "CANCELLED"}
+    assert world.last(1).held is False
+    (batch,) = world.turn()
+    assert numbers(batch) == [1, 3]
+
+
+def test_cancelling_what_runs_ends_it_now_and_releases_its_slots_when_the_worker_is_done(world: World) -> None:
+    world.submit(1, 1)
+    world.submit(1, 2)
+    (batch,) = world.turn()
+    world.cancel(1, 1)
+    assert world.last(1).held is True
+    world.cancel(1, 1)  # it has its outcome: no second one
+    world.done(1, batch)
+    assert m.Released([1]) in world.told[1]
+    assert world.outcomes(1) == {1: "CANCELLED", 2: "ok"}
+
+
+def test_cancelling_what_never_was_changes_nothing(world: World) -> None:
+    world.cancel(1, 5, 6, 7)
+    assert world.told.get(1, []) == []
+
+
+# ---- many rows ----------------------------------------------------------------------------------
+
+
+def test_request_with_more_rows_than_a_batch_runs_in_parts_and_completes_once(world: World) -> None:
+    world.submit(1, 1, rows=10)
+    ranges = []
+    while not world.outcomes(1):
+        world.turn()
+        batch = world.lent[1][len(ranges)]
+        (item,) = batch.items
+        assert item.inputs[0].shape == [batch.rows, 4]
+        assert item.outputs == [Slot(item.inputs[0].offset, batch.rows * ROW_BYTES)]
+        ranges.append(((item.inputs[0].offset - 64 * ROW_BYTES) // ROW_BYTES, batch.rows))
+        world.done(1, batch)
+    assert ranges == [(0, 4), (4, 4), (8, 2)]
+    assert [type(message) for message in world.told[1]] == [m.Completed]
+
+
+def test_parts_that_end_out_of_order_are_answered_in_order_of_rows() -> None:
+    world = World()
+    world.client(1)
+    world.worker(1, net(outputs=[TensorSpec("y", 1, ["batch", "found"])]))
+    world.worker(2, net(outputs=[TensorSpec("y", 1, ["batch", "found"])]))
+    world.submit(1, 1, rows=8, slots=False)
+    world.turn()
+    for worker, frame in ((2, b"second half"), (1, b"first half!")):
+        (batch,) = world.lent[worker]
+        outputs = [m.ItemOutputs(0, [Tensor(1, [4, 1], 0, 1)])]
+        actions = world.say(worker, m.Done(EPOCH, batch.batch, 0, 1, 0, 0, outputs), [frame])
+    (answer,) = actions
+    assert isinstance(answer, e.ToClient)
+    assert list(answer.frames) == [b"first half!", b"second half"]
+    assert [[t.frame for t in part] for part in answer.message.parts] == [[1], [2]]
+
+
+def test_cancelled_between_its_parts_a_request_gives_the_rest_of_its_rows_back(world: World) -> None:
+    world.submit(1, 1, rows=12)
+    first, second = world.turn()
+    world.cancel(1, 1)
+    assert world.last(1).held is True
+    world.done(1, first)
+    assert m.Released([1]) not in world.told[1]
+    world.done(1, second)
+    assert world.last(1) == m.Released([1])
+    assert world.turn() == []
+
+
+def test_small_requests_are_not_cut_in_two_to_fill_a_batch(world: World) -> None:
+    world.submit(1, 1, rows=3)
+    world.submit(1, 2, rows=2)
+    batch, *_ = world.turn()
+    assert numbers(batch) == [1]
+    assert batch.rows == 3
+
+
+# ---- workers that die ---------------------------------------------------------------------------
+
+
+def test_a_dead_workers_batches_go_back_and_run_elsewhere(world: World) -> None:
+    for number in range(1, 9):
+        world.submit(1, number)
+    world.turn()
+    world.do(e.WorkerGone(1))
+    assert world.outcomes(1) == {}
+    world.worker(2)
+    while batches := world.turn():
+        for batch in batches:
+            world.done(2, batch)
+    assert world.outcomes(1) == dict.fromkeys(range(1, 9), "ok")
+    assert world.core.counters.workers_lost == 1
+
+
+def test_request_that_loses_three_workers_ends_with_worker_lost() -> None:
+    world = World()
+    world.client(1)
+    world.submit_count = 0  # type: ignore[attr-defined]
+    for worker in range(1, LOSSES_MAX + 2):
+        world.worker(worker)
+        if worker == 1:
+            world.submit(1, 1)
+        assert world.outcomes(1) == {}
+        (batch,) = world.turn()
+        assert numbers(batch) == [1]
+        world.do(e.WorkerGone(worker))
+    assert world.outcomes(1) == {1: "WORKER_LOST"}
+    assert world.last(1).held is False
+
+
+def test_one_death_counts_once_however_many_parts_of_the_request_it_took() -> None:
+    world = World()
+    world.client(1)
+    for worker in range(1, LOSSES_MAX + 1):
+        world.worker(worker)
+        if worker == 1:
+            world.submit(1, 1, rows=8)
+        assert len(world.turn()) == CREDIT
+        world.do(e.WorkerGone(worker))
+        assert world.outcomes(1) == {}, f"given up after {worker} deaths"
+
+
+def test_request_cancelled_while_its_worker_dies_is_released_and_not_run_again(world: World) -> None:
+    world.submit(1, 1)
+    world.turn()
+    world.cancel(1, 1)
+    world.do(e.WorkerGone(1))
+    assert world.told[1][-1] == m.Released([1])
+    world.worker(2)
+    assert world.turn() == []
+
+
+def test_lost_requests_run_before_what_came_later(world: World) -> None:
+    for number in range(1, 5):
+        world.submit(1, number)
+    world.turn()
+    world.submit(1, 9, rows=4)
+    world.do(e.WorkerGone(1))
+    world.worker(2)
+    assert sorted(numbers(world.turn()[0])) == [1, 2, 3, 4]
+
+
+def test_a_worker_that_was_never_there_can_go(world: World) -> None:
+    assert world.do(e.WorkerGone(99)) == []
+
+
+# ---- batches that fail --------------------------------------------------------------------------
+
+
+def run_with_one_poisoned(world: World, poisoned: set[int]) -> None:
+    """A worker that fails every batch with a poisoned request in it, until nothing is left."""
+    for _ in range(100):
+        batches = world.turn()
+        pending = [*world.core.workers[1].leases]
+        if not batches and not pending:
+            return
+        for batch in [batch for batch in world.lent[1] if batch.batch in pending]:
+            if poisoned & set(numbers(batch)):
+                world.failed(1, batch)
+            else:
+                world.done(1, batch)
+    raise AssertionError("bisection does not end")
+
+
+@pytest.mark.parametrize("poisoned", [{1}, {2}, {3}, {4}, {1, 4}, {2, 3}, {1, 2, 3, 4}])
+def test_a_failed_batch_is_bisected_and_only_the_guilty_fail(world: World, poisoned: set[int]) -> None:
+    for number in range(1, 7):
+        world.submit(1, number)
+    run_with_one_poisoned(world, poisoned)
+    assert world.outcomes(1) == {n: "MODEL_FAILED" if n in poisoned else "ok" for n in range(1, 7)}
+
+
+def test_halves_of_a_failed_batch_are_not_mixed_with_what_waits(world: World) -> None:
+    for number in range(1, 5):
+        world.submit(1, number)
+    (batch,) = world.turn()
+    world.submit(1, 9)
+    world.failed(1, batch)
+    assert {tuple(sorted(numbers(half))) for half in world.turn()} == {(1, 2), (3, 4)}
+
+
+def test_where_the_worker_names_the_item_at_fault_the_others_run_again_together(world: World) -> None:
+    for number in range(1, 5):
+        world.submit(1, number)
+    (batch,) = world.turn()
+    world.failed(1, batch, item=2)
+    assert world.outcomes(1) == {3: "MODEL_FAILED"}
+    (again,) = world.turn()
+    assert sorted(numbers(again)) == [1, 2, 4]
+    world.done(1, again)
+    assert world.outcomes(1) == {1: "ok", 2: "ok", 3: "MODEL_FAILED", 4: "ok"}
+
+
+@pytest.mark.parametrize("item", [4, 99, -2, 1 << 40])
+def test_an_item_that_is_not_in_the_batch_is_as_good_as_none(world: World, item: int) -> None:
+    for number in range(1, 5):
+        world.submit(1, number)
+    (batch,) = world.turn()
+    world.failed(1, batch, item=item)
+    assert world.outcomes(1) == {}
+    run_with_one_poisoned(world, {3})
+    assert world.outcomes(1) == {1: "ok", 2: "ok", 3: "MODEL_FAILED", 4: "ok"}
+
+
+def test_requests_that_ended_during_a_failed_batch_do_not_run_again(world: World) -> None:
+    for number in range(1, 4):
+        world.submit(1, number)
+    (batch,) = world.turn()
+    world.cancel(1, 2)
+    world.failed(1, batch)
+    assert m.Released([2]) in world.told[1]
+    run_with_one_poisoned(world, {2})
+    assert world.outcomes(1) == {1: "ok", 2: "CANCELLED", 3: "ok"}
+
+
+@pytest.mark.parametrize("code", [0, 999, -1, 1 << 40])
+def test_a_failure_with_a_code_that_does_not_exist_still_ends_the_request_with_an_error(world: World, code: int) -> None:
+    """A worker's message is a peer's data too: it must not end the broker."""
+    world.submit(1, 1)
+    (batch,) = world.turn()
+    world.say(1, m.BatchFailed(EPOCH, batch.batch, code, "what?"))
+    assert world.outcomes(1) == {1: "MODEL_FAILED"}
+
+
+# ---- messages that are about nothing ------------------------------------------------------------
+
+
+def test_stale_epochs_unknown_batches_and_repeated_answers_are_counted_and_ignored(world: World) -> None:
+    world.submit(1, 1)
+    (batch,) = world.turn()
+    world.done(1, batch, epoch=EPOCH + 1)
+    world.say(1, m.Done(EPOCH, 999, 0, 0, 0, 0, []))
+    world.say(1, m.BatchFailed(EPOCH - 1, batch.batch, Code.MODEL_FAILED, ""))
+    assert world.outcomes(1) == {}
+    world.done(1, batch)
+    world.done(1, batch)
+    world.failed(1, batch)
+    assert world.outcomes(1) == {1: "ok"}
+    assert world.core.counters.refused == {"stale_batch": 5}
+
+
+def test_a_worker_cannot_end_another_workers_batch() -> None:
+    world = World()
+    world.client(1)
+    world.worker(1)
+    world.worker(2)
+    world.submit(1, 1)
+    (batch,) = world.turn()
+    other = 2 if world.lent.get(1) else 1
+    world.done(other, batch)
+    world.failed(other, batch)
+    assert world.outcomes(1) == {}
+
+
+def test_answers_that_name_items_and_frames_that_are_not_there_do_not_end_the_core(world: World) -> None:
+    world.submit(1, 1)
+    world.submit(1, 2)
+    (batch,) = world.turn()
+    world.done(1, batch, elsewhere=[m.ItemOutputs(0, [Tensor(1, [1, 4], 0, 7)]), m.ItemOutputs(55, [])])
+    assert world.outcomes(1) == {1: "WORKER_LOST", 2: "ok"}
+
+
+def test_a_load_for_an_unknown_model_or_another_revision_is_ignored(world: World) -> None:
+    world.say(1, net(model="nothing"))
+    world.say(1, net(revision=9))
+    world.say(1, m.LoadFailed("nothing", 1, "no"))
+    world.say(1, m.LoadFailed("net", 9, "no"))
+    assert world.core.counters.refused == {"stale_load": 4}
+    assert world.core.models["net"].state is m.ModelState.READY
+
+
+# ---- admission ----------------------------------------------------------------------------------
+
+
+def test_a_second_request_of_one_number_is_refused_and_the_first_lives_on(world: World) -> None:
+    world.submit(1, 1)
+    world.submit(1, 1)
+    assert isinstance(world.last(1), m.Refused)
+    (batch,) = world.turn()
+    world.done(1, batch)
+    assert world.outcomes(1) == {1: "ok"}
+    world.submit(1, 1)  # it has ended: its number is free again
+    assert len(world.turn()) == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "who"),
+    [
+        ({"queue_rows_max": 10}, "the yard"),
+        ({"queue_bytes_max": 10 * 2 * ROW_BYTES}, "the yard"),
+        ({"client_rows_max": 10}, "this client"),
+        ({"client_bytes_max": 10 * 2 * ROW_BYTES}, "this client"),
+    ],
+)
+def test_past_a_bound_a_request_is_refused_at_once_with_when_to_come_back(limits: dict[str, int], who: str) -> None:
+    world = World(**limits)
+    world.client(1)
+    world.worker(1)
+    for number in range(1, 11):
+        world.submit(1, number)
+    assert world.outcomes(1) == {}
+    world.submit(1, 11)
+    assert world.outcomes(1) == {11: "OVERLOADED"}
+    assert world.last(1).retry_after_ns >= MS
+    assert who in world.last(1).text
+    assert next(iter(limits)) in world.last(1).text
+    batch = world.turn()[0]
+    world.done(1, batch)  # four rows ended: there is room for four
+    for number in range(12, 16):
+        world.submit(1, number)
+    assert set(world.outcomes(1)) == {11, *numbers(batch)}
+
+
+def test_one_clients_bound_leaves_room_for_the_others() -> None:
+    world = World(client_rows_max=4)
+    for conn in (1, 2):
+        world.client(conn)
+        world.submit(conn, 1, rows=4, arena=conn)
+    world.worker(1)
+    world.submit(1, 2, rows=4)
+    world.submit(2, 2, rows=4, arena=2)
+    assert world.outcomes(1) == world.outcomes(2) == {1: "OVERLOADED", 2: "OVERLOADED"}  # nothing was loaded
+    world.submit(1, 3, rows=4)
+    world.submit(1, 4)
+    world.submit(2, 3, rows=4, arena=2)
+    assert world.outcomes(1)[4] == "OVERLOADED"
+    assert 3 not in world.outcomes(2)
+
+
+def test_an_unknown_model_is_an_error_that_names_those_that_there_are(world: World) -> None:
+    world.submit(1, 1, model="nte")
+    assert world.outcomes(1) == {1: "UNKNOWN_MODEL"}
+    assert "net" in world.last(1).text
+
+
+def test_a_model_that_no_worker_has_loaded_yet_asks_to_come_back() -> None:
+    world = World()
+    world.client(1)
+    world.submit(1, 1)
+    assert world.outcomes(1) == {1: "OVERLOADED"}
+    assert world.last(1).retry_after_ns > 0
+
+
+def test_a_lying_handle_is_refused_and_nothing_is_held_for_it(world: World) -> None:
+    message = m.Submit(1, "net", NORMAL, 0, [Tensor(1, [1, 4], ARENA_BYTES - 8)], [])
+    world.do(e.Submitted(1, 1, message))
+    assert world.outcomes(1) == {1: "INVALID_REQUEST"}
+    assert world.core.rows == world.core.nbytes == 0
+
+
+# ---- describing ---------------------------------------------------------------------------------
+
+
+def test_describe_waits_while_the_model_loads_and_is_then_answered() -> None:
+    world = World()
+    world.client(1)
+    world.do(e.DescribeAsked(1, m.Describe(5, "net")))
+    assert world.told.get(1, []) == []
+    world.worker(1)
+    (described,) = world.told[1]
+    assert described.request == 5
+    assert described.models[0].state is m.ModelState.READY
+    assert [worker.worker for worker in described.models[0].workers] == [1]
+
+
+def test_describe_of_a_model_that_cannot_be_loaded_is_answered_with_the_reason() -> None:
+    world = World()
+    world.client(1)
+    world.do(e.DescribeAsked(1, m.Describe(5, "net")))
+    world.do(e.WorkerJoined(1, 5001))
+    world.say(1, m.LoadFailed("net", 1, "Protobuf parsing failed"))
+    (described,) = world.told[1]
+    assert described.models[0].state is m.ModelState.FAILED
+    assert described.models[0].reason == "Protobuf parsing failed"
+
+
+def test_describe_of_everything_is_answered_at_once_and_of_an_unknown_name_with_an_error() -> None:
+    world = World(("net", "other"))
+    world.client(1)
+    world.do(e.DescribeAsked(1, m.Describe(5, "")))
+    assert [model.name for model in world.last(1).models] == ["net", "other"]
+    world.do(e.DescribeAsked(1, m.Describe(6, "nothing")))
+    assert world.outcomes(1) == {6: "UNKNOWN_MODEL"}
+
+
+def test_a_client_that_left_is_not_told_what_it_asked() -> None:
+    world = World()
+    world.client(1)
+    world.do(e.DescribeAsked(1, m.Describe(5, "net")))
+    world.do(e.ClientGone(1))
+    world.worker(1)
+    assert world.told.get(1, []) == []
+
+
+# ---- clients that leave, and their arenas -------------------------------------------------------
+
+
+def test_a_client_that_left_frees_everything_and_its_arena_is_closed_after_the_last_lease(world: World) -> None:
+    for number in range(1, 11):
+        world.submit(1, number)
+    first, second = world.turn()
+    world.do(e.ClientGone(1))
+    assert world.core.rows == world.core.nbytes == 0
+    assert world.closed == []  # a worker may still write
+    world.done(1, first)
+    assert world.closed == []
+    world.failed(1, second)
+    assert world.closed == [1]
+    assert world.turn() == []
+    assert world.core.arenas == {}
+
+
+def test_a_client_that_left_with_nothing_under_way_has_its_arena_closed_at_once(world: World) -> None:
+    world.do(e.ClientGone(1))
+    assert world.closed == [1]
+    world.do(e.ClientGone(1))
+    assert world.closed == [1]
+
+
+def test_an_arena_that_two_connections_share_is_closed_with_the_second(world: World) -> None:
+    world.client(2, arena=1)
+    world.do(e.ClientGone(1))
+    assert world.closed == []
+    world.do(e.ClientGone(2))
+    assert world.closed == [1]
+
+
+def test_the_brokers_own_arena_outlives_every_client() -> None:
+    world = World()
+    world.do(e.ArenaOpened(9, ARENA_BYTES, pinned=True))
+    world.worker(1)
+    for conn in (1, 2):
+        world.client(conn, arena=9)
+        world.submit(conn, 1, arena=9)
+    (batch,) = world.turn()
+    world.do(e.ClientGone(1))
+    world.do(e.ClientGone(2))
+    world.done(1, batch)
+    assert world.closed == []
+    assert 9 in world.core.arenas
+
+
+def test_requests_of_a_client_that_left_are_released_to_the_loop_exactly_once() -> None:
+    """The loop frees the slots of inline requests by this message, whoever still listens."""
+    world = World()
+    world.do(e.ArenaOpened(9, ARENA_BYTES, pinned=True))
+    world.client(1, arena=9)
+    world.worker(1)
+    for number in range(1, 11):
+        world.submit(1, number, arena=9)
+    first, second = world.turn()
+    world.do(e.ClientGone(1))
+    world.done(1, first)
+    world.failed(1, second)
+    released = [n for message in world.told[1] if isinstance(message, m.Released) for n in message.requests]
+    assert sorted(released) == list(range(1, 11))
+
+
+def test_counters_and_gauges_tell_what_happened(world: World) -> None:
+    world.submit(1, 1)
+    world.submit(1, 2, priority=LOW)
+    (batch,) = world.turn()
+    assert world.core.gauges() == {
+        "rows_under_way": 2,
+        "bytes_under_way": 4 * ROW_BYTES,
+        "clients": 1,
+        "workers": 1,
+        "batches_lent": 1,
+    }
+    world.done(1, batch)
+    counters = world.core.counters.snapshot()
+    assert sorted(counters["requests"]) == [["net", 2, "ok", 1], ["net", 3, "ok", 1]]
+    assert (counters["batches"], counters["rows"]) == (1, 2)
