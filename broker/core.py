@@ -25,29 +25,18 @@ from typing import Any
 
 from ..transport import messages as m
 from ..transport.errors import BatchyardError, Code, Overloaded, UnknownModel
-from ..transport.tensors import Tensor
 from . import events as e
-from . import invariants
+from . import invariants, replies
+from .admission import Admission, Connection
+from .batching import best_lane, may_lend
 from .config import YardConfig
 from .counters import Counters
+from .describes import Describes
 from .lanes import Lane, Part, Request
 from .registry import Batch, Model, Worker
 
-CREDIT = 2  # batches lent to a worker: one running, one prefetched
 LOSSES_MAX = 2  # workers that may die with a request before it is given up
-RETRY_AFTER_MIN_NS = 1_000_000
-
-
-class Connection:
-    """A client's connection and what it has under way."""
-
-    __slots__ = ("arena", "nbytes", "requests", "rows")
-
-    def __init__(self, arena: int) -> None:
-        self.arena = arena
-        self.requests: dict[int, Request] = {}
-        self.rows = 0
-        self.nbytes = 0
+_CODES = frozenset(map(int, Code))
 
 
 class Arena:
@@ -72,7 +61,7 @@ class Core:
         self._pid = pid
         self.models = {name: Model(model) for name, model in config.models.items()}
         self.counters = Counters()
-        self._limits = config.limits
+        self.admission = Admission(config.limits)
         self._budgets_ns = config.budgets_ns
         self.connections: dict[int, Connection] = {}
         self.arenas: dict[int, Arena] = {}
@@ -82,9 +71,7 @@ class Core:
         self.lanes: dict[Lane, None] = {}  # lanes that may hold something; ordered, so runs replay
         self._deadlines: list[tuple[int, int, Request]] = []
         self._deadline_sequence = 0
-        self._describes: list[tuple[int, m.Describe]] = []
-        self.rows = 0  # of all requests under way
-        self.nbytes = 0
+        self._describes = Describes(self.models)
         self._actions: list[e.Action] = []
         self._unaccounted: list[tuple[Batch, m.Done, list[tuple[Request, int]], int]] = []
         self._handlers: dict[type, Callable[[Any, int], None]] = {
@@ -126,8 +113,8 @@ class Core:
     def gauges(self) -> dict[str, int]:
         """What is under way now."""
         return {
-            "rows_under_way": self.rows,
-            "bytes_under_way": self.nbytes,
+            "rows_under_way": self.admission.rows,
+            "bytes_under_way": self.admission.nbytes,
             "clients": len(self.connections),
             "workers": len(self.workers),
             "batches_lent": len(self.batches),
@@ -162,7 +149,7 @@ class Core:
         connection = self.connections.get(event.conn)
         if connection is None:
             return
-        self._describes = [entry for entry in self._describes if entry[0] != event.conn]
+        self._describes.forget(event.conn)
         for request in list(connection.requests.values()):
             self._end(request, "gone")
             if not request.rows_leased:
@@ -184,18 +171,11 @@ class Core:
         try:
             model = self.models.get(message.model)
             if model is None:
-                raise UnknownModel(self._unknown_model(message.model))
+                raise UnknownModel(self._describes.unknown(message.model))
             if not model.inputs:
                 raise Overloaded(f"{message.model!r} is not loaded yet", 0.1)
             rows, nbytes = model.check(message, arena.nbytes)
-            limits = self._limits
-            if (
-                self.rows + rows > limits.queue_rows_max
-                or self.nbytes + nbytes > limits.queue_bytes_max
-                or connection.rows + rows > limits.client_rows_max
-                or connection.nbytes + nbytes > limits.client_bytes_max
-            ):
-                raise self._overloaded(connection, model, rows, nbytes)
+            self.admission.check(connection, model, rows, nbytes)
         except BatchyardError as error:
             self.counters.refuse(error.code.name.lower())
             retry_ns = int(error.retry_after_s * 1e9) if isinstance(error, Overloaded) else 0
@@ -214,33 +194,11 @@ class Core:
             if deadline_ns < virtual_ns:
                 virtual_ns = max(deadline_ns, (now_ns + virtual_ns) // 2)
         request.virtual_ns = virtual_ns
-        connection.requests[message.request] = request
-        connection.rows += rows
-        connection.nbytes += nbytes
-        self.rows += rows
-        self.nbytes += nbytes
+        self.admission.add(connection, request)
         arena.requests += 1
+        lane.users += 1
         lane.push(Part(request, 0, rows))
         self.lanes[lane] = None
-
-    def _overloaded(self, connection: Connection, model: Model, rows: int, nbytes: int) -> Overloaded:
-        """Which bound on what is under way would be passed, and when to come back."""
-        limits = self._limits
-        bounds = (
-            ("queue_rows_max", "the yard", self.rows, rows, limits.queue_rows_max),
-            ("queue_bytes_max", "the yard", self.nbytes, nbytes, limits.queue_bytes_max),
-            ("client_rows_max", "this client", connection.rows, rows, limits.client_rows_max),
-            ("client_bytes_max", "this client", connection.nbytes, nbytes, limits.client_bytes_max),
-        )
-        key, who, has, more, most = next(bound for bound in bounds if bound[2] + bound[3] > bound[4])
-        # Time for half of what is queued to drain, by the model's own pace.
-        drain_ns = int(self.rows * model.row_ns / max(1, len(model.workers)) / 2)
-        text = f"too much under way: {who} has {has}, {more} more would pass {key} = {most}"
-        return Overloaded(text, max(RETRY_AFTER_MIN_NS, drain_ns) / 1e9)
-
-    def _unknown_model(self, name: str) -> str:
-        known = ", ".join(sorted(self.models)) or "none"
-        return f"no model is called {name!r}; this yard has: {known}"
 
     def _cancel_asked(self, event: e.CancelAsked, now_ns: int) -> None:
         connection = self.connections[event.conn]
@@ -250,25 +208,7 @@ class Core:
                 self._fail(request, Code.CANCELLED, "cancelled by its client")
 
     def _describe_asked(self, event: e.DescribeAsked, now_ns: int) -> None:
-        name = event.message.model
-        if name and name not in self.models:
-            failed = m.Failed(event.message.request, Code.UNKNOWN_MODEL, self._unknown_model(name))
-            self._actions.append(e.ToClient(event.conn, failed))
-            return
-        self._describes.append((event.conn, event.message))
-        self._answer_describes()
-
-    def _answer_describes(self) -> None:
-        waiting = []
-        for conn, message in self._describes:
-            model = self.models.get(message.model)
-            if model is not None and model.state is m.ModelState.LOADING:
-                waiting.append((conn, message))
-                continue
-            models = [model] if model is not None else list(self.models.values())
-            described = m.Described(message.request, [entry.info() for entry in models])
-            self._actions.append(e.ToClient(conn, described))
-        self._describes = waiting
+        self._actions += self._describes.ask(event.conn, event.message)
 
     # ---- workers ----------------------------------------------------------------------------
 
@@ -289,7 +229,7 @@ class Core:
             self.counters.refuse("stale_load")
             return
         worker.models[model.name] = model.loaded(worker.id, worker.pid, message)
-        self._answer_describes()
+        self._actions += self._describes.answer()
 
     def _load_failed(self, worker: Worker, message: m.LoadFailed, frames: Sequence[Any], now_ns: int) -> None:
         model = self.models.get(message.model)
@@ -297,7 +237,7 @@ class Core:
             self.counters.refuse("stale_load")
             return
         model.failures[worker.id] = message.text
-        self._answer_describes()
+        self._actions += self._describes.answer()
 
     def _worker_gone(self, event: e.WorkerGone, now_ns: int) -> None:
         worker = self.workers.pop(event.worker, None)
@@ -307,6 +247,7 @@ class Core:
         for model in self.models.values():
             model.workers.pop(worker.id, None)
             model.failures.pop(worker.id, None)
+        struck: set[int] = set()  # a death is one loss, however many parts of the request it took
         for batch in worker.leases.values():
             del self.batches[batch.id]
             for part in batch.parts:
@@ -316,8 +257,11 @@ class Core:
                     continue
                 batch.lane.push_front(part)
                 self.lanes[batch.lane] = None
-                request.losses += 1
                 self.counters.requeued += 1
+                if id(request) in struck:
+                    continue
+                struck.add(id(request))
+                request.losses += 1
                 if request.losses > LOSSES_MAX:
                     text = f"{request.losses} workers died while they ran this request"
                     self._fail(request, Code.WORKER_LOST, text)
@@ -335,8 +279,10 @@ class Core:
                 if not worker.leases:
                     self._lend(worker, now_ns)
             for worker in self.workers.values():
-                if len(worker.leases) == 1 and self.lanes:
+                if len(worker.leases) == 1:
                     self._lend(worker, now_ns)
+            for lane in [lane for lane in self.lanes if not lane.rows]:
+                del self.lanes[lane]
 
     def _why_late(self, request: Request) -> str:
         name = request.model.name
@@ -348,20 +294,10 @@ class Core:
 
     def _lend(self, worker: Worker, now_ns: int) -> None:
         """Give the worker the best batch there is, if there is one that it should have."""
-        best: Lane | None = None
-        best_ns = 0
-        for lane in list(self.lanes):
-            head_ns = lane.head_ns()
-            if head_ns is None:
-                del self.lanes[lane]
-            elif (best is None or head_ns < best_ns) and lane.model.name in worker.models:
-                best, best_ns = lane, head_ns
-        if best is None:
+        best = best_lane(self.lanes, worker)
+        if best is None or not may_lend(best, worker):
             return
-        rows_max = best.model.max_batch
-        if worker.leases and best.rows < self._prefetch_rows_min(worker, rows_max):
-            return
-        parts = best.take(rows_max)
+        parts = best.take(best.model.max_batch)
         rows = 0
         items = []
         for part in parts:
@@ -376,15 +312,6 @@ class Core:
         model = best.model
         message = m.Batch(batch.id, model.name, model.revision, rows if model.batchable else 0, items)
         self._actions.append(e.ToWorker(worker.id, message))
-
-    def _prefetch_rows_min(self, worker: Worker, rows_max: int) -> int:
-        """A busy worker is lent its next batch only when that is no smaller than what it runs.
-
-        Otherwise the first request to arrive would leave alone, and batches would stay small for
-        ever. (With a model of time by batch size this becomes a moment instead of a size.)
-        """
-        running = next(iter(worker.leases.values()))
-        return min(rows_max, running.rows)
 
     def _take_back_lease(self, worker: Worker, message: m.Done | m.BatchFailed) -> Batch | None:
         """The lease that a worker's message is about; None for one it does not hold."""
@@ -444,26 +371,14 @@ class Core:
         self._unaccounted.append((batch, message, finished, now_ns))
 
     def _answer(self, request: Request, queue_ns: int, receipt: m.BatchReceipt) -> None:
-        """Reply with outputs that lie elsewhere than in slots: parts by row, frames renumbered."""
-        parts: list[list[Any]] = []
-        frames: list[Any] = []
-        for _, outputs, behind in sorted(request.parts or (), key=lambda entry: entry[0]):
-            tensors = []
-            for tensor in outputs:
-                if not 1 <= tensor.frame <= len(behind):
-                    self.counters.refuse("missing_frame")
-                    self._actions.append(
-                        e.ToClient(
-                            request.conn,
-                            m.Failed(request.id, Code.WORKER_LOST, "a worker's answer lacked its tensors"),
-                        )
-                    )
-                    return
-                frames.append(behind[tensor.frame - 1])
-                tensors.append(Tensor(tensor.dtype, tensor.shape, 0, len(frames)))
-            parts.append(tensors)
-        answer = m.Answer(request.id, queue_ns, receipt, parts)
-        self._actions.append(e.ToClient(request.conn, answer, frames))
+        """Reply with outputs that lie elsewhere than in slots."""
+        found = replies.answer(request, queue_ns, receipt)
+        if found is not None:
+            self._actions.append(e.ToClient(request.conn, found[0], found[1]))
+            return
+        self.counters.refuse("missing_frame")
+        failed = m.Failed(request.id, Code.WORKER_LOST, "a worker's answer lacked its tensors")
+        self._actions.append(e.ToClient(request.conn, failed))
 
     def _batch_failed(
         self, worker: Worker, message: m.BatchFailed, frames: Sequence[Any], now_ns: int
@@ -480,7 +395,9 @@ class Core:
                 continue
             if index == message.item or len(batch.parts) == 1:
                 batch.lane.push_front(part)  # where the end of a request looks for its rows
-                self._fail(part.request, message.code, message.text)
+                # A worker's message is a peer's data: its code may be none.
+                code = message.code if message.code in _CODES and message.code else Code.MODEL_FAILED
+                self._fail(part.request, code, message.text)
             else:
                 live.append(part)
         if not live:
@@ -502,12 +419,7 @@ class Core:
         request.ended = True
         if request.rows_waiting:
             request.lane.forget(request)
-        connection = self.connections[request.conn]
-        del connection.requests[request.id]
-        connection.rows -= request.rows
-        connection.nbytes -= request.nbytes
-        self.rows -= request.rows
-        self.nbytes -= request.nbytes
+        self.admission.remove(self.connections[request.conn], request)
         if outcome != "ok":  # that is for tally()
             self.counters.end(request.model.name, request.priority, outcome)
             if not request.rows_leased:
@@ -531,6 +443,10 @@ class Core:
             self._release(request)
 
     def _release(self, request: Request) -> None:
+        lane = request.lane
+        lane.users -= 1
+        if not lane.users:
+            lane.model.drop_lane(lane)
         self.arenas[request.arena].requests -= 1
         self._close_if_idle(request.arena)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from .batching import CREDIT
+
 if TYPE_CHECKING:
     from .core import Core
 
@@ -40,8 +42,6 @@ def _check_waiting(core: Core, covered: dict[int, list[tuple[int, int]]]) -> Non
 def _check_leases(
     core: Core, covered: dict[int, list[tuple[int, int]]]
 ) -> tuple[dict[int, int], dict[int, set[int]]]:
-    from .core import CREDIT
-
     leased: dict[int, int] = {}
     held: dict[int, set[int]] = {}
     found = 0
@@ -65,8 +65,8 @@ def _check_leases(
 
 def _check_totals(core: Core, held_by_arena: dict[int, set[int]]) -> None:
     requests = [r for c in core.connections.values() for r in c.requests.values()]
-    assert core.rows == sum(r.rows for r in requests)
-    assert core.nbytes == sum(r.nbytes for r in requests)
+    assert core.admission.rows == sum(r.rows for r in requests)
+    assert core.admission.nbytes == sum(r.nbytes for r in requests)
     for connection in core.connections.values():
         assert connection.rows == sum(r.rows for r in connection.requests.values())
         assert connection.nbytes == sum(r.nbytes for r in connection.requests.values())

@@ -89,10 +89,12 @@ class Part:
 class Lane:
     """Waiting parts that may share a batch, earliest virtual deadline first."""
 
-    __slots__ = ("_heap", "_sequence", "model", "retries", "rows")
+    __slots__ = ("_heap", "_sequence", "model", "retries", "rows", "signature", "users")
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, signature: tuple[tuple[int, ...], ...] = ()) -> None:
         self.model = model
+        self.signature = signature
+        self.users = 0  # requests whose slots have not been released
         self.rows = 0  # of requests that have not ended
         self.retries: list[list[Part]] = []  # halves of failed batches, to be run as they are
         self._heap: list[tuple[int, int, Part]] = []

@@ -183,8 +183,13 @@ class Model:
         signature = _NO_FREE_AXES if self._static else tuple(tuple(tensor.shape[1:]) for tensor in inputs)
         lane = self.lanes.get(signature)
         if lane is None:
-            lane = self.lanes[signature] = Lane(self)
+            lane = self.lanes[signature] = Lane(self, signature)
         return lane
+
+    def drop_lane(self, lane: Lane) -> None:
+        """Nobody uses the lane. Shapes come from clients, so empty lanes must not pile up."""
+        if lane.signature:
+            del self.lanes[lane.signature]
 
     def input_strides(self, request: Request) -> list[int]:
         """Bytes of one row of each input."""

@@ -179,7 +179,8 @@ def yard(facts: YardFacts) -> list[Finding]:
         return [_ok("yard", "none runs; the endpoint is free (`batchyard up` starts one)")]
     if not facts.answers or facts.silence:
         why = facts.silence or "no answer"
-        return [_fail("yard", f"{whom} holds the endpoint, and: {why}", "look at its output, or stop it")]
+        remedy = "pass --keys if it has keys; else look at its output, or stop it"
+        return [_fail("yard", f"{whom} holds the endpoint, and: {why}", remedy)]
     served = f"{plural(facts.workers, 'worker')}, {plural(len(facts.models), 'model')}"
     findings = [_ok("yard", f"it runs ({whom}): {served}" if facts.holder else f"it runs: {served}")]
     if facts.workers == 0:

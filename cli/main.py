@@ -79,11 +79,11 @@ def _run(module: str, arguments: list[str]) -> int:
         status = run(arguments)
         sys.stdout.flush()
         return status
-    except BatchyardError as error:
-        return _fail(str(error))
     except BrokenPipeError:  # `batchyard models | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (BatchyardError, OSError) as error:
+        return _fail(str(error))
     except KeyboardInterrupt:
         return INTERRUPTED
     except Terminated:

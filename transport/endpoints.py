@@ -106,14 +106,14 @@ def _parse_tcp(url: str, rest: str) -> Endpoint:
         )
     if host == "localhost":
         host = "127.0.0.1"  # ZeroMQ cannot bind a name, and a hosts file could point it elsewhere
+    elif host == "*":
+        host = "0.0.0.0"  # the same to whoever binds, and the yard's own workers can connect to it
     is_loopback = _is_loopback(url, host)
     clients, workers, admin = (f"tcp://{host}:{port + step}" for step in range(3))
     return Endpoint(clients, "tcp", clients, workers, admin, is_loopback)
 
 
 def _is_loopback(url: str, host: str) -> bool:
-    if host == "*":
-        return False
     bare = host
     if host.startswith("["):
         if not host.endswith("]"):

@@ -1,0 +1,49 @@
+"""Questions about models: answered at once, or when the model that was asked for is ready or failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..transport import messages as m
+from ..transport.errors import Code
+from .events import ToClient
+from .registry import Model
+
+WAITING_MAX = 1024  # questions that wait for a model to load; more are told to come back
+
+
+class Describes:
+    """Who waits for which model."""
+
+    def __init__(self, models: Mapping[str, Model]) -> None:
+        self._models = models
+        self._waiting: list[tuple[int, m.Describe]] = []
+
+    def ask(self, conn: int, message: m.Describe) -> list[ToClient]:
+        """What to answer now: nothing, when the model is still loading."""
+        model = self._models.get(message.model)
+        if message.model and model is None:
+            failed = m.Failed(message.request, Code.UNKNOWN_MODEL, self.unknown(message.model))
+            return [ToClient(conn, failed)]
+        if model is not None and model.state is m.ModelState.LOADING:
+            if len(self._waiting) >= WAITING_MAX:
+                text = f"{message.model!r} is loading, and {WAITING_MAX} others wait for a model"
+                return [ToClient(conn, m.Failed(message.request, Code.OVERLOADED, text, 100_000_000))]
+            self._waiting.append((conn, message))
+            return []
+        models = [model] if model is not None else list(self._models.values())
+        return [ToClient(conn, m.Described(message.request, [entry.info() for entry in models]))]
+
+    def answer(self) -> list[ToClient]:
+        """Some model's state has changed: what to answer to those who waited."""
+        waiting, self._waiting = self._waiting, []
+        return [action for conn, message in waiting for action in self.ask(conn, message)]
+
+    def forget(self, conn: int) -> None:
+        """The connection is gone."""
+        self._waiting = [entry for entry in self._waiting if entry[0] != conn]
+
+    def unknown(self, name: str) -> str:
+        """The sentence for a name that is no model's."""
+        known = ", ".join(sorted(self._models)) or "none"
+        return f"no model is called {name!r}; this yard has: {known}"

@@ -1,0 +1,115 @@
+"""The arenas that the broker holds open: checked when offered, shared by key, closed for good."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+from batchyard.broker.arenas import Arenas
+from batchyard.transport import segments
+from batchyard.transport.errors import SegmentRefused
+from batchyard.transport.segments import Segment, SegmentHandle
+
+if sys.platform != "linux":
+    pytest.skip("both backends exist on Linux alone", allow_module_level=True)
+
+NBYTES = 1 << 16
+
+
+@pytest.fixture(params=["memfd", "named"])
+def segment(request: pytest.FixtureRequest) -> Iterator[Segment]:
+    with segments.create(NBYTES, request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def arenas() -> Iterator[Arenas]:
+    made = Arenas()
+    yield made
+    made.close_all()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def offer(arenas: Arenas, handle: SegmentHandle) -> tuple[int, bool]:
+    return arenas.open(handle, os.getpid(), os.getuid())
+
+
+def test_an_offered_segment_is_numbered_and_can_be_mapped_through_the_broker(arenas: Arenas, segment: Segment) -> None:
+    number, is_new = offer(arenas, segment.handle)
+    assert is_new
+    segment.commit(0, 16)
+    segment.buffer[:5] = b"hello"
+    with segments.attach(arenas.handle(number), os.getpid()) as mapped:
+        assert bytes(mapped.buffer[:5]) == b"hello"
+
+
+def test_a_segment_offered_twice_is_one_arena(arenas: Arenas, segment: Segment) -> None:
+    number, _ = offer(arenas, segment.handle)
+    before = descriptors()
+    assert offer(arenas, segment.handle) == (number, False)
+    assert descriptors() == before
+    assert arenas.snapshot() == {"arenas": 1, "arena_bytes": NBYTES}
+
+
+def test_closing_gives_every_descriptor_back_and_numbers_are_not_used_again(segment: Segment) -> None:
+    arenas = Arenas()
+    before = descriptors()
+    seen = set()
+    for _ in range(3):
+        number, is_new = offer(arenas, segment.handle)
+        assert is_new
+        seen.add(number)
+        arenas.close(number)
+    assert len(seen) == 3
+    assert descriptors() == before
+    assert arenas.snapshot() == {"arenas": 0, "arena_bytes": 0}
+
+
+def test_a_refused_offer_leaves_no_descriptor(arenas: Arenas) -> None:
+    plain = os.memfd_create("batchyard", os.MFD_ALLOW_SEALING)  # nothing sealed
+    foreign = os.memfd_create("other")
+    pipe = os.pipe()
+    try:
+        os.ftruncate(plain, NBYTES)
+        os.ftruncate(foreign, NBYTES)
+        before = descriptors()
+        for name in (str(plain), str(foreign), str(pipe[0]), "0", "999999", "-1", "x", "", "1" * 50, "../mem"):
+            for nbytes in (NBYTES, 0, -1, 1 << 60, 1 << 70):
+                with pytest.raises(SegmentRefused):
+                    offer(arenas, SegmentHandle("memfd", name, nbytes))
+        for name in ("", "/etc/passwd", "batchyard-", "batchyard-" + "0" * 32, "../x", "batchyard-" + "g" * 32):
+            with pytest.raises(SegmentRefused):
+                offer(arenas, SegmentHandle("named", name, NBYTES))
+        with pytest.raises(SegmentRefused):
+            offer(arenas, SegmentHandle("frames", "0", NBYTES))
+        assert descriptors() == before
+    finally:
+        for fd in (plain, foreign, *pipe):
+            os.close(fd)
+
+
+def test_a_segment_of_another_size_or_another_user_is_refused(arenas: Arenas, segment: Segment) -> None:
+    wrong = SegmentHandle(segment.handle.backend, segment.handle.name, NBYTES * 2)
+    with pytest.raises(SegmentRefused):
+        offer(arenas, wrong)
+    with pytest.raises(SegmentRefused):
+        arenas.open(segment.handle, os.getpid(), os.getuid() + 1)
+
+
+def test_a_peer_of_which_the_kernel_says_nothing_can_offer_no_memfd(arenas: Arenas) -> None:
+    with segments.create(NBYTES, "memfd") as made, pytest.raises(SegmentRefused):
+        arenas.open(made.handle, 0, None)
+
+
+def test_the_brokers_own_segment_counts_like_the_others(arenas: Arenas) -> None:
+    own = segments.create(NBYTES)
+    number = arenas.add_own(own)
+    assert arenas.handle(number) == own.handle
+    assert arenas.snapshot()["arenas"] == 1
+    arenas.close(number)
+    assert own.close()  # idempotent: it was closed with its number

@@ -1,0 +1,138 @@
+"""Lanes: order, splitting, what ended requests leave behind, and groups that must run as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from batchyard.broker.config import ModelConfig
+from batchyard.broker.lanes import SWEEP_MIN, Lane, Part, Request
+from batchyard.broker.registry import Model
+from batchyard.transport.messages import Loaded, Submit
+from batchyard.transport.tensors import Slot, Tensor, TensorSpec
+
+ROW_BYTES = 16
+
+
+@pytest.fixture
+def lane() -> Lane:
+    model = Model(ModelConfig("net", Path("/net.onnx"), 8))
+    spec = TensorSpec("x", 1, ["n", 4])
+    model.loaded(1, 1, Loaded("net", 1, [spec], [spec], True, "", 8, "cpu", "", {}))
+    return model.lane([Tensor(1, [1, 4], 0)])
+
+
+def queued(lane: Lane, number: int, rows: int = 1, virtual_ns: int = 0) -> Request:
+    at = number * 1024
+    message = Submit(number, "net", 2, 0, [Tensor(1, [rows, 4], at)], [Slot(at + 512, rows * ROW_BYTES)])
+    request = Request(1, message, 1, lane, rows, rows * 2 * ROW_BYTES, 0)
+    request.virtual_ns = virtual_ns
+    lane.push(Part(request, 0, rows))
+    return request
+
+
+def end(request: Request) -> None:
+    request.ended = True
+    request.lane.forget(request)
+
+
+def taken(lane: Lane, rows_max: int) -> list[tuple[int, int, int]]:
+    """(request, first row, one past the last) of what is taken."""
+    return [(part.request.id, part.start, part.stop) for part in lane.take(rows_max)]
+
+
+def test_the_earliest_virtual_deadline_goes_first_and_equals_in_order_of_arrival(lane: Lane) -> None:
+    for number, virtual_ns in enumerate((30, 10, 20, 10), start=1):
+        queued(lane, number, virtual_ns=virtual_ns)
+    assert lane.head_ns() == 10
+    assert [number for number, _, _ in taken(lane, 8)] == [2, 4, 3, 1]
+    assert lane.head_ns() is None
+    assert lane.rows == 0
+
+
+def test_what_comes_back_goes_before_its_equals_but_not_before_its_betters(lane: Lane) -> None:
+    first = queued(lane, 1, virtual_ns=10)
+    (part,) = lane.take(8)
+    queued(lane, 2, virtual_ns=10)
+    queued(lane, 3, virtual_ns=5)
+    lane.push_front(part)
+    assert [number for number, _, _ in taken(lane, 8)] == [3, 1, 2]
+    assert first.rows_waiting == 1
+
+
+def test_a_request_larger_than_a_batch_is_split_and_keeps_its_place(lane: Lane) -> None:
+    request = queued(lane, 1, rows=10, virtual_ns=10)
+    queued(lane, 2, virtual_ns=20)
+    assert taken(lane, 4) == [(1, 0, 4)]
+    request.rows_leased = 4
+    assert taken(lane, 4) == [(1, 4, 8)]
+    assert lane.rows == 3
+    assert taken(lane, 4) == [(1, 8, 10), (2, 0, 1)]
+
+
+def test_a_large_request_fills_the_room_that_is_left_but_one_that_fits_is_not_cut(lane: Lane) -> None:
+    queued(lane, 1, rows=2)
+    queued(lane, 2, rows=9)
+    assert taken(lane, 4) == [(1, 0, 2), (2, 0, 2)]
+    assert taken(lane, 4) == [(2, 2, 6)]
+    assert taken(lane, 4) == [(2, 6, 9)]
+    queued(lane, 3, rows=3)
+    queued(lane, 4, rows=2)
+    assert taken(lane, 4) == [(3, 0, 3)]
+
+
+def test_a_part_is_described_by_its_own_rows(lane: Lane) -> None:
+    queued(lane, 1, rows=10)
+    (part,) = lane.take(4)
+    (rest,) = lane.take(100)
+    whole = Part(part.request, 0, 10).item()
+    assert whole.inputs is part.request.inputs
+    assert part.item().inputs == [Tensor(1, [4, 4], 1024)]
+    assert part.item().outputs == [Slot(1536, 4 * ROW_BYTES)]
+    assert rest.item().inputs == [Tensor(1, [6, 4], 1024 + 4 * ROW_BYTES)]
+    assert rest.item().outputs == [Slot(1536 + 4 * ROW_BYTES, 6 * ROW_BYTES)]
+
+
+def test_ended_requests_are_skipped_and_no_longer_counted(lane: Lane) -> None:
+    requests = [queued(lane, number) for number in range(1, 6)]
+    for request in requests[::2]:
+        end(request)
+    assert lane.rows == 2
+    assert {part.request.id for part in lane.waiting()} == {2, 4}
+    assert [number for number, _, _ in taken(lane, 8)] == [2, 4]
+
+
+def test_what_ended_requests_leave_behind_is_swept_when_it_is_the_majority(lane: Lane) -> None:
+    requests = [queued(lane, number, virtual_ns=-number) for number in range(1, 4 * SWEEP_MIN)]
+    for request in requests[: 3 * SWEEP_MIN]:
+        end(request)
+    assert len(lane._heap) <= 2 * SWEEP_MIN
+    assert lane.rows == len(lane.waiting()) == SWEEP_MIN - 1
+    order = [number for number, _, _ in taken(lane, 1000)]
+    assert order == sorted(range(3 * SWEEP_MIN + 1, 4 * SWEEP_MIN), reverse=True)
+
+
+def test_a_group_to_be_retried_runs_as_it_is_and_before_everything(lane: Lane) -> None:
+    for number in range(1, 4):
+        queued(lane, number, virtual_ns=100)
+    group = lane.take(2)
+    queued(lane, 9, virtual_ns=1)
+    lane.retry(group)
+    assert lane.head_ns() == 100
+    assert lane.rows == 4
+    assert [number for number, _, _ in taken(lane, 8)] == [1, 2]
+    assert [number for number, _, _ in taken(lane, 8)] == [9, 3]
+
+
+def test_ended_members_leave_a_group_and_an_empty_group_is_dropped(lane: Lane) -> None:
+    requests = [queued(lane, number) for number in range(1, 5)]
+    first, second = lane.take(2), lane.take(2)
+    lane.retry(first)
+    lane.retry(second)
+    for request in requests[:3]:
+        end(request)
+    assert lane.rows == 1
+    assert lane.head_ns() == 0
+    assert [number for number, _, _ in taken(lane, 8)] == [4]
+    assert lane.head_ns() is None
+    assert lane.take(8) == []
