@@ -110,9 +110,10 @@ class Core:
             heappop(deadlines)
         return deadlines[0][0] if deadlines else None
 
-    def gauges(self) -> dict[str, int]:
-        """What is under way now."""
-        return {
+    def snapshot(self) -> dict[str, Any]:
+        """What has been done so far, and what is under way now."""
+        self.tally()
+        return self.counters.snapshot() | {
             "rows_under_way": self.admission.rows,
             "bytes_under_way": self.admission.nbytes,
             "clients": len(self.connections),

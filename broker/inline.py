@@ -47,7 +47,7 @@ class InlineTensors:
         self._segment: segments.Segment | None = None
         self._arena: Arena | None = None
         self._number = 0
-        self._requests: dict[tuple[int, int], InlineRequest] = {}
+        self._requests: dict[int, dict[int, InlineRequest]] = {}  # connection -> request -> slots
 
     @property
     def arena(self) -> int:
@@ -71,8 +71,9 @@ class InlineTensors:
         """
         assert self._arena is not None
         assert self._segment is not None
-        if (conn, message.request) in self._requests:
-            return  # the core refuses the second of two requests with one number
+        if message.request in self._requests.get(conn, ()):
+            # Under way, or ended while a worker still holds its slots: they are not this one's.
+            raise InvalidRequest(f"the slots of an earlier request {message.request} are still held")
         offsets: list[int] = []
         try:
             inputs = [self._lay_tensor(tensor, frames, offsets) for tensor in message.inputs]
@@ -92,7 +93,8 @@ class InlineTensors:
         message.inputs = inputs
         message.outputs = outputs
         if model is not None:
-            self._requests[conn, message.request] = InlineRequest(model, offsets, outputs, shapes or [])
+            entry = InlineRequest(model, offsets, outputs, shapes or [])
+            self._requests.setdefault(conn, {})[message.request] = entry
         else:
             self._free(offsets)  # the core will say that there is no such model
 
@@ -119,7 +121,7 @@ class InlineTensors:
     ) -> tuple[Answer, list[bytes]]:
         """The reply with its tensors as frames, of a request whose outputs lie in its slots."""
         assert self._segment is not None
-        request = self._requests[conn, number]
+        request = self._requests[conn][number]
         frames = []
         tensors = []
         for slot, (dtype, shape) in zip(request.outputs, request.shapes, strict=True):
@@ -131,9 +133,16 @@ class InlineTensors:
 
     def release(self, conn: int, number: int) -> None:
         """A request's slots are free. Idempotent."""
-        request = self._requests.pop((conn, number), None)
+        requests = self._requests.get(conn, {})
+        request = requests.pop(number, None)
         if request is not None:
             self._free(request.offsets)
+            if not requests:
+                del self._requests[conn]
+
+    def holds(self, conn: int) -> bool:
+        """Whether any slot belongs to a request of this connection."""
+        return conn in self._requests
 
     def _free(self, offsets: list[int]) -> None:
         assert self._arena is not None
@@ -143,3 +152,6 @@ class InlineTensors:
     @property
     def used_bytes(self) -> int:
         return self._arena.used_bytes if self._arena is not None else 0
+
+    def snapshot(self) -> dict[str, int]:
+        return {"inline_copied_bytes": self.copied_bytes, "inline_used_bytes": self.used_bytes}

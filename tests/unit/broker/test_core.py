@@ -623,6 +623,22 @@ def test_answers_that_name_items_and_frames_that_are_not_there_do_not_end_the_co
     assert world.outcomes(1) == {1: "WORKER_LOST", 2: "ok"}
 
 
+@pytest.mark.parametrize(
+    "spec", [TensorSpec("x", 8, ["n", 4]), TensorSpec("x", 99, ["n", 4]), TensorSpec("x", 1, ["n", -4])]
+)
+def test_metadata_that_no_model_can_have_makes_the_load_fail_and_not_the_broker(spec: TensorSpec) -> None:
+    world = World()
+    world.client(1)
+    world.worker(1, net(inputs=[spec]))
+    world.do(e.DescribeAsked(1, m.Describe(5, "net")))
+    assert world.last(1).models[0].state is m.ModelState.FAILED
+    world.worker(2)
+    world.submit(1, 1)
+    (batch,) = world.turn()
+    world.done(2, batch)
+    assert world.outcomes(1) == {1: "ok"}
+
+
 def test_a_load_for_an_unknown_model_or_another_revision_is_ignored(world: World) -> None:
     world.say(1, net(model="nothing"))
     world.say(1, net(revision=9))

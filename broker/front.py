@@ -1,0 +1,244 @@
+"""The clients' side of the broker: connections, greetings, their messages, and the replies.
+
+Owns the clients' ROUTER from the first message on (loop.py polls and reads it). What does not
+decode, comes from an unknown connection, or points nowhere is counted, answered, and dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import zmq
+
+from ..transport import codec
+from ..transport import messages as m
+from ..transport.endpoints import Endpoint
+from ..transport.errors import BatchyardError, Code, MalformedMessage, Overloaded, WrongVersion
+from ..transport.segments import Segment
+from ..transport.sockets import MORE_NOBLOCK, NOBLOCK, Socket
+from . import events as e
+from .arenas import Arenas
+from .core import Core
+from .inline import INLINE_BYTES_MAX, InlineTensors
+from .peers import credentials
+
+FRAMES_MAX = 4096  # parts of one message; a part bomb is read away and refused
+
+log = logging.getLogger("batchyard.broker")
+
+
+class Client:
+    """A greeted client connection. `inline`: it has no arena, its tensors travel as frames."""
+
+    __slots__ = ("arena", "conn", "fd", "identity", "inline")
+
+    def __init__(self, identity: bytes, fd: int, conn: int, arena: int, inline: bool) -> None:
+        self.identity = identity
+        self.fd = fd
+        self.conn = conn
+        self.arena = arena
+        self.inline = inline
+
+
+class Front:
+    """`act` carries out what the core wants; `settle_endings` reads the reports of ended connections."""
+
+    def __init__(
+        self,
+        socket: Socket,
+        endpoint: Endpoint,
+        core: Core,
+        arenas: Arenas,
+        clients_max: int,
+        act: Callable[[list[e.Action]], None],
+        settle_endings: Callable[[], None],
+    ) -> None:
+        self.known: dict[bytes, Client] = {}
+        self.inline = InlineTensors(self._register_own)
+        self._socket = socket
+        self._endpoint = endpoint
+        self._core = core
+        self._arenas = arenas
+        self._clients_max = clients_max
+        self._act = act
+        self._settle_endings = settle_endings
+        self._by_conn: dict[int, Client] = {}
+        self._conn_sequence = 0
+        self._outbox: dict[bytes, list[Any]] = {}
+
+    # ---- what clients say ---------------------------------------------------------------------
+
+    def receive(self, identity: bytes, payload: bytes, frames: list[Any], fd: int, now_ns: int) -> None:
+        """Handle one message. `fd` is the descriptor it came by, when the connection is unknown."""
+        try:
+            if len(frames) > FRAMES_MAX:
+                raise MalformedMessage(f"a message has at most {FRAMES_MAX} frames")
+            messages = codec.client_to_broker.decode(payload)
+        except BatchyardError as error:
+            self._refuse(identity, "version" if isinstance(error, WrongVersion) else "malformed", error)
+            return
+        client = self.known.get(identity)
+        for message in messages:
+            if isinstance(message, m.Submit) and client is not None:
+                self._submit(client, message, frames, now_ns)
+            elif isinstance(message, m.Hello):
+                client = self._greet(identity, message, fd, client, now_ns)
+            elif client is None:
+                text = "this broker has not been greeted on this connection (was it restarted?)"
+                self._refuse(identity, "unknown_connection", _coded(Code.UNKNOWN_CONNECTION, text))
+                return
+            elif isinstance(message, m.Cancel):
+                self._act(self._core.handle(e.CancelAsked(client.conn, message), now_ns))
+            elif isinstance(message, m.Describe):
+                self._act(self._core.handle(e.DescribeAsked(client.conn, message), now_ns))
+            else:
+                self.gone(client, now_ns)
+                return
+
+    def _submit(self, client: Client, message: m.Submit, frames: Sequence[Any], now_ns: int) -> None:
+        if client.inline:
+            try:
+                self.inline.lay(client.conn, message, frames, self._core.models.get(message.model))
+            except BatchyardError as error:
+                self._core.counters.refuse(error.code.name.lower())
+                retry_ns = int(error.retry_after_s * 1e9) if isinstance(error, Overloaded) else 0
+                failed = m.Failed(message.request, error.code, str(error), retry_ns)
+                self._outbox.setdefault(client.identity, []).append(failed)
+                return
+        self._act(self._core.handle(e.Submitted(client.conn, client.arena, message), now_ns))
+
+    def _greet(
+        self, identity: bytes, message: m.Hello, fd: int, client: Client | None, now_ns: int
+    ) -> Client | None:
+        try:
+            if client is not None:
+                raise _coded(Code.INVALID_REQUEST, "this connection has been greeted already")
+            if len(identity) != 5 or identity[0]:
+                # ROUTER's own identities are a zero byte and 32 bits; a peer that chose its own
+                # could sit where another has just left.
+                raise _coded(Code.UNAUTHORIZED, "a connection does not choose its own routing id")
+            # The descriptor may be one that a former connection had: its end is reported before
+            # the number is free again, so the report is read now, or it would end this connection.
+            self._settle_endings()
+            if len(self.known) >= self._clients_max:
+                raise _coded(Code.OVERLOADED, f"the yard has {self._clients_max} clients (clients_max)")
+            arena = self._open_arena(message, fd, now_ns)
+        except BatchyardError as error:
+            self._refuse(identity, "hello", error)
+            return client
+        self._conn_sequence += 1
+        client = Client(identity, fd, self._conn_sequence, arena, message.segment is None)
+        self.known[identity] = self._by_conn[client.conn] = client
+        self._core.handle(e.ClientJoined(client.conn, arena), now_ns)
+        self._outbox.setdefault(identity, []).append(m.Welcome(self._core.epoch, INLINE_BYTES_MAX))
+        log.debug("client %d joined: %s", client.conn, message.client)
+        return client
+
+    def _open_arena(self, message: m.Hello, fd: int, now_ns: int) -> int:
+        if message.segment is None:
+            return self.inline.arena
+        if not self._endpoint.is_loopback:
+            raise _coded(Code.UNAUTHORIZED, "shared memory is for clients on this machine; send frames")
+        pid, uid = credentials(fd) or (0, None)
+        number, is_new = self._arenas.open(message.segment, pid, uid)
+        if is_new:
+            self._core.handle(e.ArenaOpened(number, message.segment.nbytes), now_ns)
+        return number
+
+    def _register_own(self, segment: Segment) -> int:
+        number = self._arenas.add_own(segment)
+        self._core.handle(e.ArenaOpened(number, segment.nbytes, pinned=True), 0)
+        return number
+
+    def _refuse(self, identity: bytes, reason: str, error: BatchyardError) -> None:
+        """Answer a message that could not be taken. Several in one turn get one answer."""
+        self._core.counters.refuse(reason)
+        queue = self._outbox.setdefault(identity, [])
+        if not queue or type(queue[-1]) is not m.Refused:
+            queue.append(m.Refused(error.code, str(error)))
+
+    # ---- connections that end -----------------------------------------------------------------
+
+    def gone(self, client: Client, now_ns: int) -> None:
+        """The connection is over. Idempotent."""
+        if self.known.pop(client.identity, None) is None:
+            return
+        self._outbox.pop(client.identity, None)
+        self._act(self._core.handle(e.ClientGone(client.conn), now_ns))
+        self._forget(client)
+        log.debug("client %d left", client.conn)
+
+    def _forget(self, client: Client) -> None:
+        """Replies to a connection that is gone still free the slots that were laid out for it."""
+        if client.identity not in self.known and not self.inline.holds(client.conn):
+            self._by_conn.pop(client.conn, None)
+
+    def ended(self, fd: int, now_ns: int) -> None:
+        """The kernel reports that the connection on this descriptor is closed."""
+        for client in [client for client in self.known.values() if client.fd == fd]:
+            self.gone(client, now_ns)
+
+    # ---- what clients are told ----------------------------------------------------------------
+
+    def reply(self, action: e.ToClient) -> None:
+        """Queue a reply, or send it when frames go with it."""
+        client = self._by_conn.get(action.conn)
+        if client is None:
+            return
+        if client.inline:
+            self._reply_inline(client, action)
+        elif action.frames:
+            self._send(client.identity, [action.message], action.frames)
+        else:
+            self._outbox.setdefault(client.identity, []).append(action.message)
+
+    def _reply_inline(self, client: Client, action: e.ToClient) -> None:
+        """The same reply for a connection without an arena: tensors become frames, slots are freed."""
+        message = action.message
+        conn = client.conn
+        if isinstance(message, m.Completed):
+            for number, queue_ns in zip(message.requests, message.queue_ns, strict=True):
+                answer, frames = self.inline.answer(conn, number, queue_ns, message.batch)
+                self._send(client.identity, [answer], frames)
+            return
+        if isinstance(message, m.Answer) or (isinstance(message, m.Failed) and not message.held):
+            self.inline.release(conn, message.request)
+        elif isinstance(message, m.Released):
+            for number in message.requests:
+                self.inline.release(conn, number)
+        if client.identity in self.known:
+            self._send(client.identity, [message], action.frames)
+        else:
+            self._forget(client)
+
+    def flush(self) -> None:
+        """Send what has gathered: one message to each client."""
+        if self._outbox:
+            waiting, self._outbox = self._outbox, {}
+            for identity, messages in waiting.items():
+                self._send(identity, messages)
+
+    def _send(self, identity: bytes, messages: Sequence[Any], frames: Sequence[Any] = ()) -> None:
+        """Send without waiting. A client that is gone, or that does not read, is dropped."""
+        socket = self._socket
+        try:
+            socket.send(identity, MORE_NOBLOCK)
+            if frames:
+                socket.send_multipart([codec.encode(messages), *frames], NOBLOCK)
+            else:
+                socket.send(codec.encode(messages), NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            self._core.counters.refuse("unreachable" if error.errno == zmq.EHOSTUNREACH else "not_reading")
+            client = self.known.get(identity)
+            if client is not None:
+                self.gone(client, 0)
+
+
+def _coded(code: Code, text: str) -> BatchyardError:
+    error = BatchyardError(text)
+    error.code = code  # type: ignore[misc]
+    return error
