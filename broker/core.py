@@ -24,7 +24,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from ..transport import messages as m
-from ..transport.errors import BatchyardError, Code, Overloaded, UnknownModel
+from ..transport.errors import BatchyardError, Code, InvalidRequest, Overloaded, UnknownModel
 from . import events as e
 from . import invariants, replies
 from .admission import Admission, Connection
@@ -229,7 +229,11 @@ class Core:
         if model is None or message.revision != model.revision:
             self.counters.refuse("stale_load")
             return
-        worker.models[model.name] = model.loaded(worker.id, worker.pid, message)
+        try:
+            worker.models[model.name] = model.loaded(worker.id, worker.pid, message)
+        except InvalidRequest as error:
+            self.counters.refuse("bad_load")
+            model.failures[worker.id] = f"a worker described it wrongly: {error}"
         self._actions += self._describes.answer()
 
     def _load_failed(self, worker: Worker, message: m.LoadFailed, frames: Sequence[Any], now_ns: int) -> None:

@@ -139,11 +139,7 @@ class Loop:
         return monitor
 
     @staticmethod
-    def _drain(
-        socket: Socket,
-        known: Mapping[bytes, Any],
-        receive: Callable[[bytes, bytes, list[Any], int, int], None],
-    ) -> None:
+    def _drain(socket: Any, known: Mapping[bytes, Any], receive: Callable[..., None]) -> None:
         """Read up to DRAIN_MAX messages: [identity, payload, frames...]."""
         clock = time.monotonic_ns
         for _ in range(DRAIN_MAX):

@@ -7,7 +7,6 @@ broker opens no model file.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 from ..transport import dtypes
 from ..transport.errors import InvalidRequest
@@ -28,6 +27,8 @@ class _Expected:
         self.spec = spec
         self.dtype = spec.dtype
         self.rank = len(spec.shape)
+        fixed = [axis for axis in spec.shape[skip:] if isinstance(axis, int)]
+        nbytes_of(spec.dtype, fixed)  # refuses what cannot be
         self.tail = [axis if isinstance(axis, int) else None for axis in spec.shape[skip:]]
         self.row_nbytes: int | None = None  # None: some axis is free
         if None not in self.tail:
@@ -87,7 +88,13 @@ class Model:
         return ModelState.FAILED if self.failures else ModelState.LOADING
 
     def loaded(self, worker: int, pid: int, message: Loaded) -> WorkerInfo:
-        """A worker serves it. The first one's metadata is everyone's; all load the same file."""
+        """A worker serves it. The first one's metadata is everyone's; all load the same file.
+
+        Raises InvalidRequest, and nothing has changed, for metadata that no model can have.
+        """
+        skip = 1 if message.batchable else 0
+        expected = [_Expected(spec, skip) for spec in message.inputs]
+        output_row_nbytes = _row_nbytes(message.outputs, skip)
         info = WorkerInfo(worker, pid, message.provider, message.placement, message.warmup_ns)
         self.workers[worker] = info
         self.failures.pop(worker, None)
@@ -96,10 +103,9 @@ class Model:
         self.batchable = message.batchable
         self.alone_reason = message.alone_reason
         self.max_batch = min(self.config.max_batch, message.max_batch) if message.batchable else 1
-        skip = 1 if message.batchable else 0
-        self._expected = [_Expected(spec, skip) for spec in message.inputs]
+        self._expected = expected
         self._static = all(expected.row_nbytes is not None for expected in self._expected)
-        self._output_row_nbytes = _row_nbytes(message.outputs, skip)
+        self._output_row_nbytes = output_row_nbytes
         return info
 
     def info(self) -> ModelInfo:
@@ -210,9 +216,10 @@ def _fits(shape: Sequence[int], tail: Sequence[int | None]) -> bool:
 
 def _row_nbytes(outputs: Sequence[TensorSpec], skip: int) -> list[int] | None:
     sizes = []
+    known = True
     for spec in outputs:
         tail = spec.shape[skip:]
-        if spec.dtype not in dtypes.ITEMSIZE or not all(isinstance(axis, int) for axis in tail):
-            return None
-        sizes.append(prod(int(axis) for axis in tail) * dtypes.ITEMSIZE[spec.dtype])
-    return sizes
+        fixed = [axis for axis in tail if isinstance(axis, int)]
+        sizes.append(nbytes_of(spec.dtype, fixed))  # refuses what cannot be
+        known = known and len(fixed) == len(tail)
+    return sizes if known else None

@@ -27,7 +27,8 @@ from ..transport.keys import KeyFolder
 from ..transport.sockets import configure, readable
 from . import providers
 from .memory import Memory
-from .model import CannotServe, ItemRefused, ServedModel
+from .model import CannotServe, ServedModel
+from .runner import ItemRefused
 
 LOOK_AROUND_MS = 500  # how soon a broker's death is seen while nothing comes
 
