@@ -114,6 +114,7 @@ class Core:
         """What has been done so far, and what is under way now."""
         self.tally()
         return self.counters.snapshot() | {
+            "pid": self._pid,
             "rows_under_way": self.admission.rows,
             "bytes_under_way": self.admission.nbytes,
             "clients": len(self.connections),

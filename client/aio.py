@@ -1,8 +1,8 @@
 """`AsyncClient`: the same verbs as coroutines, on the event loop's own thread.
 
-The loop watches the socket's descriptor (`loop.add_reader`); there is no helper thread. Requests
-that tasks start in one pass of the loop leave as one message. Cancelling the task that awaits a
-request cancels the request.
+The loop watches the socket's descriptor (`loop.add_reader`); there is no helper thread, but for
+loops that can't watch one (readers.py). Requests that tasks start in one pass of the loop leave as
+one message. Cancelling the task that awaits a request cancels the request.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ..transport.sockets import readable
 from .channel import Channel, Pending, Settled
 from .client import ARENA_BYTES, BROKERS_WORD_S, TIMEOUT_S, deadline_ns_of, empty_in
 from .connection import Connection
+from .readers import add_readers
 from .reply import Reply
 from .session import Session, Settings
 from .signature import Array, Signature
@@ -197,11 +198,12 @@ class _Link:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._outbox: list[tuple[Any, Sequence[Any]]] = []
-        self._socket_fd = int(connection.socket.getsockopt(zmq.FD))
         assert connection.monitor is not None
-        self._monitor_fd = int(connection.monitor.getsockopt(zmq.FD))
-        self._loop.add_reader(self._socket_fd, self._readable)
-        self._loop.add_reader(self._monitor_fd, self._look_around)
+        socket_fd = int(connection.socket.getsockopt(zmq.FD))
+        monitor_fd = int(connection.monitor.getsockopt(zmq.FD))
+        self._stop_readers = add_readers(
+            self._loop, {socket_fd: self._readable, monitor_fd: self._look_around}
+        )
         self._look = self._loop.call_later(LOOK_AROUND_S, self._look_again)
 
     async def settled(self, pending: Pending, frames: Sequence[Any], patience_s: float) -> Any:
@@ -282,8 +284,7 @@ class _Link:
             return
         self.lost = True
         self._look.cancel()
-        self._loop.remove_reader(self._socket_fd)
-        self._loop.remove_reader(self._monitor_fd)
+        self._stop_readers()
         _settle(self.channel.lose(error))
         self._connection.close()
 

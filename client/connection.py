@@ -42,7 +42,7 @@ class Connection:
     ) -> None:
         self.endpoint = endpoint
         self.channel = Channel(memory, numbers)
-        self.epoch = 0
+        self.greeted = False
         self.inline_bytes_max = 0
         self.socket = context.socket(zmq.DEALER)
         configure(self.socket, endpoint)
@@ -67,7 +67,7 @@ class Connection:
         while True:
             for message in self.receive()[0]:
                 if isinstance(message, m.Welcome):
-                    self.epoch = message.epoch
+                    self.greeted = True
                     self.inline_bytes_max = message.inline_bytes_max
                     return
                 if isinstance(message, m.Refused):
@@ -116,6 +116,11 @@ class Connection:
         if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             raise errors.Unauthorized(
                 f"the yard at {self.endpoint.url} and this client disagree on CURVE: pass keys=, or drop it"
+            )
+        if not self.greeted and not self.endpoint.is_ipc:
+            raise errors.Unauthorized(
+                f"the yard at {self.endpoint.url} closed the connection unread: if it asks for CURVE keys, "
+                "pass keys=; if it asks for none, drop them"
             )
         raise errors.BrokerLost(f"the broker at {self.endpoint.url} went away")
 

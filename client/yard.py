@@ -19,7 +19,7 @@ from typing import IO, Any, Self
 
 import zmq
 
-from ..transport import codec, endpoints
+from ..transport import codec
 from ..transport import messages as m
 from ..transport.endpoints import Endpoint
 from ..transport.errors import BrokerLost, DeadlineExceeded, InvalidRequest, from_wire
@@ -153,8 +153,7 @@ class Yard:
         deadline_s = time.monotonic() + timeout
         while True:
             try:
-                self.snapshot(0.2)
-                if endpoints.holder(self._endpoint) in (None, broker.pid):
+                if self.snapshot(0.2)["pid"] == broker.pid:
                     return
             except DeadlineExceeded:
                 if time.monotonic() > deadline_s:

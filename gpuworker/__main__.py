@@ -44,8 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     except BatchyardError as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1
-    workers = max(1, int(os.environ.get("BATCHYARD_WORKERS", "1") or 1))
-    threads = arguments.threads or max(1, (os.cpu_count() or 1) // workers)
+    threads = arguments.threads or _fair_threads(os.environ.get("BATCHYARD_WORKERS", ""))
     command = [sys.executable, "-m", "batchyard.gpuworker.child"]
     command += ["--url", url, "--provider", provider, "--threads", str(threads)]
     if arguments.keys is not None:
@@ -76,6 +75,15 @@ def supervise(child: ChildProcess, stop: threading.Event) -> None:
             child.start()
     finally:
         child.terminate()
+
+
+def _fair_threads(workers: str) -> int:
+    """This worker's share of the cores that it may use; a starter says how many workers there are."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Windows and macOS
+        cores = os.cpu_count() or 1
+    return max(1, cores // int(workers) if workers.isdecimal() and int(workers) else cores)
 
 
 def _best_provider() -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from batchyard.broker import events as e
-from batchyard.broker.config import BUDGETS_NS_DEFAULT, Limits, ModelConfig, YardConfig
 from batchyard.broker.batching import CREDIT
+from batchyard.broker.config import BUDGETS_NS_DEFAULT, Limits, ModelConfig, YardConfig
 from batchyard.broker.core import LOSSES_MAX, Core
 from batchyard.transport import messages as m
 from batchyard.transport.errors import Code

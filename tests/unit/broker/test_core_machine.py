@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from batchyard.broker import events as e
-from batchyard.broker.config import Limits, ModelConfig, YardConfig
 from batchyard.broker.batching import CREDIT
+from batchyard.broker.config import Limits, ModelConfig, YardConfig
 from batchyard.broker.core import Core
 from batchyard.transport import messages as m
 from batchyard.transport.errors import Code
