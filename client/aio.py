@@ -24,7 +24,7 @@ from ..transport.keys import KeyFolder
 from ..transport.messages import ModelInfo, Priority
 from ..transport.sockets import readable
 from .channel import Channel, Pending, Settled
-from .client import ARENA_BYTES, BROKERS_WORD_S, TIMEOUT_S, deadline_ns_of, empty_in
+from .client import ARENA_BYTES, TIMEOUT_S, deadline_ns_of, empty_in, patience_s
 from .connection import Connection
 from .readers import add_readers
 from .reply import Reply
@@ -88,7 +88,7 @@ class AsyncClient:
         if signature is None:
             signature = await self._describe(link, model, timeout)
         pending, frames = link.channel.submit(signature, inputs, int(priority), deadline_ns, 0.0)
-        reply: Reply = await link.settled(pending, frames, timeout + BROKERS_WORD_S)
+        reply: Reply = await link.settled(pending, frames, patience_s(deadline, timeout))
         return reply
 
     def submit(self, model: str, inputs: Any, **options: Any) -> asyncio.Task[Array | dict[str, Array]]:
@@ -208,6 +208,8 @@ class _Link:
 
     async def settled(self, pending: Pending, frames: Sequence[Any], patience_s: float) -> Any:
         """Send a request and wait for its outcome; cancelling this cancels it."""
+        if self.lost:
+            raise BrokerLost("the broker went away")
         future = pending.waiter = self._loop.create_future()
         if not self._outbox:
             self._loop.call_soon(self._flush)
@@ -235,6 +237,8 @@ class _Link:
 
     def _flush(self) -> None:
         outbox, self._outbox = self._outbox, []
+        if self.lost:
+            return  # closed since this was planned: everything has been settled
         gathered: list[Any] = []
         try:
             for message, frames in outbox:

@@ -20,6 +20,8 @@ from .memory import SlotMemory
 from .reply import Reply
 from .signature import Array, Signature
 
+MODEL_NAME_CHARS_MAX = 64  # messages.Name
+
 Settled = tuple["Pending", Reply | list[m.ModelInfo] | Exception]
 
 
@@ -51,7 +53,10 @@ class Channel:
     # ---- asking -------------------------------------------------------------------------------
 
     def describe(self, model: str) -> Pending:
-        """Ask for a model's metadata; settled with a list of ModelInfo."""
+        """Ask for a model's metadata; settled with a list of ModelInfo. Raises UnknownModel for a name
+        that none can have: the broker would refuse the message."""
+        if not isinstance(model, str) or len(model) > MODEL_NAME_CHARS_MAX:
+            raise errors.UnknownModel(f"no model is called {str(model)[:80]!r}")
         pending = Pending(next(self._numbers), None, 0)
         pending.message = m.Describe(pending.number, model)
         self.pending[pending.number] = pending
@@ -65,6 +70,8 @@ class Channel:
         Waits up to `wait_s` for room in the arena. Raises InvalidRequest or ArenaExhausted, and
         then nothing is under way.
         """
+        if not 0 <= priority <= m.Priority.LOW:  # the broker would refuse the whole envelope
+            raise errors.InvalidRequest(f"priority is 0 (URGENT) to 3 (LOW), not {priority}")
         arrays, rows = signature.arrays(inputs)
         pending = Pending(next(self._numbers), signature, rows)
         memory = self.memory
@@ -172,11 +179,15 @@ class Channel:
                 self._give_back(pending)
                 continue
             signature = pending.signature
+            if signature.output_tails is None:
+                self._give_back(pending)
+                settled += self._settle(pending, errors.MalformedMessage("the broker's answer has no outputs"))
+                continue
             lead = (pending.rows,) if signature.batchable else ()
             arrays = [
                 memory.array(offset, dtype, lead + tail)
                 for offset, dtype, tail in zip(
-                    pending.outputs, signature.output_dtypes, signature.output_tails or (), strict=True
+                    pending.outputs, signature.output_dtypes, signature.output_tails, strict=True
                 )
             ]
             for offset in pending.inputs:
@@ -193,11 +204,15 @@ class Channel:
         self._give_back(pending)
         try:
             parts = [[_from_frame(tensor, frames) for tensor in part] for part in message.parts]
+            if not parts or len(parts[0]) != len(pending.signature.output_names):
+                raise errors.MalformedMessage("not one tensor for every output")
+            arrays = (
+                parts[0]
+                if len(parts) == 1
+                else [np.concatenate(column) for column in zip(*parts, strict=True)]
+            )
         except (errors.BatchyardError, ValueError) as error:
             return self._settle(pending, errors.MalformedMessage(f"the broker's answer is damaged: {error}"))
-        arrays = (
-            parts[0] if len(parts) == 1 else [np.concatenate(column) for column in zip(*parts, strict=True)]
-        )
         reply = Reply(pending.signature.output_names, arrays, message.queue_ns, message.batch)
         return self._settle(pending, reply)
 

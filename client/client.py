@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from .signature import Array, Signature
 ARENA_BYTES = 64 << 20
 TIMEOUT_S = 30.0
 BROKERS_WORD_S = 0.04  # the broker tells of a passed deadline itself; after this we no longer wait for it
+ROOM_LOOK_S = 0.01  # how often a caller that waits for room reads what its own connection is told
 
 
 class Client:
@@ -112,11 +114,23 @@ class Client:
             try:
                 pending, frames = channel.submit(signature, inputs, priority, deadline_ns, 0.0)
             except ArenaExhausted:
-                session.recover_slots()
-                wait_s = timeout if self._anything_under_way(session, connection) else 0.0
-                pending, frames = channel.submit(signature, inputs, priority, deadline_ns, wait_s)
+                give_up_s = time.monotonic() + timeout
+                while True:
+                    # What this connection abandoned comes back in messages that nobody else reads.
+                    connection.drain()
+                    session.recover_slots()
+                    under_way = self._anything_under_way(session, connection)
+                    left_s = give_up_s - time.monotonic() if under_way else 0.0
+                    try:
+                        pending, frames = channel.submit(
+                            signature, inputs, priority, deadline_ns, min(left_s, ROOM_LOOK_S)
+                        )
+                        break
+                    except ArenaExhausted:
+                        if left_s <= 0:
+                            raise
             connection.send([pending.message], frames)
-            reply: Reply = connection.wait(pending, timeout + BROKERS_WORD_S)
+            reply: Reply = connection.wait(pending, patience_s(deadline, timeout))
         except BrokerLost:
             self._lose(session)
             connection.close()
@@ -326,6 +340,11 @@ def deadline_ns_of(deadline: float | None, timeout: float) -> int:
     if not 0 < given < 1e9 or not 0 < timeout < 1e9:
         raise InvalidRequest(f"timeout and deadline are seconds above zero, not {timeout} and {deadline}")
     return int(given * 1e9)
+
+
+def patience_s(deadline: float | None, timeout: float) -> float:
+    """How long the caller waits for the outcome, whatever the broker does."""
+    return (timeout if deadline is None else min(deadline, timeout)) + BROKERS_WORD_S
 
 
 def empty_in(session: Session, shape: int | Sequence[int], dtype: Any) -> Array:

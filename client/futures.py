@@ -100,8 +100,10 @@ class IoThread:
         )
         pending.waiter = future
         future._pending = pending
-        expires_ns = time.monotonic_ns() + deadline_ns + GRACE_NS
+        expires_ns = time.monotonic_ns() + min(deadline_ns, int(wait_s * 1e9)) + GRACE_NS
         self._put((pending.message, frames, expires_ns, pending))
+        if self._lost is not None and not future.done():
+            future.settle(self._lost)  # the connection ended before the future was known to it
         return future
 
     def _describe(self, model: str, wait_s: float) -> Signature:
@@ -158,6 +160,9 @@ class IoThread:
             self.session.give_up()
         except zmq.ZMQError as lost:
             error = BrokerLost(f"the connection failed: {lost}")
+            self.session.give_up()
+        except Exception as bug:  # or every future would wait for ever
+            error = BrokerLost(f"the I/O thread failed: {bug!r}")
             self.session.give_up()
         self._lost = error
         self._fail_all(error)

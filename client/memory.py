@@ -7,6 +7,7 @@ queue that may be put into from a destructor, and is freed by whoever allocates 
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from math import prod
 from queue import Empty, SimpleQueue
@@ -46,23 +47,30 @@ class SlotMemory:
     def alloc(self, nbytes: int) -> int:
         """Offset of a free slot. Raises ArenaExhausted."""
         with self._lock:
-            freed = self._freed
-            while not freed.empty():
-                self._arena.free(freed.get_nowait())
+            self._take_freed()
             return self._arena.alloc(nbytes)
+
+    def _take_freed(self) -> None:
+        freed = self._freed
+        while not freed.empty():
+            try:
+                self._arena.free(freed.get_nowait())
+            except Empty:
+                return  # a waiting thread, which holds no lock, was faster
 
     def alloc_within(self, nbytes: int, timeout_s: float) -> int:
         """`alloc`, waiting up to `timeout_s` for slots to come back."""
+        give_up_s = time.monotonic() + timeout_s if timeout_s > 0 else 0.0
         while True:
             try:
                 return self.alloc(nbytes)
             except ArenaExhausted:
-                if timeout_s <= 0:
+                left_s = give_up_s - time.monotonic() if give_up_s else 0.0
+                if left_s <= 0:
                     raise
             try:
-                offset = self._freed.get(timeout=timeout_s)
+                offset = self._freed.get(timeout=left_s)
             except Empty:
-                timeout_s = 0.0
                 continue
             with self._lock:
                 self._arena.free(offset)
@@ -74,8 +82,7 @@ class SlotMemory:
     @property
     def used_bytes(self) -> int:
         with self._lock:
-            while not self._freed.empty():
-                self._arena.free(self._freed.get_nowait())
+            self._take_freed()
             return self._arena.used_bytes
 
     def array(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:

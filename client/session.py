@@ -83,7 +83,7 @@ class Session:
             except IndexError:
                 return
             connection.drain()
-            self._idle.append(connection)
+            self._idle.insert(0, connection)  # at the far end: the next pop gets another one
 
     def give_up(self) -> None:
         """The broker is gone: nothing of this session is used again."""

@@ -29,7 +29,8 @@ class _Input:
         self.code = spec.dtype
         self.dtype = dtypes.BY_CODE[spec.dtype].numpy
         # Types that numpy lacks may also be handed over as their raw bits.
-        raw = {"bfloat16": "<u2"}.get(dtypes.name_of(spec.dtype), "u1" if "float8" in str(spec) else None)
+        name = dtypes.name_of(spec.dtype)
+        raw = "<u2" if name == "bfloat16" else "u1" if name.startswith("float8") else None
         self.accepts = (self.dtype, np.dtype(raw)) if raw else (self.dtype,)
         self.rank = len(spec.shape)
         tail = spec.shape[skip:]
@@ -95,7 +96,7 @@ class Signature:
         return [(self._only, inputs)]
 
     def _check(self, want: _Input, given: Any) -> Array:
-        array: Array = given if isinstance(given, np.ndarray) else np.asarray(given, dtype=want.dtype)
+        array: Array = given if isinstance(given, np.ndarray) else self._as_array(want, given)
         shape = array.shape
         if array.dtype != want.dtype and array.dtype not in want.accepts:
             raise InvalidRequest(
@@ -111,6 +112,15 @@ class Signature:
             ):
                 return array
         raise InvalidRequest(self._shape_error(want, shape))
+
+    def _as_array(self, want: _Input, given: Any) -> Array:
+        """Python's numbers and lists have no type of their own and get the model's; anything else says
+        what it is, and is not converted."""
+        untyped = isinstance(given, list | tuple | int | float | complex) and not isinstance(given, np.generic)
+        try:
+            return np.asarray(given, dtype=want.dtype if untyped else None)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(f"input {want.spec} of {self.name!r} is no array: {error}") from None
 
     def _shape_error(self, want: _Input, shape: Sequence[int]) -> str:
         text = f"input {want.spec} of {self.name!r} was given the shape {tuple(shape)}"

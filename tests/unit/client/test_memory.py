@@ -1,0 +1,223 @@
+"""The client's shared memory: slots live as long as their last view, and are found again by address."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import pytest
+from batchyard.client.memory import MEMCPY_MAX_BYTES, SlotMemory
+from batchyard.transport.errors import ArenaExhausted
+
+FLOAT32 = np.dtype(np.float32)
+
+
+@pytest.fixture
+def memory() -> Iterator[SlotMemory]:
+    made = SlotMemory(1 << 20)
+    yield made
+    made.close()
+
+
+def array(memory: SlotMemory, *shape: int, dtype: Any = FLOAT32) -> np.ndarray[Any, Any]:
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return memory.array(memory.alloc(nbytes), np.dtype(dtype), shape)
+
+
+def test_a_slot_is_free_when_the_last_view_of_its_array_is_gone(memory: SlotMemory) -> None:
+    whole = array(memory, 8, 16)
+    row = whole[3]
+    part = row[::2].reshape(2, 4)
+    transposed = part.T
+    del whole, row, part
+    assert memory.used_bytes == 512
+    transposed[:] = 5
+    del transposed
+    assert memory.used_bytes == 0
+
+
+def test_what_is_computed_from_a_view_does_not_keep_the_slot(memory: SlotMemory) -> None:
+    kept = array(memory, 4, 4) + 1
+    assert memory.used_bytes == 0
+    assert kept.shape == (4, 4)
+
+
+def test_memoryviews_and_other_buffers_keep_the_slot_too(memory: SlotMemory) -> None:
+    view = memoryview(array(memory, 16))
+    again = np.asarray(view)
+    del view
+    assert memory.used_bytes == 64
+    del again
+    assert memory.used_bytes == 0
+
+
+def test_an_array_is_found_by_its_address_with_any_contiguous_part_of_it(memory: SlotMemory) -> None:
+    array(memory, 16)
+    whole = array(memory, 4, 16)
+    base = memory.offset_of(whole)
+    assert base is not None
+    assert memory.offset_of(whole[1:]) == base + 64
+    assert memory.offset_of(whole[2, 3:5]) == base + 140
+    assert memory.offset_of(whole.reshape(-1).view(np.uint8)) == base
+    assert memory.offset_of(whole[..., 0]) is None
+    assert memory.offset_of(whole.T) is None
+    assert memory.offset_of(whole[::-1]) is None
+
+
+def test_an_array_that_lies_elsewhere_is_not_found(memory: SlotMemory) -> None:
+    ordinary = np.zeros(64, np.float32)
+    assert memory.offset_of(ordinary) is None
+    assert memory.offset_of(ordinary[3:]) is None
+    other = SlotMemory(1 << 16)
+    try:
+        assert memory.offset_of(array(other, 4)) is None
+    finally:
+        other.close()
+
+
+def test_the_end_of_the_arena_is_inside_and_one_past_it_is_not(memory: SlotMemory) -> None:
+    bytes_of_arena = np.frombuffer(memory.segment.buffer, np.uint8)
+    assert memory.offset_of(bytes_of_arena[-1:]) == memory.segment.nbytes - 1
+    assert memory.offset_of(bytes_of_arena[:1]) == 0
+    del bytes_of_arena
+
+
+def test_exhaustion_is_an_error_that_says_what_to_do_and_ends_with_the_next_free(memory: SlotMemory) -> None:
+    held = [array(memory, 1 << 16) for _ in range(4)]
+    with pytest.raises(ArenaExhausted, match="arena_bytes"):
+        memory.alloc(4)
+    held.pop()
+    memory.free(memory.alloc(4))
+
+
+def test_waiting_for_room_ends_when_another_thread_drops_its_array(memory: SlotMemory) -> None:
+    held = [array(memory, 1 << 16) for _ in range(4)]
+    ready = threading.Event()
+    got: list[int] = []
+
+    def wait() -> None:
+        ready.set()
+        got.append(memory.alloc_within(1 << 18, 20.0))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    ready.wait(5)
+    held.clear()
+    thread.join(10)
+    assert len(got) == 1
+
+
+def test_waiting_for_room_ends_with_an_error_when_the_time_is_up(memory: SlotMemory) -> None:
+    held = [array(memory, 1 << 16) for _ in range(4)]
+    with pytest.raises(ArenaExhausted):
+        memory.alloc_within(4, 0.01)
+    assert len(held) == 4
+
+
+def test_slots_that_are_too_small_do_not_start_the_wait_anew(memory: SlotMemory) -> None:
+    """A trickle of small slots must not make a wait for a large one last for ever."""
+    class Trickle:
+        def __init__(self) -> None:
+            self.gets = 0
+
+        def empty(self) -> bool:
+            return True
+
+        def get(self, timeout: float) -> int:
+            self.gets += 1
+            assert self.gets < 1000, "waits for ever"
+            return memory._arena.alloc(64)
+
+        def put(self, offset: int) -> None:
+            pass
+
+    held = [memory.alloc(250_000) for _ in range(4)]
+    memory._freed = Trickle()  # type: ignore[assignment]
+    with pytest.raises(ArenaExhausted):
+        memory.alloc_within(1 << 18, 0.0005)
+    assert len(held) == 4
+
+
+def test_a_slot_that_a_waiting_thread_takes_first_is_no_error_for_the_others(memory: SlotMemory) -> None:
+    """The queue may be emptied between the look and the get: the wait holds no lock."""
+
+    class Stolen(SimpleQueue):  # type: ignore[type-arg]
+        def empty(self) -> bool:
+            return False  # it was there when we looked
+
+    memory._freed = Stolen()
+    assert memory.alloc(64) == 0
+    assert memory.used_bytes == 64
+
+
+def test_empty_arrays_need_no_slot(memory: SlotMemory) -> None:
+    made = array(memory, 0, 5)
+    assert made.shape == (0, 5)
+    assert memory.used_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        np.arange(12, dtype=np.float32).reshape(3, 4),
+        np.arange(24, dtype=np.float32).reshape(3, 8)[:, ::2],
+        np.asfortranarray(np.arange(12, dtype=np.float32).reshape(3, 4)),
+        np.array(7, np.int64),
+        np.zeros((0, 3), np.float32),
+        np.array([True, False, True]),
+        np.array([1 + 2j], np.complex64),
+        np.arange(MEMCPY_MAX_BYTES, dtype=np.float32),
+        np.broadcast_to(np.float32(3), (5, 5)),
+    ],
+    ids=lambda source: f"{source.dtype}{source.shape}",
+)
+def test_any_array_is_written_in_c_order_and_counted(memory: SlotMemory, source: np.ndarray[Any, Any]) -> None:
+    offset = memory.alloc(source.nbytes)
+    memory.write(offset, source)
+    written = bytes(memory.segment.buffer[offset : offset + source.nbytes])
+    assert written == np.ascontiguousarray(source).tobytes()
+    assert memory.bytes_copied == source.nbytes
+
+
+def test_a_read_only_array_is_written_like_any_other(memory: SlotMemory) -> None:
+    source = np.arange(4, dtype=np.float32)
+    source.flags.writeable = False
+    memory.write(memory.alloc(16), source)
+
+
+def test_bfloat16_is_written_as_its_bits(memory: SlotMemory) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    source = np.arange(4).astype(ml_dtypes.bfloat16)
+    offset = memory.alloc(8)
+    memory.write(offset, source)
+    assert bytes(memory.segment.buffer[offset : offset + 8]) == source.tobytes()
+
+
+def test_arrays_stay_readable_after_close_and_the_mapping_goes_with_the_last() -> None:
+    memory = SlotMemory(1 << 16)
+    name = f"memfd:{memory.segment.handle.name}"
+    held = array(memory, 4)
+    held[:] = 3
+    memory.close()
+    assert held.sum() == 12
+    del held
+    assert memory.segment.close(), name
+
+
+def test_freeing_from_many_threads_loses_no_slot(memory: SlotMemory) -> None:
+    def churn() -> None:
+        for _ in range(300):
+            made = array(memory, 64)
+            made[:] = 1
+            view = made[3:]
+            del made, view
+
+    threads = [threading.Thread(target=churn) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert memory.used_bytes == 0
