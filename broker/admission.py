@@ -13,16 +13,25 @@ from .registry import Model
 RETRY_AFTER_MIN_NS = 1_000_000
 
 
-class Connection:
-    """A client's connection and what it has under way."""
+class Account:
+    """What one client has under way, over all its connections: those that share an arena."""
 
-    __slots__ = ("arena", "nbytes", "requests", "rows")
+    __slots__ = ("nbytes", "rows")
 
-    def __init__(self, arena: int) -> None:
-        self.arena = arena
-        self.requests: dict[int, Request] = {}
+    def __init__(self) -> None:
         self.rows = 0
         self.nbytes = 0
+
+
+class Connection:
+    """A client's connection and its requests under way."""
+
+    __slots__ = ("account", "arena", "requests")
+
+    def __init__(self, arena: int, account: Account) -> None:
+        self.arena = arena
+        self.account = account
+        self.requests: dict[int, Request] = {}
 
 
 class Admission:
@@ -33,24 +42,24 @@ class Admission:
         self.nbytes = 0
         self._limits = limits
 
-    def check(self, connection: Connection, model: Model, rows: int, nbytes: int) -> None:
+    def check(self, account: Account, model: Model, rows: int, nbytes: int) -> None:
         """Raise Overloaded when so much more would pass a bound."""
         limits = self._limits
         if (
             self.rows + rows > limits.queue_rows_max
             or self.nbytes + nbytes > limits.queue_bytes_max
-            or connection.rows + rows > limits.client_rows_max
-            or connection.nbytes + nbytes > limits.client_bytes_max
+            or account.rows + rows > limits.client_rows_max
+            or account.nbytes + nbytes > limits.client_bytes_max
         ):
-            raise self._overloaded(connection, model, rows, nbytes)
+            raise self._overloaded(account, model, rows, nbytes)
 
-    def _overloaded(self, connection: Connection, model: Model, rows: int, nbytes: int) -> Overloaded:
+    def _overloaded(self, account: Account, model: Model, rows: int, nbytes: int) -> Overloaded:
         limits = self._limits
         bounds = (
             ("queue_rows_max", "the yard", self.rows, rows, limits.queue_rows_max),
             ("queue_bytes_max", "the yard", self.nbytes, nbytes, limits.queue_bytes_max),
-            ("client_rows_max", "this client", connection.rows, rows, limits.client_rows_max),
-            ("client_bytes_max", "this client", connection.nbytes, nbytes, limits.client_bytes_max),
+            ("client_rows_max", "this client", account.rows, rows, limits.client_rows_max),
+            ("client_bytes_max", "this client", account.nbytes, nbytes, limits.client_bytes_max),
         )
         key, who, has, more, most = next(bound for bound in bounds if bound[2] + bound[3] > bound[4])
         # Time for half of what is queued to drain, by the model's own pace.
@@ -61,15 +70,15 @@ class Admission:
     def add(self, connection: Connection, request: Request) -> None:
         """The request is under way."""
         connection.requests[request.id] = request
-        connection.rows += request.rows
-        connection.nbytes += request.nbytes
+        connection.account.rows += request.rows
+        connection.account.nbytes += request.nbytes
         self.rows += request.rows
         self.nbytes += request.nbytes
 
     def remove(self, connection: Connection, request: Request) -> None:
         """The request has ended."""
         del connection.requests[request.id]
-        connection.rows -= request.rows
-        connection.nbytes -= request.nbytes
+        connection.account.rows -= request.rows
+        connection.account.nbytes -= request.nbytes
         self.rows -= request.rows
         self.nbytes -= request.nbytes

@@ -20,14 +20,14 @@ no worker holds more than CREDIT batches; what lanes and totals count is what is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 from ..transport import messages as m
 from ..transport.errors import BatchyardError, Code, InvalidRequest, Overloaded, UnknownModel
 from . import events as e
 from . import invariants, replies
-from .admission import Admission, Connection
+from .admission import Account, Admission, Connection
 from .batching import best_lane, may_lend
 from .config import YardConfig
 from .counters import Counters
@@ -36,17 +36,21 @@ from .lanes import Lane, Part, Request
 from .registry import Batch, Model, Worker
 
 LOSSES_MAX = 2  # workers that may die with a request before it is given up
+DEADLINES_SWEEP_MIN = 1024
 _CODES = frozenset(map(int, Code))
 
 
 class Arena:
-    """An arena's size, and what keeps it open."""
+    """An arena's size, whose it is, and what keeps it open. Pinned: the broker's own, for all
+    connections that send frames."""
 
-    __slots__ = ("connections", "nbytes", "requests")
+    __slots__ = ("account", "connections", "nbytes", "pinned", "requests")
 
-    def __init__(self, nbytes: int, connections: int) -> None:
+    def __init__(self, nbytes: int, pinned: bool) -> None:
         self.nbytes = nbytes
-        self.connections = connections
+        self.pinned = pinned
+        self.account = Account()
+        self.connections = 0
         self.requests = 0  # requests whose slots have not been released
 
 
@@ -70,6 +74,7 @@ class Core:
         self._batch_sequence = 0
         self.lanes: dict[Lane, None] = {}  # lanes that may hold something; ordered, so runs replay
         self._deadlines: list[tuple[int, int, Request]] = []
+        self._deadlines_sweep = DEADLINES_SWEEP_MIN  # at this length, the ended ones are taken out
         self._deadline_sequence = 0
         self._describes = Describes(self.models)
         self._actions: list[e.Action] = []
@@ -141,11 +146,12 @@ class Core:
     # ---- clients ----------------------------------------------------------------------------
 
     def _arena_opened(self, event: e.ArenaOpened, now_ns: int) -> None:
-        self.arenas[event.arena] = Arena(event.nbytes, 1 if event.pinned else 0)
+        self.arenas[event.arena] = Arena(event.nbytes, event.pinned)
 
     def _client_joined(self, event: e.ClientJoined, now_ns: int) -> None:
-        self.connections[event.conn] = Connection(event.arena)
-        self.arenas[event.arena].connections += 1
+        arena = self.arenas[event.arena]
+        arena.connections += 1
+        self.connections[event.conn] = Connection(event.arena, Account() if arena.pinned else arena.account)
 
     def _client_gone(self, event: e.ClientGone, now_ns: int) -> None:
         connection = self.connections.get(event.conn)
@@ -177,7 +183,7 @@ class Core:
             if not model.inputs:
                 raise Overloaded(f"{message.model!r} is not loaded yet", 0.1)
             rows, nbytes = model.check(message, arena.nbytes)
-            self.admission.check(connection, model, rows, nbytes)
+            self.admission.check(connection.account, model, rows, nbytes)
         except BatchyardError as error:
             self.counters.refuse(error.code.name.lower())
             retry_ns = int(error.retry_after_s * 1e9) if isinstance(error, Overloaded) else 0
@@ -191,6 +197,8 @@ class Core:
         if deadline_ns:
             self._deadline_sequence += 1
             heappush(self._deadlines, (deadline_ns, self._deadline_sequence, request))
+            if len(self._deadlines) > self._deadlines_sweep:
+                self._sweep_deadlines()
             # A nearer deadline may bring a request forward inside its class, down to the class's
             # floor: half its budget. Otherwise LOW would buy URGENT's place with a short deadline.
             if deadline_ns < virtual_ns:
@@ -273,6 +281,13 @@ class Core:
                     self._fail(request, Code.WORKER_LOST, text)
 
     # ---- batches ----------------------------------------------------------------------------
+
+    def _sweep_deadlines(self) -> None:
+        """Forget requests that ended long before a far deadline: a steady load would keep all those of
+        the last 30 s in memory."""
+        self._deadlines = [entry for entry in self._deadlines if not entry[2].ended]
+        heapify(self._deadlines)
+        self._deadlines_sweep = max(DEADLINES_SWEEP_MIN, 2 * len(self._deadlines))
 
     def _turn(self, event: e.Turn, now_ns: int) -> None:
         deadlines = self._deadlines
@@ -458,6 +473,6 @@ class Core:
 
     def _close_if_idle(self, number: int) -> None:
         arena = self.arenas[number]
-        if not arena.connections and not arena.requests:
+        if not arena.connections and not arena.requests and not arena.pinned:
             del self.arenas[number]
             self._actions.append(e.CloseArena(number))

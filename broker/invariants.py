@@ -67,9 +67,10 @@ def _check_totals(core: Core, held_by_arena: dict[int, set[int]]) -> None:
     requests = [r for c in core.connections.values() for r in c.requests.values()]
     assert core.admission.rows == sum(r.rows for r in requests)
     assert core.admission.nbytes == sum(r.nbytes for r in requests)
-    for connection in core.connections.values():
-        assert connection.rows == sum(r.rows for r in connection.requests.values())
-        assert connection.nbytes == sum(r.nbytes for r in connection.requests.values())
+    for account in {id(c.account): c.account for c in core.connections.values()}.values():
+        own = [r for c in core.connections.values() if c.account is account for r in c.requests.values()]
+        assert account.rows == sum(r.rows for r in own)
+        assert account.nbytes == sum(r.nbytes for r in own)
     for number, arena in core.arenas.items():
         users = {id(r) for r in requests if r.arena == number} | held_by_arena.get(number, set())
         assert arena.requests == len(users), f"arena {number}: {arena.requests} counted, {len(users)} use it"

@@ -25,7 +25,7 @@ from ..transport.messages import ModelInfo, Priority
 from ..transport.sockets import readable
 from .channel import Channel, Pending, Settled
 from .client import ARENA_BYTES, TIMEOUT_S, deadline_ns_of, empty_in, patience_s
-from .connection import Connection
+from .connection import Connection, refusal
 from .readers import add_readers
 from .reply import Reply
 from .session import Session, Settings
@@ -264,7 +264,7 @@ class _Link:
                 messages, frames = connection.receive()
                 for message in messages:
                     if type(message) is m.Refused:
-                        raise BrokerLost(f"the broker refused this connection: {message.text}")
+                        raise refusal(message)
                     _settle(self.channel.handle(message, frames))
         except BatchyardError as error:
             self.close(error)

@@ -181,7 +181,9 @@ class Channel:
             signature = pending.signature
             if signature.output_tails is None:
                 self._give_back(pending)
-                settled += self._settle(pending, errors.MalformedMessage("the broker's answer has no outputs"))
+                settled += self._settle(
+                    pending, errors.MalformedMessage("the broker's answer has no outputs")
+                )
                 continue
             lead = (pending.rows,) if signature.batchable else ()
             arrays = [

@@ -9,20 +9,23 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from ..transport import endpoints
 from ..transport.dtypes import CODE_BY_NUMPY
-from ..transport.errors import ArenaExhausted, BrokerLost, DeadlineExceeded, InvalidRequest
+from ..transport.errors import ArenaExhausted, BrokerLost, InvalidRequest, UnknownConnection
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelInfo, Priority
 from ..transport.tensors import nbytes_of
+from .channel import Pending
 from .connection import Connection
 from .futures import InferFuture, IoThread
 from .reply import Reply
@@ -33,6 +36,9 @@ ARENA_BYTES = 64 << 20
 TIMEOUT_S = 30.0
 BROKERS_WORD_S = 0.04  # the broker tells of a passed deadline itself; after this we no longer wait for it
 ROOM_LOOK_S = 0.01  # how often a caller that waits for room reads what its own connection is told
+
+
+T = TypeVar("T")
 
 
 class Client:
@@ -64,6 +70,7 @@ class Client:
         self._lock = threading.Lock()
         self._closed = False
         self._bytes_copied_before = 0  # by sessions that are over
+        _clients.add(self)
 
     # ---- requests -----------------------------------------------------------------------------
 
@@ -100,48 +107,54 @@ class Client:
         timeout: float = TIMEOUT_S,
     ) -> Reply:
         """`infer`, with the receipt: where the time went, batch size, worker, provider."""
-        session = self._session
-        if session is None or session.lost:
-            session = self._open()
-        connection = session.borrow()
-        pending = None
-        try:
-            signature = session.signatures.get(model)
-            if signature is None:
-                signature = self._describe(session, connection, model, timeout)
-            deadline_ns = deadline_ns_of(deadline, timeout)
+        deadline_ns = deadline_ns_of(deadline, timeout)
+
+        def run(session: Session, connection: Connection) -> Reply:
+            signature = session.signatures.get(model) or session.signature(connection, model, timeout)
             channel = connection.channel
+
+            def submit(wait_s: float) -> tuple[Pending, Sequence[Any]]:
+                return channel.submit(signature, inputs, priority, deadline_ns, wait_s)
+
             try:
-                pending, frames = channel.submit(signature, inputs, priority, deadline_ns, 0.0)
+                pending, frames = submit(0.0)
             except ArenaExhausted:
-                give_up_s = time.monotonic() + timeout
-                while True:
-                    # What this connection abandoned comes back in messages that nobody else reads.
-                    connection.drain()
-                    session.recover_slots()
-                    under_way = self._anything_under_way(session, connection)
-                    left_s = give_up_s - time.monotonic() if under_way else 0.0
-                    try:
-                        pending, frames = channel.submit(
-                            signature, inputs, priority, deadline_ns, min(left_s, ROOM_LOOK_S)
-                        )
-                        break
-                    except ArenaExhausted:
-                        if left_s <= 0:
-                            raise
+                pending, frames = self._patiently(submit, session, connection, timeout)
             connection.send([pending.message], frames)
-            reply: Reply = connection.wait(pending, patience_s(deadline, timeout))
-        except BrokerLost:
-            self._lose(session)
-            connection.close()
-            raise
-        except BaseException:
-            if pending is not None and (cancel := connection.channel.abandon(pending)) is not None:
-                connection.send([cancel])
-            session.give_back(connection)
-            raise
-        session.give_back(connection)
-        return reply
+            try:
+                reply: Reply = connection.wait(pending, patience_s(deadline, timeout))
+            except BrokerLost:
+                raise
+            except BaseException:  # also Ctrl-C: nobody waits for the answer any more
+                if (cancel := channel.abandon(pending)) is not None:
+                    connection.send([cancel])
+                raise
+            return reply
+
+        return self._use(run)
+
+    def _patiently(
+        self,
+        submit: Callable[[float], tuple[Pending, Sequence[Any]]],
+        session: Session,
+        connection: Connection,
+        timeout_s: float,
+    ) -> tuple[Pending, Sequence[Any]]:
+        """Submit while the arena is full: try as long as slots can still come back, and no longer
+        than the timeout. Raises ArenaExhausted."""
+        give_up_s = time.monotonic() + timeout_s
+        while True:
+            # What this connection abandoned comes back in messages that nobody else reads.
+            connection.drain()
+            session.recover_slots()
+            io = self._io
+            others = session.busy or bool(connection.channel.pending) or (io is not None and io.busy)
+            left_s = give_up_s - time.monotonic() if others else 0.0
+            try:
+                return submit(min(left_s, ROOM_LOOK_S))
+            except ArenaExhausted:
+                if left_s <= 0:
+                    raise
 
     def submit(
         self,
@@ -212,14 +225,12 @@ class Client:
 
     def models(self) -> list[ModelInfo]:
         """Every model of the yard: inputs, outputs, whether it batches and if not why, its workers."""
-        session, connection = self._borrow()
-        return self._ask(session, connection, "", TIMEOUT_S)
+        return self._use(lambda session, connection: session.describe(connection, "", TIMEOUT_S))
 
     def wait_ready(self, model: str, timeout: float = TIMEOUT_S) -> ModelInfo:
         """Wait until a model is ready. Raises UnknownModel, ModelFailed with the reason why it can't
         be loaded, or DeadlineExceeded."""
-        session, connection = self._borrow()
-        info = self._ask(session, connection, model, timeout)[0]
+        info = self._use(lambda session, connection: session.describe(connection, model, timeout))[0]
         Signature(info)
         return info
 
@@ -249,49 +260,21 @@ class Client:
             self._bytes_copied_before += session.memory.bytes_copied
         session.close()
 
-    def _lose(self, session: Session) -> None:
-        session.give_up()
+    def _use(self, work: Callable[[Session, Connection], T]) -> T:
+        """Do something on a connection of the calling thread's own.
 
-    def _borrow(self) -> tuple[Session, Connection]:
-        session = self._session
-        if session is None or session.lost:
-            session = self._open()
-        return session, session.borrow()
-
-    def _describe(self, session: Session, connection: Connection, model: str, timeout: float) -> Signature:
-        """The model's signature, asked for on this connection and remembered."""
-        pending = connection.channel.describe(model)
-        connection.send([pending.message])
-        try:
-            infos: list[ModelInfo] = connection.wait(pending, timeout)
-        except DeadlineExceeded:
-            connection.channel.pending.pop(pending.number, None)
-            raise DeadlineExceeded(f"no worker has loaded {model!r} within {timeout:g} s") from None
-        signature = session.signatures[model] = Signature(infos[0])
-        return signature
-
-    def _ask(self, session: Session, connection: Connection, model: str, timeout: float) -> list[ModelInfo]:
-        try:
-            pending = connection.channel.describe(model)
-            connection.send([pending.message])
-            infos: list[ModelInfo] = connection.wait(pending, timeout)
-        except BrokerLost:
-            self._lose(session)
-            connection.close()
-            raise
-        except DeadlineExceeded:
-            session.give_back(connection)
-            raise DeadlineExceeded(f"no worker has loaded {model!r} within {timeout:g} s") from None
-        except BaseException:
-            session.give_back(connection)
-            raise
-        session.give_back(connection)
-        return infos
-
-    def _anything_under_way(self, session: Session, connection: Connection) -> bool:
-        """Whether waiting can help: some request will end and give its slots back."""
-        io = self._io
-        return bool(connection.channel.pending) or (io is not None and io.busy)
+        A broker that was restarted while we were idle does not know our connections. It has run
+        nothing of ours, so the work is done once more, in a new session.
+        """
+        for _ in range(2):
+            session = self._session
+            if session is None or session.lost:
+                session = self._open()
+            try:
+                return session.use(partial(work, session))
+            except UnknownConnection as error:
+                unknown = error
+        raise BrokerLost(f"the broker forgets its connections: {unknown}")
 
     def _io_thread(self) -> IoThread:
         session = self._session
@@ -306,6 +289,13 @@ class Client:
                     self._io = IoThread(session)
                 io = self._io
         return io
+
+    def _begin_anew(self) -> None:
+        """Forget the session without closing it: its sockets and memory are another process's."""
+        _abandoned.append((self._session, self._io))
+        self._lock = threading.Lock()
+        self._session = None
+        self._io = None
 
     # ---- the end ------------------------------------------------------------------------------
 
@@ -363,3 +353,15 @@ def empty_in(session: Session, shape: int | Sequence[int], dtype: Any) -> Array:
         session.recover_slots()
         offset = session.memory.alloc(nbytes)
     return session.memory.array(offset, element, dims)
+
+
+def _after_fork() -> None:
+    """A forked child must not talk on its parent's sockets: its clients begin anew."""
+    for client in list(_clients):
+        client._begin_anew()
+
+
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_abandoned: list[Any] = []  # kept, so that nothing of a parent's is closed by a destructor here
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -136,7 +136,7 @@ class Connection:
             messages, frames = self.receive()
             for message in messages:
                 if type(message) is m.Refused:
-                    raise errors.BrokerLost(f"the broker refused this connection: {message.text}")
+                    raise refusal(message)
                 for entry, outcome in channel.handle(message, frames):
                     if entry is pending:
                         if isinstance(outcome, Exception):
@@ -170,3 +170,13 @@ class Connection:
             self.socket.disable_monitor()
             self.monitor = None
         self.socket.close()
+
+
+def refusal(message: m.Refused) -> errors.BatchyardError:
+    """What a Refused means to whoever has requests under way on the connection.
+
+    UnknownConnection: the broker was restarted since the greeting, and has run nothing of it.
+    """
+    if message.code == errors.Code.UNKNOWN_CONNECTION:
+        return errors.UnknownConnection(message.text)
+    return errors.BrokerLost(f"the broker refused this connection: {message.text}")

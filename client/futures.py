@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import zmq
@@ -22,12 +22,13 @@ from ..transport import messages as m
 from ..transport.errors import BatchyardError, BrokerLost, Cancelled, DeadlineExceeded
 from ..transport.sockets import readable
 from .channel import Pending, Settled
-from .connection import Connection
+from .connection import Connection, refusal
 from .reply import Reply
 from .session import Session
-from .signature import Signature
 
 MESSAGES_PER_SEND = 256
+EXPIRIES_SWEEP_MIN = 1024
+SLEEP_MAX_MS = 3_600_000  # poll() takes no more than 2**31 - 1
 GRACE_NS = 40_000_000  # the broker tells of a passed deadline itself; after this we do
 
 
@@ -71,6 +72,7 @@ class IoThread:
         self._channel = self._connection.channel
         self._outbox: deque[tuple[Any, Sequence[Any]]] = deque()
         self._expiries: list[tuple[int, int, Pending]] = []
+        self._expiries_sweep = EXPIRIES_SWEEP_MIN  # at this length, the settled ones are taken out
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._sleeping = False
@@ -92,7 +94,7 @@ class IoThread:
         session = self.session
         signature = session.signatures.get(model)
         if signature is None:
-            signature = self._describe(model, wait_s)
+            signature = session.use(lambda connection: session.signature(connection, model, wait_s))
         # On our own thread a wait for slots would wait for ourselves.
         own = threading.current_thread() is self._thread
         pending, frames = self._channel.submit(
@@ -105,23 +107,6 @@ class IoThread:
         if self._lost is not None and not future.done():
             future.settle(self._lost)  # the connection ended before the future was known to it
         return future
-
-    def _describe(self, model: str, wait_s: float) -> Signature:
-        connection = self.session.borrow()
-        try:
-            pending = connection.channel.describe(model)
-            connection.send([pending.message])
-            signature = Signature(connection.wait(pending, wait_s)[0])
-        except BrokerLost:
-            self.session.give_up()
-            connection.close()
-            raise
-        except BaseException:
-            self.session.give_back(connection)
-            raise
-        self.session.give_back(connection)
-        self.session.signatures[model] = signature
-        return signature
 
     def cancel(self, pending: Pending | None) -> None:
         """Tell the broker that nobody waits for this request any more."""
@@ -208,7 +193,7 @@ class IoThread:
         messages, frames = self._connection.receive()
         for message in messages:
             if type(message) is m.Refused:
-                raise BrokerLost(f"the broker refused this connection: {message.text}")
+                raise refusal(message)
             settle(self._channel.handle(message, frames))
 
     def _send(self) -> None:
@@ -219,6 +204,8 @@ class IoThread:
             message, frames, expires_ns, pending = outbox.popleft()  # type: ignore[misc]
             if pending is not None:
                 heappush(self._expiries, (expires_ns, pending.number, pending))
+                if len(self._expiries) > self._expiries_sweep:
+                    self._sweep_expiries()
             if frames:
                 if gathered:
                     self._connection.send(gathered)
@@ -229,13 +216,19 @@ class IoThread:
         if gathered:
             self._connection.send(gathered)
 
+    def _sweep_expiries(self) -> None:
+        """Forget what was settled long before a far deadline, or a steady load would keep it all."""
+        self._expiries = [entry for entry in self._expiries if not entry[2].settled]
+        heapify(self._expiries)
+        self._expiries_sweep = max(EXPIRIES_SWEEP_MIN, 2 * len(self._expiries))
+
     def _sleep_ms(self) -> int | None:
         expiries = self._expiries
         while expiries and expiries[0][2].settled:
             heappop(expiries)
         if not expiries:
             return None
-        return max(0, (expiries[0][0] - time.monotonic_ns()) // 1_000_000 + 1)
+        return min(SLEEP_MAX_MS, max(0, (expiries[0][0] - time.monotonic_ns()) // 1_000_000 + 1))
 
     def _expire(self) -> None:
         """Requests whose time is up and of which the broker has said nothing."""

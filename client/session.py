@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from itertools import count
+from typing import TypeVar
 
 import zmq
 
 from ..transport import segments
 from ..transport.endpoints import Endpoint
+from ..transport.errors import BrokerLost, DeadlineExceeded
 from ..transport.keys import KeyFolder
+from ..transport.messages import ModelInfo
 from .connection import Connection
 from .memory import SlotMemory
 from .signature import Signature
+
+T = TypeVar("T")
 
 
 class Settings:
@@ -57,10 +63,12 @@ class Session:
         self._idle: list[Connection] = []
         self._lock = threading.Lock()
         self._closed = False
+        self._made = 0  # connections, ever
 
     def connect(self) -> Connection:
         """A new connection, the caller's to close or to give back."""
         s = self.settings
+        self._made += 1
         return Connection(self._context, s.endpoint, s.keys, self.memory, self._numbers, s.connect_timeout_s)
 
     def borrow(self) -> Connection:
@@ -74,6 +82,46 @@ class Session:
         self._idle.append(connection)
         if self.lost or self._closed:
             self._close_idle()
+
+    def use(self, work: Callable[[Connection], T]) -> T:
+        """Do something with a connection of the calling thread's own. When the broker turns out to
+        be gone, so is this session."""
+        connection = self.borrow()
+        try:
+            result = work(connection)
+        except BrokerLost:
+            self.give_up()
+            connection.close()
+            raise
+        except BaseException:
+            self.give_back(connection)
+            raise
+        self.give_back(connection)
+        return result
+
+    def describe(self, connection: Connection, model: str, timeout_s: float) -> list[ModelInfo]:
+        """Ask for a model's metadata ("": all), waiting until it is ready or has failed."""
+        pending = connection.channel.describe(model)
+        connection.send([pending.message])
+        try:
+            infos: list[ModelInfo] = connection.wait(pending, timeout_s)
+        except DeadlineExceeded:
+            connection.channel.pending.pop(pending.number, None)
+            raise DeadlineExceeded(f"no worker has loaded {model!r} within {timeout_s:g} s") from None
+        return infos
+
+    def signature(self, connection: Connection, model: str, timeout_s: float) -> Signature:
+        """The model's signature, asked for once. Raises ModelFailed, UnknownModel, DeadlineExceeded."""
+        found = self.signatures.get(model)
+        if found is None:
+            found = Signature(self.describe(connection, model, timeout_s)[0])
+            self.signatures[model] = found
+        return found
+
+    @property
+    def busy(self) -> bool:
+        """Whether some other call is under way, which will give slots back."""
+        return self._made - len(self._idle) > 1
 
     def recover_slots(self) -> None:
         """Read what idle connections were told: slots of abandoned requests come back."""

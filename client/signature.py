@@ -116,7 +116,9 @@ class Signature:
     def _as_array(self, want: _Input, given: Any) -> Array:
         """Python's numbers and lists have no type of their own and get the model's; anything else says
         what it is, and is not converted."""
-        untyped = isinstance(given, list | tuple | int | float | complex) and not isinstance(given, np.generic)
+        untyped = isinstance(given, list | tuple | int | float | complex) and not isinstance(
+            given, np.generic
+        )
         try:
             return np.asarray(given, dtype=want.dtype if untyped else None)
         except (TypeError, ValueError) as error:

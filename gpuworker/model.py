@@ -156,9 +156,10 @@ class _OrtZeros:
     @staticmethod
     def make(array: Any, dtype: int) -> Any:
         entry = dtypes.BY_CODE[dtype]
-        if entry.numpy.kind in "fiubc":
-            return onnxruntime.OrtValue.ortvalue_from_numpy(array)
-        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, dtype)
+        if entry.name.startswith(("bfloat", "float8")):  # whatever carries their bits here
+            bits = array.view(np.uint16 if entry.itemsize == 2 else np.uint8)
+            return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, dtype)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -8,6 +8,7 @@ bound in place, or scattered from a buffer, or sent back when no slot was reserv
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import Any
@@ -292,6 +293,11 @@ class Runner:
         key = (rows, shapes, addresses)
         binding = self._bindings.get(key)
         if binding is not None:
+            if not outputs_known:
+                # It still holds the last run's outputs, and would insist on their shapes.
+                binding.clear_binding_outputs()
+                for spec in self.outputs:
+                    binding.bind_output(spec.name, "cpu")
             return binding
         if len(self._bindings) >= BINDINGS_MAX:
             del self._bindings[next(iter(self._bindings))]
@@ -325,6 +331,9 @@ def _adjacent(left: Item, right: Item) -> bool:
 
 
 def _bytes_of(value: Any, spec: TensorSpec) -> tuple[list[int], Any]:
+    """(shape, its bytes as an array that lives as long as `value`): numpy lacks some element types."""
     shape = [int(axis) for axis in value.shape()]
-    array = np.ascontiguousarray(value.numpy())
-    return shape, array.reshape(-1).view(np.uint8)
+    nbytes = nbytes_of(spec.dtype, shape)
+    if not nbytes:
+        return shape, np.empty(0, np.uint8)
+    return shape, np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(value.data_ptr()))

@@ -104,8 +104,8 @@ class WrongVersion(BatchyardError):
     code = Code.WRONG_VERSION
 
 
-class UnknownConnection(BatchyardError):
-    """The broker has not been greeted on this connection (it was restarted). Greet it again."""
+class UnknownConnection(BrokerLost):
+    """The broker has not been greeted on this connection: it was restarted, and has run nothing of it."""
 
     code = Code.UNKNOWN_CONNECTION
 

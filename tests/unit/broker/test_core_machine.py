@@ -369,7 +369,7 @@ class CoreMachine(RuleBasedStateMachine):
     def what_is_under_way_is_bounded_and_known(self) -> None:
         open_requests = [r for r in self.sent if not r.outcome and not r.gone]
         assert self.core.admission.rows <= ROWS_MAX
-        assert all(c.rows <= CLIENT_ROWS_MAX for c in self.core.connections.values())
+        assert all(c.account.rows <= CLIENT_ROWS_MAX for c in self.core.connections.values())
         assert sum(len(c.requests) for c in self.core.connections.values()) == len(open_requests)
         assert set(self.core.arenas) == self.open_arenas
 
