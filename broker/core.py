@@ -20,10 +20,10 @@ no worker holds more than CREDIT batches; what lanes and totals count is what is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from heapq import heapify, heappop, heappush
 from typing import Any
 
 from ..transport import messages as m
+from ..transport.deadlines import Deadlines
 from ..transport.errors import BatchyardError, Code, InvalidRequest, Overloaded, UnknownModel
 from . import events as e
 from . import invariants, replies
@@ -36,7 +36,6 @@ from .lanes import Lane, Part, Request
 from .registry import Batch, Model, Worker
 
 LOSSES_MAX = 2  # workers that may die with a request before it is given up
-DEADLINES_SWEEP_MIN = 1024
 _CODES = frozenset(map(int, Code))
 
 
@@ -73,9 +72,7 @@ class Core:
         self.batches: dict[int, Batch] = {}
         self._batch_sequence = 0
         self.lanes: dict[Lane, None] = {}  # lanes that may hold something; ordered, so runs replay
-        self._deadlines: list[tuple[int, int, Request]] = []
-        self._deadlines_sweep = DEADLINES_SWEEP_MIN  # at this length, the ended ones are taken out
-        self._deadline_sequence = 0
+        self._deadlines: Deadlines[Request] = Deadlines(lambda request: request.ended)
         self._describes = Describes(self.models)
         self._actions: list[e.Action] = []
         self._unaccounted: list[tuple[Batch, m.Done, list[tuple[Request, int]], int]] = []
@@ -110,10 +107,7 @@ class Core:
 
     def next_deadline_ns(self) -> int | None:
         """When Turn must be handled even if nothing happens; None: not at all."""
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][2].ended:
-            heappop(deadlines)
-        return deadlines[0][0] if deadlines else None
+        return self._deadlines.next_ns()
 
     def snapshot(self) -> dict[str, Any]:
         """What has been done so far, and what is under way now."""
@@ -195,10 +189,7 @@ class Core:
         virtual_ns = now_ns + self._budgets_ns[message.priority]
         deadline_ns = request.deadline_ns
         if deadline_ns:
-            self._deadline_sequence += 1
-            heappush(self._deadlines, (deadline_ns, self._deadline_sequence, request))
-            if len(self._deadlines) > self._deadlines_sweep:
-                self._sweep_deadlines()
+            self._deadlines.add(deadline_ns, request)
             # A nearer deadline may bring a request forward inside its class, down to the class's
             # floor: half its budget. Otherwise LOW would buy URGENT's place with a short deadline.
             if deadline_ns < virtual_ns:
@@ -282,19 +273,9 @@ class Core:
 
     # ---- batches ----------------------------------------------------------------------------
 
-    def _sweep_deadlines(self) -> None:
-        """Forget requests that ended long before a far deadline: a steady load would keep all those of
-        the last 30 s in memory."""
-        self._deadlines = [entry for entry in self._deadlines if not entry[2].ended]
-        heapify(self._deadlines)
-        self._deadlines_sweep = max(DEADLINES_SWEEP_MIN, 2 * len(self._deadlines))
-
     def _turn(self, event: e.Turn, now_ns: int) -> None:
-        deadlines = self._deadlines
-        while deadlines and (deadlines[0][0] <= now_ns or deadlines[0][2].ended):
-            request = heappop(deadlines)[2]
-            if not request.ended:
-                self._fail(request, Code.DEADLINE_EXCEEDED, self._why_late(request))
+        for request in self._deadlines.due(now_ns):
+            self._fail(request, Code.DEADLINE_EXCEEDED, self._why_late(request))
         if self.lanes:
             for worker in self.workers.values():
                 if not worker.leases:

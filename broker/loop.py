@@ -20,6 +20,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from ..transport import codec
 from ..transport import messages as m
+from ..transport.deadlines import sleep_ms
 from ..transport.endpoints import Endpoint
 from ..transport.errors import BatchyardError
 from ..transport.keys import KeyFolder, start_zap
@@ -34,7 +35,6 @@ from .inline import INLINE_BYTES_MAX
 DRAIN_MAX = 64  # messages from one socket in one turn
 QUEUE_MAX = 10_000  # messages to a peer that does not read; then it counts as gone
 SLOW_CHECK_NS = 5_000_000  # how often a busy loop looks at connections, deaths and the admin socket
-SLEEP_MAX_MS = 3_600_000  # poll() takes no more than 2**31 - 1, and a deadline may be years away
 TURN = e.Turn()
 
 
@@ -100,8 +100,7 @@ class Loop:
             elif now_ns < awake_until_ns:
                 give_way()
             else:
-                left_ms = SLEEP_MAX_MS if due_ns is None else (due_ns - now_ns) // 1_000_000 + 1
-                self._poller.poll(min(left_ms, SLEEP_MAX_MS))
+                self._poller.poll(sleep_ms(due_ns, now_ns))
                 self._slow_due_ns = 0
 
     def stop(self) -> None:

@@ -13,12 +13,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
-from heapq import heapify, heappop, heappush
 from typing import Any
 
 import zmq
 
 from ..transport import messages as m
+from ..transport.deadlines import Deadlines, sleep_ms
 from ..transport.errors import BatchyardError, BrokerLost, Cancelled, DeadlineExceeded
 from ..transport.sockets import readable
 from .channel import Pending, Settled
@@ -27,8 +27,6 @@ from .reply import Reply
 from .session import Session
 
 MESSAGES_PER_SEND = 256
-EXPIRIES_SWEEP_MIN = 1024
-SLEEP_MAX_MS = 3_600_000  # poll() takes no more than 2**31 - 1
 GRACE_NS = 40_000_000  # the broker tells of a passed deadline itself; after this we do
 
 
@@ -71,8 +69,7 @@ class IoThread:
         self._connection: Connection = session.connect()
         self._channel = self._connection.channel
         self._outbox: deque[tuple[Any, Sequence[Any]]] = deque()
-        self._expiries: list[tuple[int, int, Pending]] = []
-        self._expiries_sweep = EXPIRIES_SWEEP_MIN  # at this length, the settled ones are taken out
+        self._expiries: Deadlines[Pending] = Deadlines(lambda pending: pending.settled)
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._sleeping = False
@@ -173,15 +170,14 @@ class IoThread:
             if self._outbox:
                 self._sleeping = False
                 continue
-            woken = poller.poll(self._sleep_ms())
+            woken = poller.poll(sleep_ms(self._expiries.next_ns(), time.monotonic_ns()))
             self._sleeping = False
             for entry, _ in woken:
                 if entry == self._wake_read.fileno():
                     self._swallow()
                 elif entry is connection.monitor:
                     connection.check()
-            if self._expiries and time.monotonic_ns() >= self._expiries[0][0]:
-                self._expire()
+            self._expire()
 
     def _swallow(self) -> None:
         try:
@@ -203,9 +199,7 @@ class IoThread:
         while outbox and len(gathered) < MESSAGES_PER_SEND:
             message, frames, expires_ns, pending = outbox.popleft()  # type: ignore[misc]
             if pending is not None:
-                heappush(self._expiries, (expires_ns, pending.number, pending))
-                if len(self._expiries) > self._expiries_sweep:
-                    self._sweep_expiries()
+                self._expiries.add(expires_ns, pending)
             if frames:
                 if gathered:
                     self._connection.send(gathered)
@@ -216,30 +210,13 @@ class IoThread:
         if gathered:
             self._connection.send(gathered)
 
-    def _sweep_expiries(self) -> None:
-        """Forget what was settled long before a far deadline, or a steady load would keep it all."""
-        self._expiries = [entry for entry in self._expiries if not entry[2].settled]
-        heapify(self._expiries)
-        self._expiries_sweep = max(EXPIRIES_SWEEP_MIN, 2 * len(self._expiries))
-
-    def _sleep_ms(self) -> int | None:
-        expiries = self._expiries
-        while expiries and expiries[0][2].settled:
-            heappop(expiries)
-        if not expiries:
-            return None
-        return min(SLEEP_MAX_MS, max(0, (expiries[0][0] - time.monotonic_ns()) // 1_000_000 + 1))
-
     def _expire(self) -> None:
         """Requests whose time is up and of which the broker has said nothing."""
-        now_ns = time.monotonic_ns()
-        while self._expiries and self._expiries[0][0] <= now_ns:
-            pending = heappop(self._expiries)[2]
-            if not pending.settled:
-                cancel = self._channel.abandon(pending)
-                if cancel is not None:
-                    self._connection.send([cancel])
-                settle([(pending, DeadlineExceeded("no answer before the deadline"))])
+        for pending in self._expiries.due(time.monotonic_ns()):
+            cancel = self._channel.abandon(pending)
+            if cancel is not None:
+                self._connection.send([cancel])
+            settle([(pending, DeadlineExceeded("no answer before the deadline"))])
 
     def _fail_all(self, error: Exception) -> None:
         settle(self._channel.lose(error))
