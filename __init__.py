@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .client import AsyncClient, Client, Priority, serve
+    from .client import AsyncClient, Client, InferFuture, ModelInfo, Priority, Receipt, Reply, Yard, serve
     from .transport.errors import (
         ArenaExhausted,
         BatchyardError,
@@ -40,22 +40,29 @@ __all__ = [
     "Client",
     "DeadlineExceeded",
     "EndpointInUse",
+    "InferFuture",
     "InvalidRequest",
     "MalformedMessage",
     "ModelFailed",
+    "ModelInfo",
     "Overloaded",
     "Priority",
+    "Receipt",
+    "Reply",
     "SegmentRefused",
     "Unauthorized",
     "UnknownConnection",
     "UnknownModel",
     "WorkerLost",
     "WrongVersion",
+    "Yard",
     "__version__",
     "serve",
 ]
 
-_FROM_CLIENT = frozenset({"AsyncClient", "Client", "Priority", "serve"})
+_FROM_CLIENT = frozenset(
+    {"AsyncClient", "Client", "InferFuture", "ModelInfo", "Priority", "Receipt", "Reply", "Yard", "serve"}
+)
 
 if not TYPE_CHECKING:  # a type checker would take any misspelt name for an object
 
@@ -79,4 +86,4 @@ if not TYPE_CHECKING:  # a type checker would take any misspelt name for an obje
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

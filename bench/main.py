@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("onnx", "onnxruntime"):
             raise
-        _say(f"{error.name} is not installed: pip install 'batchyard[cpu,bench]'")
+        _say(f"{error.name} is not installed: pip install onnx onnxruntime")
         return 2
     except KeyboardInterrupt:
         _say("interrupted")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import logging
 import os
 import secrets
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -16,11 +18,13 @@ from typing import NoReturn
 import zmq
 
 from ..transport import endpoints, lifeline
-from ..transport.errors import BatchyardError
+from ..transport.errors import BatchyardError, Code
 from ..transport.keys import KeyFolder
 from . import config as configuration
 from .core import Core
 from .loop import Loop
+
+log = logging.getLogger("batchyard.broker")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,10 +46,17 @@ def main(argv: list[str] | None = None) -> int:
         "--spin-us", type=int, metavar="US", help="poll this long before sleeping (config: broker.spin_us)"
     )
     parser.add_argument("--lifeline", action="store_true", help="end when stdin does (the starter died)")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="an error that ends it goes to stdout, as [code, text] in JSON",
+    )
+    parser.add_argument("--remove-folder", action="store_true", help="remove the yard's folder at the end")
     parser.add_argument("-v", "--verbose", action="store_true")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say only what went wrong")
     arguments = parser.parse_args(argv)
     logging.basicConfig(
-        level=logging.DEBUG if arguments.verbose else logging.INFO,
+        level=logging.DEBUG if arguments.verbose else logging.WARNING if arguments.quiet else logging.INFO,
         format="broker: %(message)s",
         stream=sys.stderr,
     )
@@ -58,10 +69,16 @@ def main(argv: list[str] | None = None) -> int:
             config = replace(config, spin_ns=max(0, min(arguments.spin_us, configuration.SPIN_US_MAX)) * 1000)
         endpoint = endpoints.Endpoint.parse(arguments.url or endpoints.default_url())
         keys = KeyFolder(arguments.keys) if arguments.keys is not None else None
-        _serve(config, endpoint, keys, arguments.lifeline)
+        _serve(config, endpoint, keys, arguments)
     except (BatchyardError, zmq.ZMQError, OSError) as error:
-        print(f"broker: {error}", file=sys.stderr)
+        if arguments.report:
+            code = error.code if isinstance(error, BatchyardError) else Code.INTERNAL
+            print(json.dumps([code, str(error)]), flush=True)
+        else:
+            print(f"broker: {error}", file=sys.stderr)
         return 1
+    except _Stop:
+        return 0
     return 0
 
 
@@ -69,27 +86,30 @@ def _serve(
     config: configuration.YardConfig,
     endpoint: endpoints.Endpoint,
     keys: KeyFolder | None,
-    hold_lifeline: bool,
+    arguments: argparse.Namespace,
 ) -> None:
     with endpoints.claim(endpoint, keys):
         core = Core(config, secrets.randbits(62), os.getpid())
         loop = Loop(endpoint, core, config.limits.clients_max, config.spin_ns, keys)
-        signal.signal(signal.SIGTERM, _stop)
-        signal.signal(signal.SIGINT, _stop)
-        if hold_lifeline:
-            lifeline.hold(lambda: os.kill(os.getpid(), signal.SIGTERM))
-        # What lives now lives to the end; and nothing here makes cycles, so a collection would
-        # only be a pause in some request's latency.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 50, 1000)
-        logging.getLogger("batchyard.broker").info("serving %s at %s", ", ".join(config.models), endpoint.url)
         try:
+            signal.signal(signal.SIGTERM, _stop)
+            signal.signal(signal.SIGINT, _stop)
+            if arguments.lifeline:
+                lifeline.hold(lambda: os.kill(os.getpid(), signal.SIGTERM))
+            # What lives now lives to the end; and nothing here makes cycles, so a collection would
+            # only be a pause in some request's latency.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(50_000, 50, 1000)
+            log.info("serving %s at %s", ", ".join(config.models), endpoint.url)
             loop.run()
         except _Stop:
             pass
         finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
             loop.close()
+    if arguments.remove_folder and endpoint.folder is not None:
+        shutil.rmtree(endpoint.folder, ignore_errors=True)
 
 
 def _models(pairs: list[str]) -> dict[str, str]:

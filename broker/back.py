@@ -28,9 +28,10 @@ log = logging.getLogger("batchyard.broker")
 class WorkerPeer:
     """A registered worker's connection, and the arenas that it has been told of."""
 
-    __slots__ = ("attached", "fd", "identity", "worker")
+    __slots__ = ("attached", "fd", "identity", "is_vouched", "worker")
 
-    def __init__(self, identity: bytes, fd: int, worker: int) -> None:
+    def __init__(self, identity: bytes, fd: int, worker: int, is_vouched: bool) -> None:
+        self.is_vouched = is_vouched  # the kernel has named its process; over tcp the pid is a claim
         self.identity = identity
         self.fd = fd
         self.worker = worker
@@ -98,7 +99,7 @@ class Back:
         found = credentials(fd)
         pid = found[0] if found else message.pid
         self._worker_sequence += 1
-        peer = WorkerPeer(identity, fd, self._worker_sequence)
+        peer = WorkerPeer(identity, fd, self._worker_sequence, found is not None)
         self.known[identity] = self._by_worker[peer.worker] = peer
         if self._endpoint.is_loopback:
             self.sentinels.watch(peer.worker, pid)
@@ -118,7 +119,8 @@ class Back:
         for peer in [peer for peer in self.known.values() if peer.fd == fd]:
             # Its process may live and still write: it must be dead before its batches run again.
             holds_batches = bool(self._core.workers[peer.worker].leases)
-            if not (holds_batches and self.sentinels.kill(peer.worker)):
+            # Never on a claim: a peer could name any process of ours.
+            if not (holds_batches and peer.is_vouched and self.sentinels.kill(peer.worker)):
                 self._gone(peer.worker, now_ns)
 
     def _gone(self, worker: int, now_ns: int) -> None:

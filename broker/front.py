@@ -81,6 +81,8 @@ class Front:
             return
         client = self.known.get(identity)
         for message in messages:
+            if client is not None and client.inline and identity not in self.known:
+                return  # answers with frames go out at once, and it was dropped for not reading one
             if isinstance(message, m.Submit) and client is not None:
                 self._submit(client, message, frames, now_ns)
             elif isinstance(message, m.Hello):

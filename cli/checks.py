@@ -60,7 +60,7 @@ def wheels(installed: Mapping[str, str]) -> Finding:
     named = ", ".join(f"{name} {version}" for name, version in installed.items())
     if not installed:
         return _fail(
-            "runtime", "no onnxruntime is installed", "pip install 'batchyard[cpu]' (a client needs none)"
+            "runtime", "no onnxruntime is installed", "pip install onnxruntime (a client needs none)"
         )
     if len(installed) > 1:
         keep = next(name for name in (*WHEELS[1:], WHEELS[0]) if name in installed)
@@ -78,7 +78,7 @@ def providers(available: Sequence[str], usable: Sequence[str], error: str = "") 
         return _fail("providers", f"onnxruntime cannot be imported: {error}", "install it again")
     listed = ", ".join(available) or "none"
     if not usable:
-        return _fail("providers", f"batchyard can use none of: {listed}", "pip install 'batchyard[cpu]'")
+        return _fail("providers", f"batchyard can use none of: {listed}", "pip install onnxruntime")
     return _ok("providers", f"{listed}; batchyard uses {', '.join(usable)}")
 
 

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
             f"at most {SECONDS_MAX:g} seconds and {CLIENTS_MAX} clients; `batchyard bench` does more"
         )
     if importlib.util.find_spec("onnxruntime") is None:
-        raise BatchyardError("the demo needs onnxruntime: pip install 'batchyard[cpu]'")
+        raise BatchyardError("the demo needs onnxruntime: pip install onnxruntime")
     with (
         resources.as_file(resources.files("batchyard.examples")) as examples,
         tempfile.TemporaryDirectory(prefix="batchyard-demo-") as folder,

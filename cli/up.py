@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     configuration.read(options.config)
     if importlib.util.find_spec("onnxruntime") is None:
         raise BatchyardError(
-            "workers need onnxruntime: pip install 'batchyard[cpu]', or ask `batchyard doctor`"
+            "workers need onnxruntime: pip install onnxruntime, or ask `batchyard doctor`"
         )
     url = options.url or endpoints.default_url()
     check_free(Endpoint.parse(url), options.keys)

@@ -24,11 +24,11 @@ from ..transport.keys import KeyFolder
 from ..transport.messages import ModelInfo, Priority
 from ..transport.sockets import readable
 from .channel import Channel, Pending, Settled
-from .client import ARENA_BYTES, TIMEOUT_S, deadline_ns_of, empty_in, patience_s
+from .client import ARENA_BYTES, TIMEOUT_S, deadline_ns_of, empty_in, patience_s, priority_of
 from .connection import Connection, refusal
 from .readers import add_readers
 from .reply import Reply
-from .session import Session, Settings
+from .session import Session, Settings, check_name
 from .signature import Array, Signature
 
 LOOK_AROUND_S = 0.1  # how often the end of a connection is looked for beside its own event
@@ -55,6 +55,9 @@ class AsyncClient:
         self._opening: asyncio.Lock = asyncio.Lock()
         self._closed = False
 
+    def __repr__(self) -> str:
+        return f"<AsyncClient of {self._settings.endpoint.url}{', closed' if self._closed else ''}>"
+
     # ---- requests -----------------------------------------------------------------------------
 
     async def infer(
@@ -62,7 +65,7 @@ class AsyncClient:
         model: str,
         inputs: Any,
         *,
-        priority: int = Priority.NORMAL,
+        priority: int | str = Priority.NORMAL,
         deadline: float | None = None,
         timeout: float = TIMEOUT_S,
     ) -> Array | dict[str, Array]:
@@ -75,7 +78,7 @@ class AsyncClient:
         model: str,
         inputs: Any,
         *,
-        priority: int = Priority.NORMAL,
+        priority: int | str = Priority.NORMAL,
         deadline: float | None = None,
         timeout: float = TIMEOUT_S,
     ) -> Reply:
@@ -87,7 +90,7 @@ class AsyncClient:
         signature = link.session.signatures.get(model)
         if signature is None:
             signature = await self._describe(link, model, timeout)
-        pending, frames = link.channel.submit(signature, inputs, int(priority), deadline_ns, 0.0)
+        pending, frames = link.channel.submit(signature, inputs, priority_of(priority), deadline_ns, 0.0)
         reply: Reply = await link.settled(pending, frames, patience_s(deadline, timeout))
         return reply
 
@@ -139,6 +142,7 @@ class AsyncClient:
         link = self._link
         if link is None or link.lost:
             link = await self._open()
+        check_name(model)
         infos: list[ModelInfo] = await link.settled(link.channel.describe(model), (), timeout)
         Signature(infos[0])
         return infos[0]
@@ -146,6 +150,7 @@ class AsyncClient:
     # ---- the connection -----------------------------------------------------------------------
 
     async def _describe(self, link: _Link, model: str, timeout: float) -> Signature:
+        check_name(model)
         try:
             infos: list[ModelInfo] = await link.settled(link.channel.describe(model), (), timeout)
         except DeadlineExceeded:

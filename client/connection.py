@@ -39,12 +39,16 @@ class Connection:
         memory: SlotMemory | None,
         numbers: count[int],
         timeout_s: float,
+        open_sockets: set[zmq.Socket[bytes]],
     ) -> None:
+        """`open_sockets` is told of every socket that has to be closed before the context ends."""
         self.endpoint = endpoint
         self.channel = Channel(memory, numbers)
         self.greeted = False
         self.inline_bytes_max = 0
         self.socket = context.socket(zmq.DEALER)
+        self._open_sockets = open_sockets
+        open_sockets.add(self.socket)
         configure(self.socket, endpoint)
         self.socket.setsockopt(zmq.RCVTIMEO, LOOK_AROUND_MS)
         self.socket.setsockopt(zmq.SNDTIMEO, 5_000)  # a broker that reads nothing for so long is lost
@@ -54,6 +58,7 @@ class Connection:
             if keys is not None:
                 keys.apply_client(self.socket)
             self.monitor = self.socket.get_monitor_socket(_ENDINGS)
+            open_sockets.add(self.monitor)
             self._greet(memory, timeout_s)
         except BaseException:
             self.close()
@@ -167,9 +172,13 @@ class Connection:
                 self.socket.send(codec.encode([m.Bye()]), zmq.NOBLOCK)
             except zmq.ZMQError:
                 pass  # the broker sees the connection end instead
-            self.socket.disable_monitor()
+            if not self.socket.closed:  # see session._close_sockets
+                self.socket.disable_monitor()
+            self.monitor.close(0)
+            self._open_sockets.discard(self.monitor)
             self.monitor = None
         self.socket.close()
+        self._open_sockets.discard(self.socket)
 
 
 def refusal(message: m.Refused) -> errors.BatchyardError:

@@ -123,6 +123,6 @@ class SlotMemory:
         np.copyto(target.reshape(array.shape), array)
 
     def close(self) -> None:
-        """Let go. Arrays that are still alive stay readable; the memory goes with the last of them."""
-        self._view.release()
+        """Let go: no peer can map it any more. Arrays that are still alive stay readable, and other
+        threads may be in the middle of a call: the mapping ends with this object and the last of them."""
         self.segment.close()

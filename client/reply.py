@@ -35,6 +35,12 @@ class Reply:
         self._queue_ns = queue_ns
         self._batch = batch
 
+    def __repr__(self) -> str:
+        outputs = ", ".join(
+            f"{name}: {array.dtype}{list(array.shape)}" for name, array in self.outputs.items()
+        )
+        return f"<Reply {outputs}>"
+
     @property
     def outputs(self) -> dict[str, Array]:
         """Every output by its name."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from itertools import count
 from typing import TypeVar
@@ -16,7 +17,7 @@ import zmq
 
 from ..transport import segments
 from ..transport.endpoints import Endpoint
-from ..transport.errors import BrokerLost, DeadlineExceeded
+from ..transport.errors import BrokerLost, DeadlineExceeded, InvalidRequest
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelInfo
 from .connection import Connection
@@ -24,6 +25,19 @@ from .memory import SlotMemory
 from .signature import Signature
 
 T = TypeVar("T")
+
+
+def _close_sockets(context: zmq.Context[zmq.Socket[bytes]], sockets: set[zmq.Socket[bytes]]) -> None:
+    """A session that was never closed has been collected. The collector would end the context in any
+    order, and that waits for open sockets for ever; this comes first, and then the context goes."""
+    while sockets:
+        sockets.pop().close(0)
+
+
+def check_name(model: object) -> None:
+    """Raise InvalidRequest unless it can be a model's name: "" would ask for all of them."""
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest(f"a model is asked for by its name, not by {model!r}")
 
 
 class Settings:
@@ -59,6 +73,8 @@ class Session:
         if settings.segment != "frames":
             self.memory = SlotMemory(settings.arena_bytes, settings.segment)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._open_sockets: set[zmq.Socket[bytes]] = set()
+        weakref.finalize(self, _close_sockets, self._context, self._open_sockets).atexit = False
         self._numbers = count(1)
         self._idle: list[Connection] = []
         self._lock = threading.Lock()
@@ -69,7 +85,15 @@ class Session:
         """A new connection, the caller's to close or to give back."""
         s = self.settings
         self._made += 1
-        return Connection(self._context, s.endpoint, s.keys, self.memory, self._numbers, s.connect_timeout_s)
+        return Connection(
+            self._context,
+            s.endpoint,
+            s.keys,
+            self.memory,
+            self._numbers,
+            s.connect_timeout_s,
+            self._open_sockets,
+        )
 
     def borrow(self) -> Connection:
         """A connection for the calling thread alone, until `give_back`."""
@@ -114,6 +138,7 @@ class Session:
         """The model's signature, asked for once. Raises ModelFailed, UnknownModel, DeadlineExceeded."""
         found = self.signatures.get(model)
         if found is None:
+            check_name(model)
             found = Signature(self.describe(connection, model, timeout_s)[0])
             self.signatures[model] = found
         return found

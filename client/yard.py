@@ -1,13 +1,17 @@
 """`serve`: a broker and workers as child processes of this program, gone when it is.
 
-The children hold a lifeline to this process, so even its SIGKILL leaves none of them behind. A
-thread watches them and starts again what dies.
+The children hold a lifeline to this process, so even its SIGKILL leaves none of them behind (a
+process that this one has forked holds the lifeline, too, as long as it lives). A thread watches
+them and starts again what dies.
 """
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -22,7 +26,7 @@ import zmq
 from ..transport import codec
 from ..transport import messages as m
 from ..transport.endpoints import Endpoint
-from ..transport.errors import BrokerLost, DeadlineExceeded, InvalidRequest, from_wire
+from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, InvalidRequest, from_wire
 from ..transport.keys import KeyFolder
 from ..transport.processes import Backoff, ChildProcess
 from .aio import AsyncClient
@@ -51,30 +55,43 @@ def serve(
     url: where to listen; default: a private place that is removed at the end.
     log: a file for what the processes say; default: this program's stderr.
 
-    A context manager. Raises ModelFailed when a model can't be loaded, InvalidRequest for a file
-    that isn't there, DeadlineExceeded when nothing is ready within `timeout` seconds.
+    A context manager; without `with`, `close()` ends it, or the end of this program. Raises
+    ModelFailed when a model can't be loaded, InvalidRequest for names, files, or numbers that can't
+    be, EndpointInUse, Unauthorized, DeadlineExceeded when nothing is ready within `timeout` seconds.
     """
-    if not isinstance(models, Mapping):
-        models = {Path(models).stem: models}
-    if workers < 1:
-        raise InvalidRequest(f"a yard needs at least one worker, not {workers}")
-    for name, file in models.items():
-        if not Path(file).is_file():
-            raise InvalidRequest(f"model {name!r}: there is no file {os.fspath(file)!r}")
-    broker_arguments = ["--max-batch", str(max_batch)]
-    for name, file in models.items():
-        broker_arguments += ["--model", f"{name}={os.path.abspath(file)}"]
-    yard = Yard(broker_arguments, workers, threads, url, log=log)
+    arguments = [*_model_arguments(models), "--max-batch", str(max_batch)]
+    yard = Yard(arguments, workers, threads, url, log=log, quiet=True)
+    named = models if isinstance(models, Mapping) else {Path(models).stem: models}
     try:
         with yard.client() as client:
             deadline_s = time.monotonic() + timeout
             yard.wait_for_broker(timeout)
-            for name in models:
+            for name in named:
                 client.wait_ready(name, max(0.1, deadline_s - time.monotonic()))
     except BaseException:
         yard.close()
         raise
     return yard
+
+
+def _model_arguments(models: Any) -> list[str]:
+    """The broker's arguments for what the caller passed as models. Raises InvalidRequest."""
+    if isinstance(models, str | os.PathLike):
+        models = {Path(models).stem: models}
+    if not isinstance(models, Mapping) or not models:
+        raise InvalidRequest('models is a file, or a mapping such as {"name": "file.onnx"}')
+    arguments = []
+    for name, file in models.items():
+        if not isinstance(name, str) or not name or "=" in name:
+            raise InvalidRequest(f"{name!r} can't be a model's name: letters, digits, '_', '.', and '-'")
+        if not isinstance(file, str | os.PathLike):
+            raise InvalidRequest(f"model {name!r} needs a file's path, not {file!r}")
+        if Path(file).is_dir():
+            raise InvalidRequest(f"model {name!r}: {os.fspath(file)!r} is a folder, not an ONNX file")
+        if not Path(file).is_file():
+            raise InvalidRequest(f"model {name!r}: there is no file {os.fspath(file)!r}")
+        arguments += ["--model", f"{name}={os.path.abspath(file)}"]
+    return arguments
 
 
 class Process:
@@ -86,6 +103,7 @@ class Process:
         self.restarts = 0
         self.backoff = Backoff()
         self.due_s: float | None = None  # None: it runs
+        self.last_words = b""  # what it wrote to stdout before it died last
 
     @property
     def pid(self) -> int:
@@ -103,11 +121,15 @@ class Yard:
         url: str | None = None,
         keys: Path | None = None,
         log: IO[bytes] | None = None,
+        quiet: bool = False,
     ) -> None:
-        self._folder: str | None = None
-        self.url = url or self._private_url()
+        _check_count("workers", workers)
+        _check_count("threads", 1 if threads is None else threads)
+        self._pid = os.getpid()
+        self._folder = tempfile.mkdtemp(prefix="yard-") if url is None and zmq.has("ipc") else None  # 0700
+        self.url = url or (f"ipc://{self._folder}" if self._folder is not None else _free_tcp_url())
         self._endpoint = Endpoint.parse(self.url)
-        common = ["--url", self.url, "--lifeline"]
+        common = ["--url", self.url, "--lifeline", *(["--quiet"] if quiet else [])]
         if keys is not None:
             common += ["--keys", str(keys)]
         self._keys = keys
@@ -116,23 +138,33 @@ class Yard:
         worker = [*python, "batchyard.gpuworker", *common]
         if threads is not None:
             worker += ["--threads", str(threads)]
+        broker = [*python, "batchyard.broker", *common, "--report", *broker_arguments]
+        if self._folder is not None:
+            broker.append("--remove-folder")
+        # The broker's stdout is where it says why it can't start; it says nothing else there.
         self.processes = [
-            Process(ChildProcess(argv, environment, name, stdout=log, stderr=log))
-            for name, argv in (
-                ("broker", [*python, "batchyard.broker", *common, *broker_arguments]),
-                *((f"worker.{number}", worker) for number in range(1, workers + 1)),
-            )
+            Process(ChildProcess(broker, environment, "broker", stdout=subprocess.PIPE, stderr=log)),
+            *(
+                Process(ChildProcess(worker, environment, f"worker.{number}", stdout=log, stderr=log))
+                for number in range(1, workers + 1)
+            ),
         ]
         self._stop = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="batchyard-yard", daemon=True)
+        # A program that ends without `close` ends the yard, too; one that is killed, by the lifeline.
+        atexit.register(self.close)
         try:
             for process in self.processes:
                 process.backoff.next_delay_s(time.monotonic())  # this start is not a restart
                 process.child.start()
+            self._watcher.start()
         except BaseException:
             self.close()
             raise
-        self._watcher = threading.Thread(target=self._watch, name="batchyard-yard", daemon=True)
-        self._watcher.start()
+
+    def __repr__(self) -> str:
+        running = ", ".join(process.name for process in self.processes if process.due_s is None)
+        return f"<Yard at {self.url}: {'closed' if self._stop.is_set() else running}>"
 
     def client(self, **options: Any) -> Client:
         """A client of this yard; options as for `Client`."""
@@ -146,8 +178,8 @@ class Yard:
         return options if self._keys is None else {"keys": self._keys, **options}
 
     def wait_for_broker(self, timeout: float) -> None:
-        """Return when this yard's own broker answers. Raises BrokerLost when it ends instead, which is
-        how a mistake in its arguments shows, or an endpoint that another broker holds."""
+        """Return when this yard's own broker answers. Raises what keeps it from starting: a mistake in
+        its arguments (InvalidRequest), an endpoint that another broker holds (EndpointInUse)."""
         broker = self.processes[0]
         restarts = broker.restarts
         deadline_s = time.monotonic() + timeout
@@ -158,8 +190,8 @@ class Yard:
             except DeadlineExceeded:
                 if time.monotonic() > deadline_s:
                     raise
-            if (broker.child.poll() or 0) > 0 or broker.restarts != restarts:
-                raise BrokerLost("the broker ended at once; it says why above")
+            if broker.due_s is not None or broker.restarts != restarts:
+                raise _why_ended(broker.last_words)
             self._stop.wait(POLL_S / 10)
 
     def snapshot(self, timeout: float = 5.0) -> dict[str, Any]:
@@ -172,6 +204,8 @@ class Yard:
             now_s = time.monotonic()
             for process in self.processes:
                 if process.due_s is None and process.child.poll() is not None:
+                    if process.child.stdout is not None:
+                        process.last_words = process.child.stdout.read()
                     process.due_s = now_s + process.backoff.next_delay_s(now_s)
                 elif process.due_s is not None and now_s >= process.due_s:
                     process.due_s = None
@@ -183,24 +217,19 @@ class Yard:
         self._stop.wait()
 
     def close(self) -> None:
-        """End every process, workers first, and remove the private folder. Idempotent."""
+        """End every process and remove the private folder. Idempotent. In a forked child: nothing,
+        the yard is its parent's."""
+        if os.getpid() != self._pid:
+            return
+        atexit.unregister(self.close)
         self._stop.set()
-        watcher = getattr(self, "_watcher", None)
-        if watcher is not None and watcher is not threading.current_thread():
-            watcher.join()
-        for process in reversed(self.processes):
+        if self._watcher.is_alive() and self._watcher is not threading.current_thread():
+            self._watcher.join()
+        for process in self.processes:
             process.child.terminate()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
-
-    def _private_url(self) -> str:
-        if not zmq.has("ipc"):
-            with zmq.Context() as context, context.socket(zmq.ROUTER) as probe:
-                port = probe.bind_to_random_port("tcp://127.0.0.1", *TCP_PORTS)
-            return f"tcp://127.0.0.1:{port}"
-        self._folder = tempfile.mkdtemp(prefix="yard-")  # 0700
-        return f"ipc://{self._folder}"
 
     def __enter__(self) -> Self:
         return self
@@ -209,6 +238,25 @@ class Yard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _free_tcp_url() -> str:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as probe:
+        return f"tcp://127.0.0.1:{probe.bind_to_random_port('tcp://127.0.0.1', *TCP_PORTS)}"
+
+
+def _why_ended(last_words: bytes) -> BatchyardError:
+    """The error that kept the broker from starting, as it reported it."""
+    try:
+        code, text = json.loads(last_words)
+    except ValueError:
+        return BrokerLost("the broker ended at once, and said nothing but what is on stderr")
+    return from_wire(code, text)
+
+
+def _check_count(what: str, number: object) -> None:
+    if not isinstance(number, int) or number < 1:
+        raise InvalidRequest(f"{what} is a number of 1 or more, not {number!r}")
 
 
 def snapshot(endpoint: Endpoint, timeout: float, keys: Path | None = None) -> dict[str, Any]:

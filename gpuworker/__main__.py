@@ -35,8 +35,10 @@ def main(argv: list[str] | None = None) -> int:
         "--threads", type=int, default=None, help="intra-op threads (default: cores / $BATCHYARD_WORKERS)"
     )
     parser.add_argument("--lifeline", action="store_true", help="end when stdin does (the starter died)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say only what went wrong")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="worker: %(message)s", stream=sys.stderr)
+    level = logging.WARNING if arguments.quiet else logging.INFO
+    logging.basicConfig(level=level, format="worker: %(message)s", stream=sys.stderr)
     try:
         url = arguments.url or endpoints.default_url()
         endpoints.Endpoint.parse(url)
@@ -47,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     threads = arguments.threads or _fair_threads(os.environ.get("BATCHYARD_WORKERS", ""))
     command = [sys.executable, "-m", "batchyard.gpuworker.child"]
     command += ["--url", url, "--provider", provider, "--threads", str(threads)]
+    if arguments.quiet:
+        command.append("--quiet")
     if arguments.keys is not None:
         command += ["--keys", str(arguments.keys)]
     stop = threading.Event()
@@ -91,7 +95,7 @@ def _best_provider() -> str:
         found = providers.available()
     except ImportError:
         raise BatchyardError(
-            "onnxruntime is not installed here: pip install 'batchyard[cpu]' (one runtime extra, not two)"
+            "onnxruntime is not installed here: pip install onnxruntime (or another runtime, but only one)"
         ) from None
     if not found:
         raise BatchyardError("this onnxruntime has no provider that batchyard knows; run `batchyard doctor`")

@@ -47,6 +47,7 @@ class Session:
         self._loads: dict[str, tuple[Any, m.Loaded]] = {}  # what is loaded, so a new broker gets it at once
         self._epoch = 0
         self._broker_pid = 0
+        self._greeting = False  # registered, and not yet welcomed
         self._handlers: dict[type, Callable[[Any], None]] = {
             m.LentBatch: self._batch,
             m.Attach: self._attach,
@@ -62,6 +63,7 @@ class Session:
         for model in self._models.values():
             model.forget_bindings()
         self._memory.detach_all()
+        self._greeting = True
         self._send([m.Register(os.getpid(), [self._provider])])
 
     def handle(self, message: m.BrokerToWorker) -> None:
@@ -70,10 +72,12 @@ class Session:
     def _welcome(self, message: m.WorkerWelcome) -> None:
         self._epoch = message.epoch
         self._broker_pid = message.pid
+        self._greeting = False
 
     def _refused(self, message: m.Refused) -> None:
         log.error("the broker refused a message: %s", message.text)
-        if message.code == Code.UNKNOWN_CONNECTION:
+        # A second greeting would unmap what the broker announces after the first.
+        if message.code == Code.UNKNOWN_CONNECTION and not self._greeting:
             self.register()
 
     def _load(self, message: m.Load) -> None:
@@ -190,6 +194,11 @@ def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_th
             log.error("the broker's message was refused: %s", error)
             continue
         for message in messages:
+            if type(message) is m.Refused:
+                # A new broker that does not know us: that the old one's connection ended is no news any
+                # more, and registering for it once more would unmap what the new one has announced.
+                while readable(monitor):
+                    recv_monitor_message(monitor)
             session.handle(message)
 
 
@@ -199,8 +208,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keys", type=Path)
     parser.add_argument("--provider", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quiet", action="store_true")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="worker: %(message)s", stream=sys.stderr)
+    level = logging.WARNING if arguments.quiet else logging.INFO
+    logging.basicConfig(level=level, format="worker: %(message)s", stream=sys.stderr)
     lifeline.hold()
     try:
         keys = KeyFolder(arguments.keys) if arguments.keys is not None else None

@@ -59,7 +59,9 @@ class OnnxModels:
 
     def unary(self, name: str, op: str, axes: Axes, dtype: int = 1, opset: int = 18) -> Path:
         """One operator, one input `x`, one output `y` of the same axes."""
-        return self.save(name, [(op, ["x"], ["y"], {})], [("x", dtype, axes)], [("y", dtype, axes)], None, opset)
+        return self.save(
+            name, [(op, ["x"], ["y"], {})], [("x", dtype, axes)], [("y", dtype, axes)], None, opset
+        )
 
     def affine(self, name: str, width: int, out: int, seed: int = 0) -> Path:
         """y = x @ w + b: a row's answer depends on that row alone, and is unlike its neighbour's."""
@@ -95,7 +97,9 @@ def reference() -> Reference:
         if path not in sessions:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
-            sessions[path] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            sessions[path] = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
         answers: list[np.ndarray[Any, Any]] = sessions[path].run(None, feeds)
         return answers
 

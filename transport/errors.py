@@ -28,6 +28,7 @@ class Code(IntEnum):
     WRONG_VERSION = 11
     UNKNOWN_CONNECTION = 12
     SEGMENT_REFUSED = 13
+    ENDPOINT_IN_USE = 14
 
 
 class BatchyardError(Exception):
@@ -125,7 +126,7 @@ class ArenaExhausted(BatchyardError, MemoryError):
 class EndpointInUse(BatchyardError, OSError):
     """Another process holds this endpoint. Stop it, or choose another URL."""
 
-    code = Code.INTERNAL
+    code = Code.ENDPOINT_IN_USE
 
 
 class MalformedMessage(BatchyardError, ValueError):
@@ -150,6 +151,7 @@ _BY_CODE: dict[int, type[BatchyardError]] = {
         WrongVersion,
         UnknownConnection,
         SegmentRefused,
+        EndpointInUse,
     )
 }
 

@@ -39,7 +39,9 @@ def offer(arenas: Arenas, handle: SegmentHandle) -> tuple[int, bool]:
     return arenas.open(handle, os.getpid(), os.getuid())
 
 
-def test_an_offered_segment_is_numbered_and_can_be_mapped_through_the_broker(arenas: Arenas, segment: Segment) -> None:
+def test_an_offered_segment_is_numbered_and_can_be_mapped_through_the_broker(
+    arenas: Arenas, segment: Segment
+) -> None:
     number, is_new = offer(arenas, segment.handle)
     assert is_new
     segment.commit(0, 16)
@@ -78,11 +80,29 @@ def test_a_refused_offer_leaves_no_descriptor(arenas: Arenas) -> None:
         os.ftruncate(plain, NBYTES)
         os.ftruncate(foreign, NBYTES)
         before = descriptors()
-        for name in (str(plain), str(foreign), str(pipe[0]), "0", "999999", "-1", "x", "", "1" * 50, "../mem"):
+        for name in (
+            str(plain),
+            str(foreign),
+            str(pipe[0]),
+            "0",
+            "999999",
+            "-1",
+            "x",
+            "",
+            "1" * 50,
+            "../mem",
+        ):
             for nbytes in (NBYTES, 0, -1, 1 << 60, 1 << 70):
                 with pytest.raises(SegmentRefused):
                     offer(arenas, SegmentHandle("memfd", name, nbytes))
-        for name in ("", "/etc/passwd", "batchyard-", "batchyard-" + "0" * 32, "../x", "batchyard-" + "g" * 32):
+        for name in (
+            "",
+            "/etc/passwd",
+            "batchyard-",
+            "batchyard-" + "0" * 32,
+            "../x",
+            "batchyard-" + "g" * 32,
+        ):
             with pytest.raises(SegmentRefused):
                 offer(arenas, SegmentHandle("named", name, NBYTES))
         with pytest.raises(SegmentRefused):

@@ -204,7 +204,9 @@ def test_a_busy_worker_is_prefetched_a_batch_as_large_as_the_one_it_runs(world: 
     assert world.outcomes(1) == {1: "ok"}
 
 
-def test_a_lone_request_behind_a_full_batch_waits_for_company_only_while_the_worker_is_busy(world: World) -> None:
+def test_a_lone_request_behind_a_full_batch_waits_for_company_only_while_the_worker_is_busy(
+    world: World,
+) -> None:
     for number in range(1, 5):
         world.submit(1, number)
     (running,) = world.turn()
@@ -218,7 +220,12 @@ def test_a_lone_request_behind_a_full_batch_waits_for_company_only_while_the_wor
 def test_requests_of_different_shapes_never_share_a_batch() -> None:
     world = World()
     world.client(1)
-    world.worker(1, net(inputs=[TensorSpec("x", 1, ["batch", "width"])], outputs=[TensorSpec("y", 1, ["batch", "width"])]))
+    world.worker(
+        1,
+        net(
+            inputs=[TensorSpec("x", 1, ["batch", "width"])], outputs=[TensorSpec("y", 1, ["batch", "width"])]
+        ),
+    )
     for number, width in enumerate((4, 8, 4, 8), start=1):
         message = m.Submit(number, "net", NORMAL, 0, [Tensor(1, [1, width], number * 1024)], [])
         world.do(e.Submitted(1, 1, message))
@@ -230,7 +237,9 @@ def test_a_model_that_cannot_batch_gets_one_request_at_a_time() -> None:
     world = World()
     world.client(1)
     spec = [TensorSpec("x", 1, [1, 4])]
-    world.worker(1, net(inputs=spec, outputs=[TensorSpec("y", 1, [1, 4])], batchable=False, alone_reason="fixed"))
+    world.worker(
+        1, net(inputs=spec, outputs=[TensorSpec("y", 1, [1, 4])], batchable=False, alone_reason="fixed")
+    )
     for number in range(1, 4):
         world.submit(1, number)
     for batch in world.turn():
@@ -378,7 +387,9 @@ def test_cancelled_request_never_reaches_a_worker(world: World) -> None:
     assert numbers(batch) == [1, 3]
 
 
-def test_cancelling_what_runs_ends_it_now_and_releases_its_slots_when_the_worker_is_done(world: World) -> None:
+def test_cancelling_what_runs_ends_it_now_and_releases_its_slots_when_the_worker_is_done(
+    world: World,
+) -> None:
     world.submit(1, 1)
     world.submit(1, 2)
     (batch,) = world.turn()
@@ -588,7 +599,9 @@ def test_requests_that_ended_during_a_failed_batch_do_not_run_again(world: World
 
 
 @pytest.mark.parametrize("code", [0, 999, -1, 1 << 40])
-def test_a_failure_with_a_code_that_does_not_exist_still_ends_the_request_with_an_error(world: World, code: int) -> None:
+def test_a_failure_with_a_code_that_does_not_exist_still_ends_the_request_with_an_error(
+    world: World, code: int
+) -> None:
     """A worker's message is a peer's data too: it must not end the broker."""
     world.submit(1, 1)
     (batch,) = world.turn()
@@ -682,7 +695,9 @@ def test_a_second_request_of_one_number_is_refused_and_the_first_lives_on(world:
         ({"client_bytes_max": 10 * 2 * ROW_BYTES}, "this client"),
     ],
 )
-def test_past_a_bound_a_request_is_refused_at_once_with_when_to_come_back(limits: dict[str, int], who: str) -> None:
+def test_past_a_bound_a_request_is_refused_at_once_with_when_to_come_back(
+    limits: dict[str, int], who: str
+) -> None:
     world = World(**limits)
     world.client(1)
     world.worker(1)
@@ -781,7 +796,9 @@ def test_a_client_that_left_is_not_told_what_it_asked() -> None:
 # ---- clients that leave, and their arenas -------------------------------------------------------
 
 
-def test_a_client_that_left_frees_everything_and_its_arena_is_closed_after_the_last_lease(world: World) -> None:
+def test_a_client_that_left_frees_everything_and_its_arena_is_closed_after_the_last_lease(
+    world: World,
+) -> None:
     for number in range(1, 11):
         world.submit(1, number)
     first, second = world.turn()

@@ -33,9 +33,24 @@ ROW_BYTES = 16
 
 # net: sizes known. free: a free axis and outputs of unknown size. alone: cannot batch.
 LOADED = {
-    "net": m.Loaded("net", 1, [TensorSpec("x", 1, ["n", 4])], [TensorSpec("y", 1, ["n", 4])], True, "", 4, "cpu", "", {}),
-    "free": m.Loaded("free", 1, [TensorSpec("x", 1, ["n", "w"])], [TensorSpec("y", 1, ["n", "f"])], True, "", 3, "cpu", "", {}),
-    "alone": m.Loaded("alone", 1, [TensorSpec("x", 1, [3, 4])], [TensorSpec("y", 1, [3, 4])], False, "", 1, "cpu", "", {}),
+    "net": m.Loaded(
+        "net", 1, [TensorSpec("x", 1, ["n", 4])], [TensorSpec("y", 1, ["n", 4])], True, "", 4, "cpu", "", {}
+    ),
+    "free": m.Loaded(
+        "free",
+        1,
+        [TensorSpec("x", 1, ["n", "w"])],
+        [TensorSpec("y", 1, ["n", "f"])],
+        True,
+        "",
+        3,
+        "cpu",
+        "",
+        {},
+    ),
+    "alone": m.Loaded(
+        "alone", 1, [TensorSpec("x", 1, [3, 4])], [TensorSpec("y", 1, [3, 4])], False, "", 1, "cpu", "", {}
+    ),
 }
 
 
@@ -226,7 +241,10 @@ class CoreMachine(RuleBasedStateMachine):
         self.do(e.Submitted(conn, arena, message))
 
     @precondition(lambda self: self.clients)
-    @rule(data=st.data(), lie=st.sampled_from(["model", "dtype", "shape", "rows", "outside", "slot", "slots", "frame"]))
+    @rule(
+        data=st.data(),
+        lie=st.sampled_from(["model", "dtype", "shape", "rows", "outside", "slot", "slots", "frame"]),
+    )
     def submit_nonsense(self, data: st.DataObject, lie: str) -> None:
         conn = data.draw(st.sampled_from(sorted(self.clients)))
         self.sequence += 1
@@ -334,7 +352,11 @@ class CoreMachine(RuleBasedStateMachine):
         self.do(e.WorkerSaid(worker, m.Done(EPOCH, lent.batch.batch, 1, 2, 3, 4, elsewhere), frames))
 
     @precondition(lambda self: any(self.lent.values()))
-    @rule(data=st.data(), item=st.integers(-2, 5), code=st.sampled_from([Code.MODEL_FAILED, Code.INVALID_REQUEST, 0, 999]))
+    @rule(
+        data=st.data(),
+        item=st.integers(-2, 5),
+        code=st.sampled_from([Code.MODEL_FAILED, Code.INVALID_REQUEST, 0, 999]),
+    )
     def worker_fails_a_batch(self, data: st.DataObject, item: int, code: int) -> None:
         worker = data.draw(st.sampled_from(sorted(w for w, held in self.lent.items() if held)))
         lent = self.take_lent(worker, 0)
@@ -346,14 +368,18 @@ class CoreMachine(RuleBasedStateMachine):
             assert live[0].outcome
 
     @precondition(lambda self: self.workers)
-    @rule(data=st.data(), kind=st.sampled_from(["epoch", "unknown", "another worker's"]), failed=st.booleans())
+    @rule(
+        data=st.data(), kind=st.sampled_from(["epoch", "unknown", "another worker's"]), failed=st.booleans()
+    )
     def worker_says_something_stale(self, data: st.DataObject, kind: str, failed: bool) -> None:
         worker = data.draw(st.sampled_from(sorted(self.workers)))
         epoch, number = EPOCH, 10**6
         if kind == "epoch" and self.lent[worker]:
             epoch, number = EPOCH - 1, self.lent[worker][0].batch.batch
         elif kind == "another worker's":
-            number = next((held[0].batch.batch for w, held in self.lent.items() if held and w != worker), number)
+            number = next(
+                (held[0].batch.batch for w, held in self.lent.items() if held and w != worker), number
+            )
         if failed:
             self.do(e.WorkerSaid(worker, m.BatchFailed(epoch, number, Code.MODEL_FAILED, "")))
         else:
@@ -378,7 +404,10 @@ class CoreMachine(RuleBasedStateMachine):
         if not self.settled_after_turn:
             return
         waiting = {
-            lane.model.name for model in self.core.models.values() for lane in model.lanes.values() if lane.rows
+            lane.model.name
+            for model in self.core.models.values()
+            for lane in model.lanes.values()
+            if lane.rows
         }
         for worker, models in self.workers.items():
             assert self.lent[worker] or not models & waiting

@@ -149,7 +149,9 @@ def test_releasing_frees_once_and_only_that_request(room: Room, net: Model) -> N
     assert room.tensors.used_bytes == 0
 
 
-def test_the_number_of_a_request_whose_slots_are_still_held_is_not_taken_again(room: Room, net: Model) -> None:
+def test_the_number_of_a_request_whose_slots_are_still_held_is_not_taken_again(
+    room: Room, net: Model
+) -> None:
     """Cancelled while it runs, a request has ended but a worker still writes into its slots. A second
     request of that number must neither get them nor give them back."""
     first = submit()

@@ -17,7 +17,11 @@ FLOAT32, FLOAT16, INT64 = 1, 10, 7
 
 
 def model(
-    inputs: list[TensorSpec], outputs: list[TensorSpec], batchable: bool = True, max_batch: int = 8, **changed: Any
+    inputs: list[TensorSpec],
+    outputs: list[TensorSpec],
+    batchable: bool = True,
+    max_batch: int = 8,
+    **changed: Any,
 ) -> Model:
     made = Model(ModelConfig("net", Path("/net.onnx"), 8))
     made.loaded(1, 501, Loaded("net", 1, inputs, outputs, batchable, "", max_batch, "cpu", "", {}))
@@ -28,7 +32,8 @@ def model(
 def net() -> Model:
     """x: float32[n, 4], k: int64[n] -> y: float16[n, 2]."""
     return model(
-        [TensorSpec("x", FLOAT32, ["n", 4]), TensorSpec("k", INT64, ["n"])], [TensorSpec("y", FLOAT16, ["n", 2])]
+        [TensorSpec("x", FLOAT32, ["n", 4]), TensorSpec("k", INT64, ["n"])],
+        [TensorSpec("y", FLOAT16, ["n", 2])],
     )
 
 

@@ -294,7 +294,9 @@ def test_a_part_that_is_not_contiguous_is_copied(side: Side, view: Any) -> None:
     pending = side.submit(mine[view])
     assert side.memory.bytes_copied == 32
     offset = pending.message.inputs[0].offset
-    assert bytes(side.memory.segment.buffer[offset : offset + 32]) == np.ascontiguousarray(mine[view]).tobytes()
+    assert (
+        bytes(side.memory.segment.buffer[offset : offset + 32]) == np.ascontiguousarray(mine[view]).tobytes()
+    )
 
 
 # ---- without an arena ---------------------------------------------------------------------------

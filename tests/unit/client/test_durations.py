@@ -14,7 +14,7 @@ def test_a_deadline_is_what_was_given_else_the_timeout() -> None:
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), 1e10])
 def test_a_duration_that_is_not_above_zero_or_never_ends_is_refused(wrong: float) -> None:
-    with pytest.raises(InvalidRequest, match="seconds above zero"):
+    with pytest.raises(InvalidRequest, match="seconds above"):
         deadline_ns_of(wrong, 30)
-    with pytest.raises(InvalidRequest, match="seconds above zero"):
+    with pytest.raises(InvalidRequest, match="seconds above"):
         deadline_ns_of(None, wrong)

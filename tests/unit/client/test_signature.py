@@ -131,7 +131,9 @@ def test_a_model_that_cannot_batch_wants_its_whole_shape() -> None:
 
 
 def test_sizes_of_outputs_are_known_exactly_when_no_axis_is_free() -> None:
-    known = signature(IMAGE.inputs[0].spec, outputs=[TensorSpec("y", 10, ["n", 5]), TensorSpec("z", 7, ["n"])])
+    known = signature(
+        IMAGE.inputs[0].spec, outputs=[TensorSpec("y", 10, ["n", 5]), TensorSpec("z", 7, ["n"])]
+    )
     assert known.output_tails == [(5,), ()]
     assert known.output_row_nbytes == [10, 8]
     assert signature(IMAGE.inputs[0].spec, outputs=[TensorSpec("y", 1, ["n", "k"])]).output_tails is None

@@ -70,7 +70,9 @@ def yard() -> Iterator[Yard]:
     made.close()
 
 
-def answers(yard: Yard, model: ServedModel, inputs: Sequence[Array], width: int, gap: int) -> tuple[list[Array], Result]:
+def answers(
+    yard: Yard, model: ServedModel, inputs: Sequence[Array], width: int, gap: int
+) -> tuple[list[Array], Result]:
     """Run arrays as one batch of float32, `gap` bytes between neighbours, and read the slots."""
     tensors = [yard.put(x, 1, gap) for x in inputs]
     slots = [Slot(yard.room(len(x) * width * 4, gap), len(x) * width * 4) for x in inputs]
@@ -98,7 +100,9 @@ def test_in_place_gathered_and_scattered_runs_all_answer_like_plain_onnxruntime(
         np.testing.assert_allclose(np.concatenate(got), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_same_handles_again_answer_what_lies_there_now(yard: Yard, onnx_models: Any, reference: Any) -> None:
+def test_the_same_handles_again_answer_what_lies_there_now(
+    yard: Yard, onnx_models: Any, reference: Any
+) -> None:
     """Handles that come again are bound for good; the bytes behind them are another request's."""
     path = onnx_models.affine("again", 4, 3)
     model = serve(path)
@@ -154,7 +158,10 @@ def test_items_of_several_arenas_share_a_batch(yard: Yard, onnx_models: Any) -> 
     other = Yard()
     try:
         yard.memory.attach(2, other.segment.handle, os.getpid())
-        mine, theirs = yard.put(np.full((1, 4), 1, np.float32), 1), other.put(np.full((1, 4), 2, np.float32), 1)
+        mine, theirs = (
+            yard.put(np.full((1, 4), 1, np.float32), 1),
+            other.put(np.full((1, 4), 2, np.float32), 1),
+        )
         slots = [Slot(yard.room(16), 16), Slot(other.room(16), 16)]
         yard.run(model, m.Item(ARENA, [mine], [slots[0]]), m.Item(2, [theirs], [slots[1]]))
         assert yard.read(slots[0], np.float32, 4)[0] == -1
@@ -245,13 +252,17 @@ def test_every_element_type_passes_through_unchanged(
 ) -> None:
     float8 = entry.name in ORT_IDENTITY_LACKS
     path = onnx_models.unary(
-        f"identity_{entry.name}_{sized}", "Identity", ["n", 4 if sized else "w"], entry.code, 19 if float8 else 18
+        f"identity_{entry.name}_{sized}",
+        "Identity",
+        ["n", 4 if sized else "w"],
+        entry.code,
+        19 if float8 else 18,
     )
     try:
         model = serve(path, warmup=True)
-    except CannotServe as error:
-        assert "NOT_IMPLEMENTED" in str(error) or "not currently registered" in str(error)
-        assert entry.name.startswith(("complex", "float8"))
+    except CannotServe as refusal:
+        if not entry.name.startswith(("complex", "float8")) or "regist" not in str(refusal):
+            raise
         pytest.skip(f"onnxruntime has no Identity of {entry.name}")
     data = bytes(BITS) if entry.name == "bool" else bytes(range(8 * entry.itemsize))
     nbytes = len(data)
@@ -326,7 +337,9 @@ def test_a_scalar_goes_in_and_comes_out(yard: Yard, onnx_models: Any) -> None:
 def test_outputs_of_unknown_size_of_a_model_that_runs_alone_come_back_whole(
     yard: Yard, onnx_models: Any
 ) -> None:
-    path = onnx_models.save("nonzero", [("NonZero", ["x"], ["y"], {})], [("x", 1, [6])], [("y", 7, [1, "found"])])
+    path = onnx_models.save(
+        "nonzero", [("NonZero", ["x"], ["y"], {})], [("x", 1, [6])], [("y", 7, [1, "found"])]
+    )
     model = serve(path, warmup=True)
     for x, found in (([0, 1, 0, 0, 5, 0], [1, 4]), ([0] * 6, [])):
         result = yard.run(model, m.Item(ARENA, [yard.put(np.array(x, np.float32), 1)], []), rows=0)
@@ -338,9 +351,15 @@ def test_outputs_of_unknown_size_of_a_model_that_runs_alone_come_back_whole(
 # ---- what cannot be served ----------------------------------------------------------------------
 
 
-def test_a_file_that_is_no_model_cannot_be_served_and_says_so_in_one_line(tmp_path: Path, onnx_models: Any) -> None:
+def test_a_file_that_is_no_model_cannot_be_served_and_says_so_in_one_line(
+    tmp_path: Path, onnx_models: Any
+) -> None:
     whole = onnx_models.affine("cut", 16, 16).read_bytes()
-    for name, content in (("noise", b"\x00garbage\xff" * 50), ("empty", b""), ("cut", whole[: len(whole) // 2])):
+    for name, content in (
+        ("noise", b"\x00garbage\xff" * 50),
+        ("empty", b""),
+        ("cut", whole[: len(whole) // 2]),
+    ):
         path = tmp_path / f"{name}.onnx"
         path.write_bytes(content)
         with pytest.raises(CannotServe) as caught:

@@ -45,7 +45,9 @@ def submit(*, version: Any = m.PROTOCOL_VERSION, **changed: Any) -> bytes:
     """An envelope with one Submit, fields replaced by their place in it."""
     fields = list(SUBMIT)
     for name, value in changed.items():
-        fields[["tag", "request", "model", "priority", "deadline_ns", "inputs", "outputs"].index(name)] = value
+        fields[["tag", "request", "model", "priority", "deadline_ns", "inputs", "outputs"].index(name)] = (
+            value
+        )
     return bytes(msgpack.packb([version, [fields]]))
 
 
@@ -65,7 +67,9 @@ def test_trailing_garbage_is_malformed(garbage: bytes) -> None:
     assert outcome(codec.client_to_broker, submit() + garbage) == "malformed"
 
 
-@pytest.mark.parametrize("garbage", [b"", b"\xc1", b"\xff", b"GET / HTTP/1.1\r\n\r\n", b"\x80\x04\x95", b"{}"])
+@pytest.mark.parametrize(
+    "garbage", [b"", b"\xc1", b"\xff", b"GET / HTTP/1.1\r\n\r\n", b"\x80\x04\x95", b"{}"]
+)
 def test_bytes_of_another_protocol_are_malformed(garbage: bytes) -> None:
     assert {outcome(decoder, garbage) for decoder in DECODERS.values()} == {"malformed"}
 
@@ -132,7 +136,11 @@ def test_an_array_that_promises_billions_of_elements_costs_nothing() -> None:
 
     tracemalloc.start()
     try:
-        for head in (b"\x92\x01\xdd\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff\x01", b"\x92\x01\x91\x92\x03\xdd\xff\xff\xff\xff"):
+        for head in (
+            b"\x92\x01\xdd\xff\xff\xff\xff",
+            b"\xdd\xff\xff\xff\xff\x01",
+            b"\x92\x01\x91\x92\x03\xdd\xff\xff\xff\xff",
+        ):
             assert outcome(codec.client_to_broker, head) == "malformed"
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
@@ -143,7 +151,12 @@ def test_an_array_that_promises_billions_of_elements_costs_nothing() -> None:
 def test_deeply_nested_arrays_and_maps_are_malformed(depth: int) -> None:
     for opening in (b"\x91", b"\x81\x01"):
         nested = opening * depth + b"\x01"
-        for payload in (nested, b"\x92\x01" + nested, b"\x92\x01\x91" + nested, b"\x92\x01\x91\x93\x04\x01" + nested):
+        for payload in (
+            nested,
+            b"\x92\x01" + nested,
+            b"\x92\x01\x91" + nested,
+            b"\x92\x01\x91\x93\x04\x01" + nested,
+        ):
             for decoder in DECODERS.values():
                 assert outcome(decoder, payload) == "malformed"
 
@@ -216,8 +229,12 @@ plain_values = st.recursive(
 
 
 @settings(max_examples=1000)
-@given(tag=st.integers(-1, 8), fields=st.lists(plain_values, max_size=12), name=st.sampled_from(sorted(DECODERS)))
-def test_well_formed_messagepack_of_any_shape_meets_only_typed_errors(tag: int, fields: list[Any], name: str) -> None:
+@given(
+    tag=st.integers(-1, 8), fields=st.lists(plain_values, max_size=12), name=st.sampled_from(sorted(DECODERS))
+)
+def test_well_formed_messagepack_of_any_shape_meets_only_typed_errors(
+    tag: int, fields: list[Any], name: str
+) -> None:
     outcome(DECODERS[name], msgpack.packb([1, [[tag, *fields]]]))
     outcome(DECODERS[name], msgpack.packb([1, fields]))
     outcome(DECODERS[name], msgpack.packb(fields))

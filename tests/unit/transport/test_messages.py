@@ -50,9 +50,7 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
     ),
     "client_to_broker.Submit": (
         codec.client_to_broker,
-        m.Submit(
-            42, "resnet18", 2, 50_000_000, [Tensor(1, [2, 3, 224, 224], 1_204_224)], [Slot(4096, 8000)]
-        ),
+        m.Submit(42, "resnet18", 2, 50_000_000, [Tensor(1, [2, 3, 224, 224], 1_204_224)], [Slot(4096, 8000)]),
         [2, 42, "resnet18", 2, 50_000_000, [[1, [2, 3, 224, 224], 1_204_224, 0]], [[4096, 8000]]],
     ),
     "client_to_broker.Submit with frames": (
@@ -162,8 +160,16 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
         m.BatchFailed(99, 17, 8, "Non-zero status code returned"),
         [5, 99, 17, 8, "Non-zero status code returned", -1],
     ),
-    "broker_to_worker.Refused": (codec.broker_to_worker, m.Refused(12, "register first"), [0, 12, "register first"]),
-    "broker_to_worker.WorkerWelcome": (codec.broker_to_worker, m.WorkerWelcome(99, 3, 4710), [1, 99, 3, 4710]),
+    "broker_to_worker.Refused": (
+        codec.broker_to_worker,
+        m.Refused(12, "register first"),
+        [0, 12, "register first"],
+    ),
+    "broker_to_worker.WorkerWelcome": (
+        codec.broker_to_worker,
+        m.WorkerWelcome(99, 3, 4710),
+        [1, 99, 3, 4710],
+    ),
     "broker_to_worker.Load": (
         codec.broker_to_worker,
         m.Load("resnet18", 2, "/models/resnet18.onnx", 32, None, True),
@@ -241,7 +247,9 @@ def _structs_inside(value: Any) -> set[type]:
 
 
 def test_every_struct_of_the_protocol_has_golden_bytes() -> None:
-    declared = {kind for _, kind in inspect.getmembers(m, inspect.isclass) if issubclass(kind, msgspec.Struct)}
+    declared = {
+        kind for _, kind in inspect.getmembers(m, inspect.isclass) if issubclass(kind, msgspec.Struct)
+    }
     covered = {kind for _, message, _ in EXPECTED.values() for kind in _structs_inside(message)}
     assert declared - covered == {m.LentBatch}  # the same bytes as Batch, as the other side reads them
 
