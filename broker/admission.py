@@ -1,14 +1,18 @@
 """What may be under way at once, of each client and of all, and the refusal when that is too much.
 
 Bounds are on what has been admitted and has not ended, waiting or running, because both hold memory.
+A request that is expected to miss its deadline is refused at once: an answer in time that says when
+to come back is worth more than a late one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..transport.errors import Overloaded
 from .config import Limits
 from .lanes import Request
-from .registry import Model
+from .registry import Model, Worker
 
 RETRY_AFTER_MIN_NS = 1_000_000
 
@@ -35,15 +39,29 @@ class Connection:
 
 
 class Admission:
-    """The totals of all connections, held against the limits."""
+    """The totals of all connections, held against the limits and against the workers' pace."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, models: Mapping[str, Model], workers: Mapping[int, Worker]) -> None:
         self.rows = 0
         self.nbytes = 0
         self._limits = limits
+        self._models = models
+        self._workers = workers
 
-    def check(self, account: Account, model: Model, rows: int, nbytes: int) -> None:
-        """Raise Overloaded when so much more would pass a bound."""
+    def check(
+        self,
+        account: Account,
+        model: Model,
+        rows: int,
+        nbytes: int,
+        priority: int,
+        deadline_ns: int,
+        now_ns: int,
+    ) -> None:
+        """Raise Overloaded when so much more would pass a bound, or would come too late.
+
+        deadline_ns: time left; 0: no deadline.
+        """
         limits = self._limits
         if (
             self.rows + rows > limits.queue_rows_max
@@ -51,9 +69,35 @@ class Admission:
             or account.rows + rows > limits.client_rows_max
             or account.nbytes + nbytes > limits.client_bytes_max
         ):
-            raise self._overloaded(account, model, rows, nbytes)
+            raise self._full(account, model, rows, nbytes, now_ns)
+        if deadline_ns and self.rows:
+            finish_ns = self.finish_ns(model, rows, priority, now_ns) - now_ns
+            if finish_ns > deadline_ns:
+                raise Overloaded(
+                    f"{model.name!r} is expected to need {finish_ns / 1e6:.1f} ms for what comes before this "
+                    f"request, and its deadline is in {deadline_ns / 1e6:.1f} ms",
+                    max(RETRY_AFTER_MIN_NS, finish_ns - deadline_ns) / 1e9,
+                )
 
-    def _overloaded(self, account: Account, model: Model, rows: int, nbytes: int) -> Overloaded:
+    def finish_ns(self, model: Model, rows: int, priority: int, now_ns: int) -> int:
+        """When a request of so many rows that came now would be done, by the time models: after what
+        is lent, and after what waits in its own class and above, in full batches. `now_ns` when
+        nothing is known.
+
+        A forecast: it leaves out lower classes that have waited long and go first too, and takes
+        every worker of this model for a worker of the others.
+        """
+        serving = [self._workers[number] for number in model.workers]
+        if not serving or not model.row_ns:
+            return now_ns
+        ahead_ns = rows * model.row_ns
+        for other in self._models.values():
+            ahead_ns += sum(other.waiting[: priority + 1]) * other.row_ns
+        free_ns = min(max(worker.busy_until_ns, now_ns) for worker in serving)
+        own_ns = min(worker.timings[model.name].predict_ns(min(rows, model.max_batch)) for worker in serving)
+        return free_ns + max(own_ns, int(ahead_ns / len(serving)))
+
+    def _full(self, account: Account, model: Model, rows: int, nbytes: int, now_ns: int) -> Overloaded:
         limits = self._limits
         bounds = (
             ("queue_rows_max", "the yard", self.rows, rows, limits.queue_rows_max),
@@ -62,8 +106,8 @@ class Admission:
             ("client_bytes_max", "this client", account.nbytes, nbytes, limits.client_bytes_max),
         )
         key, who, has, more, most = next(bound for bound in bounds if bound[2] + bound[3] > bound[4])
-        # Time for half of what is queued to drain, by the model's own pace.
-        drain_ns = int(self.rows * model.row_ns / max(1, len(model.workers)) / 2)
+        # Time for half of what waits to drain.
+        drain_ns = (self.finish_ns(model, rows, len(model.waiting) - 1, now_ns) - now_ns) // 2
         text = f"too much under way: {who} has {has}, {more} more would pass {key} = {most}"
         return Overloaded(text, max(RETRY_AFTER_MIN_NS, drain_ns) / 1e9)
 

@@ -123,6 +123,12 @@ class Back:
             if not (holds_batches and peer.is_vouched and self.sentinels.kill(peer.worker)):
                 self._gone(peer.worker, now_ns)
 
+    def kill(self, worker: int) -> None:
+        """End a hung worker's process; its supervisor starts another."""
+        log.error("worker %d has been running one batch for far too long; it is killed", worker)
+        if not self.sentinels.kill(worker):
+            log.error("worker %d cannot be killed from here: end its process", worker)
+
     def _gone(self, worker: int, now_ns: int) -> None:
         peer = self._by_worker.pop(worker, None)
         if peer is None:

@@ -1,16 +1,23 @@
-"""Which batch a worker is lent next: the policy, apart from the bookkeeping of leases.
+"""Which batch a worker is lent next, and how long it may keep it: the policy, apart from the bookkeeping.
 
-An idle worker takes what there is. A busy one may hold one batch ahead, when that is worth it.
+An idle worker takes what there is: the best lane's head, and what else the lane holds, as long as
+every member is expected to be in time. A busy one may hold one batch ahead, when that is worth it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .lanes import Lane
-from .registry import Worker
+from ..transport.messages import Priority
+from .lanes import Lane, Part
+from .registry import Batch, Worker
 
 CREDIT = 2  # batches lent to a worker: one running, one prefetched
+URGENT_MEMORY_NS = 1_000_000_000  # urgent traffic is present for so long after an urgent request
+LEAD_NS = 500_000  # before a running batch ends: lend the next one now, or the worker would wait for us
+HUNG_MIN_NS = 5_000_000_000  # no batch is overdue sooner; a machine that swaps is not hung
+HUNG_FACTOR = 20  # nor before so many times its expected time
+HUNG_UNKNOWN_NS = 120_000_000_000  # when nothing is expected yet
 
 
 def best_lane(lanes: Iterable[Lane], worker: Worker) -> Lane | None:
@@ -26,14 +33,37 @@ def best_lane(lanes: Iterable[Lane], worker: Worker) -> Lane | None:
     return best
 
 
-def may_lend(lane: Lane, worker: Worker) -> bool:
+def may_lend(lane: Lane, worker: Worker, urgent_present: bool, now_ns: int) -> bool:
     """Whether the worker should have this lane's next batch now.
 
     A busy worker is lent its next batch only when that is no smaller than what it runs. Otherwise
-    the first request to arrive would leave alone, and batches would stay small for ever. (With a
-    model of time by batch size this becomes a moment instead of a size.)
+    the first request to arrive would leave alone, and batches would stay small for ever. While
+    urgent requests come, nothing else is lent ahead until the running batch is nearly done: what
+    is lent can't be overtaken.
     """
     if not worker.leases:
         return True
+    if urgent_present and lane.head_priority() != Priority.URGENT and worker.busy_until_ns > now_ns + LEAD_NS:
+        return False
     running = next(iter(worker.leases.values()))
     return lane.rows >= min(lane.model.max_batch, running.rows)
+
+
+def take(lane: Lane, worker: Worker, urgent_present: bool, urgent_wait_ns: int, now_ns: int) -> list[Part]:
+    """The parts of the batch: as many rows as the model takes and every member's deadline allows.
+
+    While urgent requests come, a batch without one is kept to a time that an urgent request may
+    have to wait behind it.
+    """
+    timing = worker.timings[lane.model.name]
+    rows_max = lane.model.max_batch
+    if urgent_present and lane.head_priority() != Priority.URGENT:
+        rows_max = timing.rows_within(rows_max, urgent_wait_ns)
+    return lane.take(rows_max, max(now_ns, worker.busy_until_ns), timing)
+
+
+def overdue_ns(batch: Batch, started_ns: int) -> int:
+    """When a worker that began this batch at `started_ns` counts as hung."""
+    if not batch.predicted_ns:
+        return started_ns + HUNG_UNKNOWN_NS
+    return started_ns + max(HUNG_MIN_NS, HUNG_FACTOR * batch.predicted_ns)

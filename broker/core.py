@@ -25,15 +25,17 @@ from typing import Any
 from ..transport import messages as m
 from ..transport.deadlines import Deadlines
 from ..transport.errors import BatchyardError, Code, InvalidRequest, Overloaded, UnknownModel
+from ..transport.messages import Priority
 from . import events as e
 from . import invariants, replies
 from .admission import Account, Admission, Connection
-from .batching import best_lane, may_lend
+from .batching import URGENT_MEMORY_NS, best_lane, may_lend, overdue_ns, take
 from .config import YardConfig
 from .counters import Counters
 from .describes import Describes
 from .lanes import Lane, Part, Request
 from .registry import Batch, Model, Worker
+from .timing import TimeModel
 
 LOSSES_MAX = 2  # workers that may die with a request before it is given up
 _CODES = frozenset(map(int, Code))
@@ -64,16 +66,17 @@ class Core:
         self._pid = pid
         self.models = {name: Model(model) for name, model in config.models.items()}
         self.counters = Counters()
-        self.admission = Admission(config.limits)
         self._budgets_ns = config.budgets_ns
         self.connections: dict[int, Connection] = {}
         self.arenas: dict[int, Arena] = {}
         self.workers: dict[int, Worker] = {}
+        self.admission = Admission(config.limits, self.models, self.workers)
         self.batches: dict[int, Batch] = {}
         self._batch_sequence = 0
         self.lanes: dict[Lane, None] = {}  # lanes that may hold something; ordered, so runs replay
         self._deadlines: Deadlines[Request] = Deadlines(lambda request: request.ended)
         self._describes = Describes(self.models)
+        self._urgent_until_ns = 0  # urgent traffic is present until then
         self._actions: list[e.Action] = []
         self._unaccounted: list[tuple[Batch, m.Done, list[tuple[Request, int]], int]] = []
         self._handlers: dict[type, Callable[[Any, int], None]] = {
@@ -107,7 +110,11 @@ class Core:
 
     def next_deadline_ns(self) -> int | None:
         """When Turn must be handled even if nothing happens; None: not at all."""
-        return self._deadlines.next_ns()
+        due_ns = self._deadlines.next_ns()
+        for worker in self.workers.values():
+            if worker.overdue_ns and (due_ns is None or worker.overdue_ns < due_ns):
+                due_ns = worker.overdue_ns
+        return due_ns
 
     def snapshot(self) -> dict[str, Any]:
         """What has been done so far, and what is under way now."""
@@ -177,7 +184,9 @@ class Core:
             if not model.inputs:
                 raise Overloaded(f"{message.model!r} is not loaded yet", 0.1)
             rows, nbytes = model.check(message, arena.nbytes)
-            self.admission.check(connection.account, model, rows, nbytes)
+            self.admission.check(
+                connection.account, model, rows, nbytes, message.priority, message.deadline_ns, now_ns
+            )
         except BatchyardError as error:
             self.counters.refuse(error.code.name.lower())
             retry_ns = int(error.retry_after_s * 1e9) if isinstance(error, Overloaded) else 0
@@ -195,6 +204,8 @@ class Core:
             if deadline_ns < virtual_ns:
                 virtual_ns = max(deadline_ns, (now_ns + virtual_ns) // 2)
         request.virtual_ns = virtual_ns
+        if message.priority == Priority.URGENT:
+            self._urgent_until_ns = now_ns + URGENT_MEMORY_NS
         self.admission.add(connection, request)
         arena.requests += 1
         lane.users += 1
@@ -231,6 +242,8 @@ class Core:
             return
         try:
             worker.models[model.name] = model.loaded(worker.id, worker.pid, message)
+            worker.timings[model.name] = timing = TimeModel(message.warmup_ns)
+            model.row_ns = timing.predict_ns(model.max_batch) / model.max_batch
         except InvalidRequest as error:
             self.counters.refuse("bad_load")
             model.failures[worker.id] = f"a worker described it wrongly: {error}"
@@ -276,6 +289,11 @@ class Core:
     def _turn(self, event: e.Turn, now_ns: int) -> None:
         for request in self._deadlines.due(now_ns):
             self._fail(request, Code.DEADLINE_EXCEEDED, self._why_late(request))
+        for worker in self.workers.values():
+            if worker.overdue_ns and worker.overdue_ns <= now_ns:
+                worker.overdue_ns = 0  # said once; its death gives its batches back
+                self.counters.workers_hung += 1
+                self._actions.append(e.KillWorker(worker.id))
         if self.lanes:
             for worker in self.workers.values():
                 if not worker.leases:
@@ -297,9 +315,10 @@ class Core:
     def _lend(self, worker: Worker, now_ns: int) -> None:
         """Give the worker the best batch there is, if there is one that it should have."""
         best = best_lane(self.lanes, worker)
-        if best is None or not may_lend(best, worker):
+        urgent_present = now_ns < self._urgent_until_ns
+        if best is None or not may_lend(best, worker, urgent_present, now_ns):
             return
-        parts = best.take(best.model.max_batch)
+        parts = take(best, worker, urgent_present, self._budgets_ns[Priority.URGENT], now_ns)
         rows = 0
         items = []
         for part in parts:
@@ -309,23 +328,37 @@ class Core:
             items.append(part.item())
         self._batch_sequence += 1
         batch = Batch(self._batch_sequence, best, parts, rows, worker, now_ns)
+        if not worker.leases:
+            self._began(worker, batch, now_ns)
+        else:
+            worker.busy_until_ns += batch.predicted_ns
         worker.leases[batch.id] = batch
         self.batches[batch.id] = batch
         model = best.model
         message = m.Batch(batch.id, model.name, model.revision, rows if model.batchable else 0, items)
         self._actions.append(e.ToWorker(worker.id, message))
 
-    def _take_back_lease(self, worker: Worker, message: m.Done | m.BatchFailed) -> Batch | None:
+    @staticmethod
+    def _began(worker: Worker, batch: Batch, now_ns: int) -> None:
+        """The worker has nothing before this batch: it runs from now on."""
+        worker.busy_until_ns = now_ns + batch.predicted_ns
+        worker.overdue_ns = overdue_ns(batch, now_ns)
+
+    def _take_back_lease(self, worker: Worker, message: m.Done | m.BatchFailed, now_ns: int) -> Batch | None:
         """The lease that a worker's message is about; None for one it does not hold."""
         batch = worker.leases.pop(message.batch, None) if message.epoch == self.epoch else None
         if batch is None:
             self.counters.refuse("stale_batch")
             return None
         del self.batches[batch.id]
+        worker.overdue_ns = 0
+        worker.busy_until_ns = now_ns
+        for following in worker.leases.values():
+            self._began(worker, following, now_ns)
         return batch
 
     def _done(self, worker: Worker, message: m.Done, frames: Sequence[Any], now_ns: int) -> None:
-        batch = self._take_back_lease(worker, message)
+        batch = self._take_back_lease(worker, message, now_ns)
         if batch is None:
             return
         model = batch.lane.model
@@ -369,7 +402,11 @@ class Core:
             else:
                 reply = completed[conn] = m.Completed([request.id], [queue_ns], receipt)
                 self._actions.append(e.ToClient(conn, reply))
-        model.row_ns += (message.compute_ns / batch.rows - model.row_ns) / 8
+        took_ns = message.gather_ns + message.compute_ns + message.scatter_ns
+        timing = worker.timings[model.name]
+        timing.learn(batch.rows, took_ns)
+        if batch.rows == model.max_batch:
+            model.row_ns = timing.predict_ns(batch.rows) / batch.rows
         self._unaccounted.append((batch, message, finished, now_ns))
 
     def _answer(self, request: Request, queue_ns: int, receipt: m.BatchReceipt) -> None:
@@ -386,7 +423,7 @@ class Core:
         self, worker: Worker, message: m.BatchFailed, frames: Sequence[Any], now_ns: int
     ) -> None:
         """Find the request at fault: named by the worker, alone in its batch, or by bisection."""
-        batch = self._take_back_lease(worker, message)
+        batch = self._take_back_lease(worker, message, now_ns)
         if batch is None:
             return
         self.counters.batches_failed += 1

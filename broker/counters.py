@@ -58,6 +58,7 @@ class Counters:
         self.requests: dict[tuple[str, int, str], int] = {}  # (model, priority, outcome)
         self.refused: dict[str, int] = {}  # reason
         self.workers_lost = 0
+        self.workers_hung = 0  # and killed for it
         self.requeued = 0  # parts
         self.batches = 0
         self.batches_failed = 0
@@ -103,6 +104,7 @@ class Counters:
             "requests": [[*key, count] for key, count in self.requests.items()],
             "refused": dict(self.refused),
             "workers_lost": self.workers_lost,
+            "workers_hung": self.workers_hung,
             "requeued": self.requeued,
             "batches": self.batches,
             "batches_failed": self.batches_failed,

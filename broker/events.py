@@ -88,6 +88,12 @@ class ToWorker(msgspec.Struct, gc=False):
     message: Any
 
 
+class KillWorker(msgspec.Struct, gc=False):
+    """The worker is hung: end its process. WorkerGone follows when it is dead."""
+
+    worker: int
+
+
 class CloseArena(msgspec.Struct, gc=False):
     """No connection and no lease refers to the arena any more."""
 
@@ -106,4 +112,4 @@ Event = (
     | WorkerSaid
     | Turn
 )
-Action = ToClient | ToWorker | CloseArena
+Action = ToClient | ToWorker | KillWorker | CloseArena

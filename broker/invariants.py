@@ -30,6 +30,11 @@ def check(core: Core) -> None:
 
 def _check_waiting(core: Core, covered: dict[int, list[tuple[int, int]]]) -> None:
     for model in core.models.values():
+        waiting = [0, 0, 0, 0]
+        for lane in model.lanes.values():
+            for part in lane.waiting():
+                waiting[part.request.priority] += part.stop - part.start
+        assert model.waiting == waiting, f"{model.name} counts {model.waiting} waiting rows, not {waiting}"
         for lane in model.lanes.values():
             parts = lane.waiting()
             rows = sum(part.stop - part.start for part in parts)
@@ -46,6 +51,7 @@ def _check_leases(
     held: dict[int, set[int]] = {}
     found = 0
     for worker in core.workers.values():
+        assert bool(worker.overdue_ns) <= bool(worker.leases), f"worker {worker.id} is watched for nothing"
         assert len(worker.leases) <= CREDIT, f"worker {worker.id} holds {len(worker.leases)} batches"
         for number, batch in worker.leases.items():
             found += 1

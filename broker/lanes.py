@@ -19,6 +19,7 @@ from ..transport.tensors import Slot, Tensor
 
 if TYPE_CHECKING:
     from .registry import Model
+    from .timing import TimeModel
 
 SWEEP_MIN = 64  # a smaller heap is not worth sweeping
 
@@ -104,13 +105,17 @@ class Lane:
         """Queue a part at its request's place."""
         self._sequence += 1
         heappush(self._heap, (part.request.virtual_ns, self._sequence, part))
-        self.rows += part.stop - part.start
+        self._count(part.request, part.stop - part.start)
 
     def push_front(self, part: Part) -> None:
         """Queue a part ahead of what arrived later with the same virtual deadline."""
         self._sequence += 1
         heappush(self._heap, (part.request.virtual_ns, -self._sequence, part))
-        self.rows += part.stop - part.start
+        self._count(part.request, part.stop - part.start)
+
+    def _count(self, request: Request, rows: int) -> None:
+        self.rows += rows
+        self.model.waiting[request.priority] += rows
 
     def head_ns(self) -> int | None:
         """Virtual deadline of the earliest live part; None when nothing waits."""
@@ -128,16 +133,30 @@ class Lane:
                 return heap[0][0]
         return None
 
-    def take(self, rows_max: int) -> list[Part]:
-        """Remove and return up to `rows_max` rows of parts, in order; the last may be split."""
+    def head_priority(self) -> int:
+        """Priority of what `take` would begin with; the lane is not empty."""
+        if self.retries:
+            return min(part.request.priority for part in self.retries[0])
+        return self._heap[0][2].request.priority
+
+    def take(self, rows_max: int, starts_ns: int = 0, timing: TimeModel | None = None) -> list[Part]:
+        """Remove and return up to `rows_max` rows of parts, in order; the last may be split.
+
+        With a time model: no more than are expected to be done by the nearest of their deadlines,
+        when the batch starts at `starts_ns`. The head goes in any case; that it can be in time was
+        judged when it was admitted.
+        """
         if self.retries:
             group = [part for part in self.retries.pop(0) if not part.request.ended]
             if group:
-                self.rows -= sum(part.stop - part.start for part in group)
+                for part in group:
+                    self._count(part.request, part.start - part.stop)
                 return group
         taken: list[Part] = []
         heap = self._heap
         room = rows_max
+        nearest_ns = 0  # of the deadlines of what is taken; 0: none
+        full_ns = starts_ns + timing.predict_ns(rows_max) if timing is not None else 0
         while heap and room > 0:
             entry = heappop(heap)
             part = entry[2]
@@ -149,22 +168,32 @@ class Lane:
                     heappush(heap, entry)  # it fits into a batch whole: don't cut it in two
                     break
                 rest = Part(part.request, part.start + room, part.stop)
-                heappush(heap, (entry[0], entry[1], rest))
+                self._sequence += 1
+                heappush(heap, (entry[0], self._sequence, rest))
                 part.stop = part.start + room
                 rows = room
+            deadline_ns = part.request.deadline_ns
+            if deadline_ns and (not nearest_ns or deadline_ns < nearest_ns):
+                nearest_ns = deadline_ns
+            if timing is not None and taken and 0 < nearest_ns < full_ns:
+                ends_ns = starts_ns + timing.predict_ns(rows_max - room + rows)
+                if ends_ns > nearest_ns:
+                    heappush(heap, (entry[0], entry[1], part))
+                    break
             taken.append(part)
             room -= rows
-        self.rows -= rows_max - room
+            self._count(part.request, -rows)
         return taken
 
     def retry(self, group: list[Part]) -> None:
         """Queue parts that must run together and with no one else, before everything."""
         self.retries.append(group)
-        self.rows += sum(part.stop - part.start for part in group)
+        for part in group:
+            self._count(part.request, part.stop - part.start)
 
     def forget(self, request: Request) -> None:
         """A request has just ended: its waiting rows no longer count."""
-        self.rows -= request.rows_waiting
+        self._count(request, -request.rows_waiting)
         heap = self._heap
         if len(heap) > SWEEP_MIN and self.rows * 2 < len(heap):
             live = [entry for entry in heap if not entry[2].request.ended]

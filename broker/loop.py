@@ -206,6 +206,8 @@ class Loop:
                 self._front.reply(action)
             elif isinstance(action, e.ToWorker):
                 self._back.tell(action)
+            elif isinstance(action, e.KillWorker):
+                self._back.kill(action.worker)
             else:
                 self._arenas.close(action.arena)
                 self._back.detach(action.arena)

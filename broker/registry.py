@@ -14,6 +14,7 @@ from ..transport.messages import Loaded, ModelInfo, ModelState, Submit, WorkerIn
 from ..transport.tensors import Slot, Tensor, TensorSpec, check_range, nbytes_of
 from .config import ModelConfig
 from .lanes import Lane, Request
+from .timing import TimeModel
 
 _NO_FREE_AXES: tuple[tuple[int, ...], ...] = ()
 
@@ -38,19 +39,22 @@ class _Expected:
 class Worker:
     """A registered worker: what it serves and what it has been lent."""
 
-    __slots__ = ("id", "leases", "models", "pid")
+    __slots__ = ("busy_until_ns", "id", "leases", "models", "overdue_ns", "pid", "timings")
 
     def __init__(self, worker: int, pid: int) -> None:
         self.id = worker
         self.pid = pid
         self.models: dict[str, WorkerInfo] = {}
         self.leases: dict[int, Batch] = {}  # in the order they were sent; at most CREDIT
+        self.timings: dict[str, TimeModel] = {}  # by model
+        self.busy_until_ns = 0  # when what it was lent is expected to be done
+        self.overdue_ns = 0  # when it counts as hung; 0: it runs nothing
 
 
 class Batch:
     """Parts leased to a worker as one run."""
 
-    __slots__ = ("id", "lane", "parts", "rows", "sent_ns", "worker")
+    __slots__ = ("id", "lane", "parts", "predicted_ns", "rows", "sent_ns", "worker")
 
     def __init__(self, batch: int, lane: Lane, parts: list, rows: int, worker: Worker, sent_ns: int) -> None:  # type: ignore[type-arg]
         self.id = batch
@@ -59,6 +63,7 @@ class Batch:
         self.rows = rows
         self.worker = worker
         self.sent_ns = sent_ns
+        self.predicted_ns = worker.timings[lane.model.name].predict_ns(rows)
 
 
 class Model:
@@ -76,7 +81,8 @@ class Model:
         self.workers: dict[int, WorkerInfo] = {}
         self.failures: dict[int, str] = {}  # worker -> why it could not load it
         self.lanes: dict[tuple[tuple[int, ...], ...], Lane] = {}
-        self.row_ns = 0.0  # moving average of compute time per row; for retry_after
+        self.waiting = [0, 0, 0, 0]  # rows in its lanes, by priority
+        self.row_ns = 0.0  # time of one row in a full batch, by the worker heard of last; 0: not known
         self._expected: list[_Expected] = []
         self._static = False  # every non-batch axis is fixed: one lane
         self._output_row_nbytes: list[int] | None = None  # None: some output's size is not known before

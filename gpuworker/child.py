@@ -36,13 +36,25 @@ log = logging.getLogger("batchyard.gpuworker")
 
 
 class Session:
-    """What a worker does with a message; `send(messages, frames)` carries its answers away."""
+    """What a worker does with a message; `send(messages, frames)` carries its answers away.
 
-    def __init__(self, provider: str, intra_op_threads: int, send: Callable[..., None]) -> None:
+    `load` makes the model that a Load names, or raises. A simulator passes a model and a memory of
+    its own; nothing else here knows onnxruntime or a segment.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        pid: int,
+        send: Callable[..., None],
+        load: Callable[[m.Load], ServedModel],
+        memory: Memory,
+    ) -> None:
         self._provider = provider
-        self._threads = intra_op_threads
+        self._pid = pid
         self._send = send
-        self._memory = Memory()
+        self._load_model = load
+        self._memory = memory
         self._models: dict[str, ServedModel] = {}
         self._loads: dict[str, tuple[Any, m.Loaded]] = {}  # what is loaded, so a new broker gets it at once
         self._epoch = 0
@@ -64,7 +76,7 @@ class Session:
             model.forget_bindings()
         self._memory.detach_all()
         self._greeting = True
-        self._send([m.Register(os.getpid(), [self._provider])])
+        self._send([m.Register(self._pid, [self._provider])])
 
     def handle(self, message: m.BrokerToWorker) -> None:
         self._handlers[type(message)](message)
@@ -85,7 +97,7 @@ class Session:
             found = Path(message.path).stat()
             identity = (message.path, found.st_mtime_ns, found.st_size, message.max_batch, message.batchable)
             if message.model not in self._loads or self._loads[message.model][0] != identity:
-                model = ServedModel(message, providers.recipe(self._provider, self._threads))
+                model = self._load_model(message)
                 self._models[message.model] = model
                 self._loads[message.model] = (identity, _loaded(model))
         except Exception as error:  # one model that can't be loaded must not end the others
@@ -96,8 +108,6 @@ class Session:
         loaded = self._loads[message.model][1]
         loaded.revision = message.revision
         self._send([loaded])
-        gc.collect()
-        gc.freeze()
 
     def _unload(self, message: m.Unload) -> None:
         self._models.pop(message.model, None)
@@ -172,7 +182,13 @@ def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_th
         else:
             socket.send(codec.encode(messages))
 
-    session = Session(provider, intra_op_threads, send)
+    def load(message: m.Load) -> ServedModel:
+        model = ServedModel(message, providers.recipe(provider, intra_op_threads))
+        gc.collect()
+        gc.freeze()
+        return model
+
+    session = Session(provider, os.getpid(), send, load, Memory())
     socket.connect(endpoint.workers)
     session.register()
     decode = codec.broker_to_worker.decode

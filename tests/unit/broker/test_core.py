@@ -345,7 +345,7 @@ def test_expired_request_never_reaches_a_worker(world: World) -> None:
     assert world.turn() == []
     assert world.outcomes(1)[3] == "DEADLINE_EXCEEDED"
     assert world.last(1).held is False
-    assert world.core.next_deadline_ns() is None
+    assert world.core.next_deadline_ns() > world.now_ns + 5 * MS  # only the running batch is watched
 
 
 def test_request_that_expires_before_any_worker_serves_its_model_says_so(world: World) -> None:
@@ -875,3 +875,83 @@ def test_counters_and_gauges_tell_what_happened(world: World) -> None:
     counters = world.core.counters.snapshot()
     assert sorted(counters["requests"]) == [["net", 2, "ok", 1], ["net", 3, "ok", 1]]
     assert (counters["batches"], counters["rows"]) == (1, 2)
+
+
+# ---- scheduling by predicted times ------------------------------------------------------------------
+
+
+def timed(**warmup_ms: int) -> m.Loaded:
+    """`net` with a warm-up: rows -> milliseconds."""
+    loaded = net()
+    loaded.warmup_ns = {int(rows[1:]): ms * MS for rows, ms in warmup_ms.items()}
+    return loaded
+
+
+@pytest.fixture
+def paced() -> World:
+    """A worker that needs 10 ms for one row and 40 ms for four (its maximum)."""
+    world = World()
+    world.client(1)
+    world.worker(1, timed(r1=10, r2=20, r4=40))
+    return world
+
+
+def test_a_batch_is_no_larger_than_its_nearest_deadline_allows(paced: World) -> None:
+    paced.submit(1, 1, deadline_ns=25 * MS)
+    for number in range(2, 5):
+        paced.submit(1, number)
+    assert [batch.rows for batch in paced.turn()] == [2, 2]  # the second is lent ahead
+
+
+def test_without_deadlines_the_batch_is_full(paced: World) -> None:
+    for number in range(1, 6):
+        paced.submit(1, number)
+    assert [batch.rows for batch in paced.turn()] == [4]
+
+
+def test_what_would_miss_its_deadline_is_refused_at_once_and_told_when_to_come_back(paced: World) -> None:
+    for number in range(1, 9):
+        paced.submit(1, number)
+    paced.turn()  # two batches of 40 ms are lent
+    paced.submit(1, 9, deadline_ns=60 * MS)
+    assert paced.outcomes(1)[9] == "OVERLOADED"
+    assert paced.last(1).retry_after_ns == 30 * MS  # it would be done in 90 ms
+    paced.submit(1, 10, deadline_ns=100 * MS)
+    assert 10 not in paced.outcomes(1)
+
+
+def test_an_idle_yard_does_not_second_guess_a_short_deadline(paced: World) -> None:
+    paced.submit(1, 1, deadline_ns=1 * MS)
+    assert [batch.rows for batch in paced.turn()] == [1]
+
+
+def test_while_urgent_requests_come_other_batches_are_kept_short(paced: World) -> None:
+    paced.submit(1, 1, priority=URGENT)
+    (urgent,) = paced.turn()
+    for number in range(2, 8):
+        paced.submit(1, number)
+    assert paced.turn() == []  # nothing is lent ahead of an urgent request that may come
+    paced.done(1, urgent)
+    assert [batch.rows for batch in paced.turn()] == [1]  # the least that can be run; 5 ms were allowed
+
+
+def test_a_worker_that_runs_one_batch_for_far_too_long_is_killed_once(paced: World) -> None:
+    paced.submit(1, 1)
+    paced.turn()
+    due_ns = paced.core.next_deadline_ns()
+    assert due_ns is not None
+    paced.now_ns = due_ns
+    actions = paced.core.handle(e.Turn(), paced.now_ns)
+    assert actions == [e.KillWorker(1)]
+    assert paced.core.handle(e.Turn(), paced.now_ns + 1) == []
+    paced.do(e.WorkerGone(1))
+    paced.worker(2, timed(r1=10))
+    assert [batch.rows for batch in paced.turn()] == [1]
+
+
+def test_predictions_follow_what_batches_take(paced: World) -> None:
+    timing = paced.core.workers[1].timings["net"]
+    paced.submit(1, 1)
+    (batch,) = paced.turn()
+    paced.do(e.WorkerSaid(1, m.Done(EPOCH, batch.batch, 0, 30 * MS, 0, 0, [])))
+    assert timing.predict_ns(1) == 20 * MS

@@ -1,0 +1,74 @@
+"""How long a batch takes, by its rows: learned per model and worker, from the warm-up on.
+
+A table of (rows, time) that every batch corrects. In between it interpolates; beyond its largest
+size it goes on with the last slope. Slower than predicted is believed quickly, faster slowly: an
+error to the slow side costs a smaller batch, an error to the fast side costs somebody's deadline.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+SLOWER_WEIGHT = 0.5
+FASTER_WEIGHT = 0.125
+POINTS_MAX = 64  # sizes that are remembered; a model's maximum may be 1024
+
+
+class TimeModel:
+    """Predicts the time of a batch. `seed`: {rows: ns} of the warm-up sweep; may be empty."""
+
+    __slots__ = ("_ns", "_rows")
+
+    def __init__(self, seed: dict[int, int] | None = None) -> None:
+        self._ns: dict[int, float] = {rows: float(ns) for rows, ns in (seed or {}).items() if rows > 0}
+        self._rows = sorted(self._ns)
+
+    def predict_ns(self, rows: int) -> int:
+        """Expected time of a batch of so many rows; 0 when nothing is known."""
+        known = self._rows
+        found = self._ns.get(rows)
+        if found is not None:
+            return int(found)
+        if not known:
+            return 0
+        index = bisect_left(known, rows)
+        if index == 0:
+            return int(self._ns[known[0]])  # a smaller batch takes no longer than the smallest known
+        if index < len(known):
+            return int(self._between(known[index - 1], known[index], rows))
+        if len(known) == 1:
+            return int(self._ns[known[0]] * rows / known[0])
+        return int(self._between(known[-2], known[-1], rows))
+
+    def _between(self, left: int, right: int, rows: int) -> float:
+        low, high = self._ns[left], self._ns[right]
+        # Never falling: noise must not make a larger batch look cheaper without end.
+        return max(low, low + (high - low) * (rows - left) / (right - left))
+
+    def learn(self, rows: int, took_ns: int) -> None:
+        """A batch of so many rows took so long."""
+        known = self._ns.get(rows)
+        if known is None:
+            if len(self._rows) >= POINTS_MAX:
+                return  # the neighbours say it well enough
+            insort(self._rows, rows)
+            self._ns[rows] = float(took_ns)
+            return
+        weight = SLOWER_WEIGHT if took_ns > known else FASTER_WEIGHT
+        self._ns[rows] = known + (took_ns - known) * weight
+
+    def rows_within(self, rows_max: int, budget_ns: int) -> int:
+        """The most rows, up to `rows_max`, whose batch is expected to take no longer than the
+        budget; at least 1, because one row is the least that can be run."""
+        if self.predict_ns(rows_max) <= budget_ns:
+            return rows_max
+        low, high = 1, rows_max  # predict(high) is over the budget
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.predict_ns(middle) <= budget_ns:
+                low = middle
+            else:
+                high = middle
+        return low

@@ -1,0 +1,358 @@
+"""A client's process: the real Channel, Signature and SlotMemory, driven as futures.py drives them.
+
+Every request is a Ticket, which must be settled exactly once, in time, with its own result or with
+an error that it can have had. Results are looked at again when they are dropped: nobody may have
+written over them meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from batchyard.client.channel import Channel, Pending, Settled
+from batchyard.client.connection import refusal
+from batchyard.client.futures import GRACE_NS
+from batchyard.client.reply import Reply
+from batchyard.client.signature import Signature
+from batchyard.transport import codec, errors
+from batchyard.transport import messages as m
+from batchyard.transport.deadlines import Deadlines
+
+from .clock import MS, US
+from .memory import ClientMemory
+from .models import ALONE_ROWS, FINE, MAX_BATCH, POISON, Array, answers, make_inputs
+from .network import Link
+
+if TYPE_CHECKING:
+    from .world import World
+
+OUTCOME_LATE_NS_MAX = 50 * MS  # after its deadline: the first promise
+HOLD_NS_MAX = 20 * MS  # how long a user keeps a result
+RETRY_NS = 30 * MS
+
+
+class Ticket:
+    """One request of a user, and how it ended."""
+
+    def __init__(self, number: int, model: str, does: int, inputs: list[Array]) -> None:
+        self.number = number
+        self.model = model
+        self.does = does
+        self.expected = answers(model, inputs)
+        self.sent_ns = 0
+        self.patience_ns = 0
+        self.due_ns = 0
+        self.outcome = ""
+        self.pending: Pending | None = None
+        self.client_died = False
+
+
+class Conn:
+    """A connection and what waits to be sent on it."""
+
+    def __init__(self, session: ClientSession, link: Link) -> None:
+        self.session = session
+        self.link = link
+        self.greeted = False
+        self.closed = False
+        self.channel = Channel(session.memory, session.numbers)
+        self.outbox: list[tuple[Any, Sequence[Any]]] = []
+        self.expiries: Deadlines[Pending] = Deadlines(lambda pending: pending.settled)
+
+
+class ClientSession:
+    """What the real Session holds: memory, numbers, signatures, for as long as the broker is there."""
+
+    def __init__(self, memory: ClientMemory | None) -> None:
+        self.memory = memory
+        self.numbers = count(1)
+        self.signatures: dict[str, Signature] = {}
+        self.conns: list[Conn] = []
+        self.lost = False
+
+
+class SimClient:
+    """One life of a client's process. `inline`: it has no memory in common with the broker."""
+
+    def __init__(self, world: World, name: str, inline: bool) -> None:
+        self.world = world
+        self.name = name
+        self.alive = True
+        self.stopped_until_ns = 0
+        self.session: ClientSession | None = None
+        self.tickets: list[Ticket] = []  # not settled
+        self.holding = 0  # results that the user has not dropped
+        self._inline = inline
+        self._conns: dict[Link, Conn] = {}
+        self._inbox: list[tuple[Link, bytes, Sequence[Any]]] = []
+
+    # ---- connections --------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """A new session with one or two connections, as soon as there is a broker."""
+        world = self.world
+        if not self.alive or (self.session is not None and not self.session.lost):
+            return
+        if world.broker is None:
+            world.clock.after(RETRY_NS, lambda: self.when_awake(self.connect))
+            return
+        memory = None if self._inline else ClientMemory(world, world.rng.choice((4, 16, 64)) << 10)
+        self.session = session = ClientSession(memory)
+        for _ in range(world.rng.randrange(1, 3)):
+            link = Link(world, world.broker.clients, self)
+            conn = self._conns[link] = Conn(session, link)
+            session.conns.append(conn)
+            handle = memory.segment.handle if memory is not None else None
+            self._put(conn, m.Hello(handle, self.name))
+
+    def close(self) -> None:
+        """The user closes the client."""
+        for conn in list(self._conns.values()):
+            self._close(conn, errors.Cancelled("closed"))
+        if self.session is not None:
+            self.session.lost = True
+
+    def die(self) -> None:
+        self.alive = False
+        for ticket in self.tickets:
+            ticket.client_died = True
+        self.tickets.clear()
+        for conn in self._conns.values():
+            if self.world.rng.random() < 0.5:
+                conn.link.reset()
+            else:
+                conn.link.close_in_order()
+
+    def link_ended(self, link: Link) -> None:
+        conn = self._conns.get(link)
+        if self.alive and conn is not None:
+            self.when_awake(lambda: self._lose(conn, errors.BrokerLost("the broker went away")))
+
+    def _lose(self, conn: Conn, error: errors.BatchyardError) -> None:
+        """The broker is gone: the session is given up, and its other connections end when they are idle."""
+        if conn.closed:
+            return
+        conn.session.lost = True
+        self._close(conn, error)
+        for other in conn.session.conns:
+            self._close_if_idle(other)
+        self.world.clock.after(self.world.rng.randrange(RETRY_NS), lambda: self.when_awake(self.connect))
+
+    def _close(self, conn: Conn, error: errors.BatchyardError) -> None:
+        if conn.closed:
+            return
+        conn.closed = True
+        self._settle(conn.channel.lose(error))
+        if conn.link.open:
+            conn.link.to_broker(codec.encode([m.Bye()]))
+            conn.link.close_in_order()
+        del self._conns[conn.link]
+
+    def _close_if_idle(self, conn: Conn) -> None:
+        if conn.session.lost and not conn.closed and not conn.channel.pending and not conn.outbox:
+            self._close(conn, errors.Cancelled("idle"))
+
+    # ---- sending ------------------------------------------------------------------------------
+
+    def _put(self, conn: Conn, message: Any, frames: Sequence[Any] = ()) -> None:
+        conn.outbox.append((message, frames))
+        if len(conn.outbox) == 1:
+            delay_ns = self.world.rng.randrange(100 * US)
+            self.world.clock.after(delay_ns, lambda: self.when_awake(lambda: self._flush(conn)))
+
+    def _flush(self, conn: Conn) -> None:
+        gathered: list[Any] = []
+        for message, frames in conn.outbox:
+            if frames:
+                if gathered:
+                    conn.link.to_broker(codec.encode(gathered))
+                    gathered = []
+                conn.link.to_broker(codec.encode([message]), [bytes(frame) for frame in frames])
+            else:
+                gathered.append(message)
+        if gathered:
+            conn.link.to_broker(codec.encode(gathered))
+        conn.outbox = []
+        self._close_if_idle(conn)
+
+    def describe(self, conn: Conn, model: str) -> None:
+        pending = conn.channel.describe(model)
+        pending.waiter = (conn, model)
+        self._put(conn, pending.message)
+
+    def submit(self) -> None:
+        """A user asks for something, if there is a connection to ask on."""
+        world, rng, session = self.world, self.world.rng, self.session
+        conns = [c for c in session.conns if c.greeted and not c.closed] if session is not None else []
+        if session is None or session.lost or not conns or not session.signatures:
+            world.count("not_connected")
+            return
+        conn = rng.choice(conns)
+        model = rng.choice(sorted(session.signatures))
+        rows = rng.choice((1, 1, 1, 2, 3, MAX_BATCH[model], 2 * MAX_BATCH[model] + 1))
+        does = world.what_an_item_does()
+        number = world.next_number()
+        shape_rows = ALONE_ROWS if model == "alone" else rows
+        inputs = make_inputs(model, number, shape_rows, does, rng.randrange(1000), rng.choice((4, 6)))
+        ticket = Ticket(number, model, does, inputs)
+        deadline_ns = rng.choice((0, 0, 2, 8, 30, 200, 900)) * MS
+        timeout_ns = rng.choice((50, 400, 1500)) * MS
+        given: Any = {spec.spec.name: array for spec, array in zip(session.signatures[model].inputs, inputs, strict=True)}
+        try:
+            if session.memory is not None and rng.random() < 0.2:
+                given = {name: self._in_shared_memory(session.memory, array) for name, array in given.items()}
+            pending, frames = conn.channel.submit(
+                session.signatures[model], given, rng.choice((0, 1, 2, 2, 3)), deadline_ns, 0.0
+            )
+        except errors.ArenaExhausted:
+            world.count("arena_full")
+            return
+        ticket.sent_ns = world.clock.now_ns
+        ticket.patience_ns = min(deadline_ns or timeout_ns, timeout_ns)
+        ticket.due_ns = ticket.sent_ns + ticket.patience_ns + OUTCOME_LATE_NS_MAX
+        ticket.pending = pending
+        pending.waiter = ticket
+        self.tickets.append(ticket)
+        world.count("requests")
+        world.trace(self.name, "asks", number, model, shape_rows, does, deadline_ns)
+        self._put(conn, pending.message, frames)
+        expires_ns = ticket.sent_ns + ticket.patience_ns + GRACE_NS
+        conn.expiries.add(expires_ns, pending)
+        world.clock.at(expires_ns, lambda: self.when_awake(lambda: self._expire(conn)))
+        if rng.random() < 0.12:
+            world.clock.after(rng.randrange(8 * MS), lambda: self.when_awake(lambda: self._cancel(conn, ticket)))
+
+    @staticmethod
+    def _in_shared_memory(memory: ClientMemory, array: Array) -> Array:
+        """What `client.empty` gives, filled."""
+        placed = memory.array(memory.alloc(array.nbytes), array.dtype, array.shape)
+        placed[...] = array
+        return placed
+
+    def _cancel(self, conn: Conn, ticket: Ticket) -> None:
+        if ticket.outcome or conn.closed or ticket.pending is None:
+            return
+        self.world.count("cancel")
+        message = conn.channel.abandon(ticket.pending)
+        self._ended(ticket, "cancelled")
+        if message is not None:
+            self._put(conn, message)
+
+    def _expire(self, conn: Conn) -> None:
+        for pending in conn.expiries.due(self.world.clock.now_ns):
+            message = conn.channel.abandon(pending)
+            self.world.count("abandoned")
+            self._settle([(pending, errors.DeadlineExceeded("no answer before the deadline"))])
+            if message is not None and not conn.closed:
+                self._put(conn, message)
+
+    # ---- being answered -----------------------------------------------------------------------
+
+    def receive(self, link: Link, payload: bytes, frames: Sequence[Any]) -> None:
+        self._inbox.append((link, payload, frames))
+        self.when_awake(self._read)
+
+    def _read(self) -> None:
+        inbox, self._inbox = self._inbox, []
+        for link, payload, frames in inbox:
+            link.unread -= 1
+            conn = self._conns.get(link)
+            if conn is None:
+                continue
+            for message in codec.broker_to_client.decode(payload):
+                self.world.trace(self.name, "is told", type(message).__name__)
+                if isinstance(message, m.Refused):
+                    self._lose(conn, refusal(message))
+                    break
+                if isinstance(message, m.Welcome):
+                    conn.greeted = True
+                    for model in self.world.config.models:
+                        self.describe(conn, model)
+                    continue
+                self._settle(conn.channel.handle(message, frames))
+            self._close_if_idle(conn)
+
+    def _settle(self, settled: Sequence[Settled]) -> None:
+        for pending, outcome in settled:
+            waiter, pending.waiter = pending.waiter, None
+            if isinstance(waiter, Ticket):
+                waiter.pending = None
+                self._check(waiter, outcome)
+            elif waiter is not None:
+                self._described(*waiter, outcome)
+
+    def _described(self, conn: Conn, model: str, outcome: Any) -> None:
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            conn.session.signatures[model] = Signature(outcome[0])
+        except errors.BatchyardError:
+            if not conn.closed:
+                again = lambda: conn.closed or self.describe(conn, model)  # noqa: E731
+                self.world.clock.after(RETRY_NS, lambda: self.when_awake(again))
+
+    def _check(self, ticket: Ticket, outcome: Any) -> None:
+        world = self.world
+        if isinstance(outcome, Reply):
+            assert ticket.does == FINE, "an item that can't be run has a result"
+            assert _equal(outcome.arrays, ticket.expected), f"request {ticket.number} has another's result"
+            self.holding += 1
+            kept = [outcome]
+
+            def drop() -> None:
+                assert _equal(kept[0].arrays, ticket.expected), f"the result of {ticket.number} was written over"
+                kept.clear()
+                self.holding -= 1
+
+            world.clock.after(world.rng.randrange(HOLD_NS_MAX), drop)
+            self._ended(ticket, "ok")
+            return
+        kind = type(outcome)
+        if kind is errors.ModelFailed:
+            assert ticket.does == POISON, f"{ticket.number} failed for another's fault: {outcome}"
+        elif kind is errors.WorkerLost:
+            assert world.deaths > 2, "nobody died"
+        elif kind is errors.DeadlineExceeded:
+            assert world.clock.now_ns >= ticket.sent_ns + ticket.patience_ns, "too early"
+        elif kind not in (errors.Overloaded, errors.BrokerLost, errors.UnknownConnection):
+            raise AssertionError(f"request {ticket.number} failed: {outcome!r}")
+        self._ended(ticket, kind.__name__)
+
+    def _ended(self, ticket: Ticket, outcome: str) -> None:
+        world = self.world
+        assert not ticket.outcome, f"request {ticket.number} ended twice: {ticket.outcome}, {outcome}"
+        ticket.outcome = outcome
+        self.tickets.remove(ticket)
+        world.outcomes[outcome] = world.outcomes.get(outcome, 0) + 1
+        world.trace(self.name, "has", ticket.number, outcome)
+        late_ns = world.clock.now_ns - ticket.due_ns
+        assert late_ns <= 0, f"request {ticket.number} ended {late_ns / MS:.3f} ms too late"
+
+    # ---- time ---------------------------------------------------------------------------------
+
+    def stop(self, for_ns: int) -> None:
+        """SIGSTOP, and later SIGCONT; a stopped client can't be told anything."""
+        self.stopped_until_ns = max(self.stopped_until_ns, self.world.clock.now_ns + for_ns)
+        for ticket in self.tickets:
+            ticket.due_ns += for_ns
+
+    def when_awake(self, action: Callable[[], None]) -> None:
+        """Now, or when the process goes on; not at all when it is dead."""
+        if not self.alive:
+            return
+        if self.world.clock.now_ns < self.stopped_until_ns:
+            self.world.clock.at(self.stopped_until_ns, lambda: self.when_awake(action))
+        else:
+            action()
+
+    def at_rest(self) -> bool:
+        return not (
+            self.tickets or self.holding or any(c.channel.pending or c.outbox for c in self._conns.values())
+        )
+
+
+def _equal(arrays: list[Array], expected: list[Array]) -> bool:
+    return len(arrays) == len(expected) and all(map(np.array_equal, arrays, expected))

@@ -1,0 +1,199 @@
+"""The broker's core under watch: the real Core, and after every event the promises held against it.
+
+What is checked here is what the broker says and does; what reaches a client is client.py's part.
+It keeps books of its own, from the events and the actions alone, and asks the core only which
+request an item of a batch is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from batchyard.broker import events as e
+from batchyard.broker.batching import CREDIT
+from batchyard.broker.config import YardConfig
+from batchyard.broker.core import Core
+from batchyard.transport import messages as m
+
+if TYPE_CHECKING:
+    from .world import World
+
+
+class Seen:
+    """A request as the broker has seen it."""
+
+    __slots__ = (
+        "arrived_ns", "budget_ns", "deadline_ns", "done", "held", "lent", "model", "outcome", "released",
+        "retried",
+    )  # fmt: skip
+
+    def __init__(self, message: m.Submit, budget_ns: int, now_ns: int) -> None:
+        self.model = message.model
+        self.arrived_ns = now_ns
+        self.budget_ns = budget_ns
+        self.deadline_ns = now_ns + message.deadline_ns if message.deadline_ns else 0
+        self.outcome = ""
+        self.held = False
+        self.released = False
+        self.lent: list[tuple[int, int]] = []  # rows that workers have
+        self.done: list[tuple[int, int]] = []
+        self.retried = False
+
+
+Lent = list[tuple[Seen, tuple[int, int]]]
+
+
+class WatchedCore(Core):
+    """Raises AssertionError as soon as a promise is broken."""
+
+    def __init__(self, world: World, config: YardConfig, epoch: int, pid: int) -> None:
+        super().__init__(config, epoch, pid)
+        self._world = world
+        self._limits = config.limits
+        self.seen: dict[tuple[int, int], Seen] = {}  # by (connection, number), until released
+        self._lent: dict[int, dict[int, Lent]] = {}  # by worker and batch
+
+    def handle(self, event: e.Event, now_ns: int) -> list[e.Action]:
+        kind = type(event)
+        if kind is e.Submitted:
+            self._submitted_seen(event, now_ns)  # type: ignore[arg-type]
+        elif kind is e.ClientGone:
+            self._gone_seen(event.conn)  # type: ignore[union-attr]
+        elif kind is e.WorkerJoined:
+            self._lent[event.worker] = {}  # type: ignore[union-attr]
+        elif kind is e.WorkerSaid:
+            self._said_seen(event)  # type: ignore[arg-type]
+        elif kind is e.WorkerGone:
+            for batch in self._lent.pop(event.worker, {}).values():  # type: ignore[union-attr]
+                _take_back(batch, retried=False)
+        actions = super().handle(event, now_ns)
+        for action in actions:
+            if isinstance(action, e.ToClient):
+                self._told(action.conn, action.message)
+            elif isinstance(action, e.ToWorker) and isinstance(action.message, m.Batch):
+                self._batch_lent(action.worker, action.message, now_ns)
+        if kind is e.Turn:
+            self._after_turn(now_ns)
+        elif kind is e.CancelAsked:
+            for number in event.message.requests:  # type: ignore[union-attr]
+                seen = self.seen.get((event.conn, number))  # type: ignore[union-attr]
+                assert seen is None or seen.outcome, "a cancelled request goes on"
+        assert self.admission.rows <= self._limits.queue_rows_max
+        assert self.admission.nbytes <= self._limits.queue_bytes_max
+        for connection in self.connections.values():
+            assert connection.account.rows <= self._limits.client_rows_max
+        self.validate()
+        self._world.trace("core", kind.__name__, len(actions), self.admission.rows, len(self.batches))
+        return actions
+
+    # ---- what comes in ------------------------------------------------------------------------
+
+    def _submitted_seen(self, event: e.Submitted, now_ns: int) -> None:
+        key = (event.conn, event.message.request)
+        assert key not in self.seen, "the client used a number twice"
+        self.seen[key] = Seen(event.message, self._budgets_ns[event.message.priority], now_ns)
+
+    def _gone_seen(self, conn: int) -> None:
+        for key, seen in list(self.seen.items()):
+            if key[0] == conn and not seen.outcome:
+                seen.outcome = "gone"
+                seen.held = bool(seen.lent)
+
+    def _said_seen(self, event: e.WorkerSaid) -> None:
+        message = event.message
+        if isinstance(message, m.Done | m.BatchFailed) and message.epoch == self.epoch:
+            batch = self._lent[event.worker].pop(message.batch, None)
+            if batch is not None:
+                _take_back(batch, retried=isinstance(message, m.BatchFailed))
+                if isinstance(message, m.Done):
+                    for seen, rows in batch:
+                        seen.done.append(rows)
+
+    # ---- what goes out ------------------------------------------------------------------------
+
+    def _told(self, conn: int, message: Any) -> None:
+        if isinstance(message, m.Completed):
+            for number in message.requests:
+                self._ended(conn, number, "ok")
+        elif isinstance(message, m.Answer):
+            self._ended(conn, message.request, "ok")
+        elif isinstance(message, m.Failed) and (conn, message.request) in self.seen:
+            self._ended(conn, message.request, str(message.code), message.held)
+        elif isinstance(message, m.Released):
+            for number in message.requests:
+                seen = self.seen.pop((conn, number))
+                assert seen.outcome, "released before it ended"
+                assert seen.held or seen.outcome == "gone", "released, and nobody held it"
+                assert not seen.lent, "released while a worker may touch it"
+
+    def _ended(self, conn: int, number: int, outcome: str, held: bool = False) -> None:
+        seen = self.seen.get((conn, number))
+        assert seen is not None and not seen.outcome, f"request {number} of {conn} ended twice"
+        seen.outcome = outcome
+        seen.held = held
+        assert held == bool(seen.lent), f"request {number} of {conn}: held is a lie"
+        if not held:
+            del self.seen[conn, number]
+
+    def _batch_lent(self, worker: int, message: m.Batch, now_ns: int) -> None:
+        batch = self.batches[message.batch]
+        lent: Lent = []
+        earliest_ns = None
+        for part, item in zip(batch.parts, message.items, strict=True):
+            request = part.request
+            seen = self.seen.get((request.conn, request.id))
+            assert seen is not None and not seen.outcome, f"request {request.id} has ended, and is lent"
+            assert not seen.deadline_ns or seen.deadline_ns > now_ns, "expired, and lent"
+            assert item.arena == request.arena
+            rows = (part.start, part.stop)
+            for start, stop in seen.lent + seen.done:
+                assert part.stop <= start or stop <= part.start, f"rows {rows} are run twice"
+            seen.lent.append(rows)
+            lent.append((seen, rows))
+            floor_ns = seen.arrived_ns + seen.budget_ns // (2 if seen.deadline_ns else 1)
+            earliest_ns = floor_ns if earliest_ns is None else min(earliest_ns, floor_ns)
+        self._lent[worker][message.batch] = lent
+        assert len(self._lent[worker]) <= CREDIT
+        total = sum(stop - start for _, (start, stop) in lent)
+        assert total <= batch.lane.model.max_batch, "larger than the model takes"
+        self._world.lent(self, worker, message)
+        assert earliest_ns is not None, "a batch of nothing"
+        self._check_order(worker, earliest_ns)
+
+    def _check_order(self, worker: int, earliest_ns: int) -> None:
+        """Nothing that this worker serves waits with a place that was surely before this batch's."""
+        models = self.workers[worker].models
+        for seen in self.seen.values():
+            if seen.retried:
+                return  # halves of a failed batch go first, whatever waits
+        for (_, number), seen in self.seen.items():
+            if not (seen.outcome or seen.lent or seen.done) and seen.model in models:
+                assert seen.arrived_ns + seen.budget_ns >= earliest_ns, f"request {number} was overtaken"
+
+    def _after_turn(self, now_ns: int) -> None:
+        waiting = set()
+        for (_, number), seen in self.seen.items():
+            if seen.outcome:
+                continue
+            assert not seen.deadline_ns or seen.deadline_ns > now_ns, f"request {number} was not expired"
+            if not seen.lent:
+                waiting.add(seen.model)
+        for number, worker in self.workers.items():
+            served = waiting & set(worker.models)
+            assert worker.leases or not served, f"worker {number} is idle and {sorted(served)} wait"
+        due_ns = self.next_deadline_ns()
+        assert due_ns is None or due_ns > now_ns, "the loop would spin"
+
+    def at_rest(self) -> list[str]:
+        """What is still under way."""
+        found = [f"{name} is not empty" for name in ("seen", "batches") if getattr(self, name)]
+        if self.admission.rows or self.admission.nbytes:
+            found.append(f"{self.admission.rows} rows are counted as under way")
+        return found
+
+
+def _take_back(batch: Sequence[tuple[Seen, tuple[int, int]]], retried: bool) -> None:
+    for seen, rows in batch:
+        seen.lent.remove(rows)
+        seen.retried = seen.retried or retried

@@ -1,0 +1,180 @@
+"""A worker's process: the real Session, Memory checks and Runner around a simulated model.
+
+It reads its messages in order, one at a time; a batch takes time, and may hang, or end the process.
+Until a batch is answered, or the process is dead, its bytes count as held.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from batchyard.gpuworker.child import LOOK_AROUND_MS, Session
+from batchyard.gpuworker.model import CannotServe
+from batchyard.transport import codec
+from batchyard.transport import messages as m
+
+from .clock import MS, US
+from .memory import WorkerMemory
+from .models import Killed, SimModel
+from .network import Link
+
+if TYPE_CHECKING:
+    from .world import World
+
+RECONNECT_NS = 50 * MS
+
+
+class SimWorker:
+    """One life of a worker's child process."""
+
+    def __init__(self, world: World, name: str, pid: int) -> None:
+        self.world = world
+        self.name = name
+        self.pid = pid
+        self.alive = True
+        self.stopped_until_ns = 0
+        self.hangs_next = False
+        self.memory = WorkerMemory(world)
+        self.models: dict[str, SimModel] = {}
+        self.session = Session("sim", pid, self._send, self._load, self.memory)
+        self.link: Link | None = None
+        self._unsent: list[tuple[bytes, Sequence[Any]]] = []  # ZeroMQ keeps it for the next broker
+        self._inbox: deque[tuple[Link | None, Any]] = deque()
+        self._busy = False
+        self._lost = False  # the connection ended, and we have not yet registered again
+
+    def start(self) -> None:
+        self._connect()
+        self.session.register()
+
+    # ---- the connection -----------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        broker = self.world.broker
+        if not self.alive or self.link is not None:
+            return
+        if broker is None:
+            self.world.clock.after(RECONNECT_NS, self._connect)
+            return
+        self.link = Link(self.world, broker.workers, self)
+        unsent, self._unsent = self._unsent, []
+        for payload, frames in unsent:
+            self.link.to_broker(payload, frames)
+
+    def _send(self, messages: list[Any], frames: Sequence[Any] = ()) -> None:
+        self.world.trace(self.name, "says", *[type(message).__name__ for message in messages])
+        payload = codec.encode(messages)
+        if self.link is None or not self.link.open:
+            self._unsent.append((payload, list(frames)))
+        else:
+            self.link.to_broker(payload, list(frames))
+
+    def receive(self, link: Link, payload: bytes, frames: Sequence[Any]) -> None:
+        if self.alive:
+            self._inbox.append((link, codec.broker_to_worker.decode(payload)))
+            self._go_on()
+
+    def link_ended(self, link: Link) -> None:
+        if self.alive and link is self.link:
+            self.link = None
+            self._lost = True
+            self.world.clock.after(RECONNECT_NS + self.world.rng.randrange(5 * MS), self._connect)
+            self.world.clock.after(self.world.rng.randrange(LOOK_AROUND_MS) * MS, self._look_around)
+
+    def _look_around(self) -> None:
+        """Nothing came for a while: was the broker lost?"""
+        if not self.alive or not self._lost:
+            return
+        if self._busy or self._inbox or self.world.clock.now_ns < self.stopped_until_ns:
+            self.world.clock.after(LOOK_AROUND_MS * MS, self._look_around)
+            return
+        self._lost = False
+        self.session.register()
+
+    # ---- the work -----------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """Handle what has come, up to the next thing that takes time."""
+        while self.alive and self._inbox and not self._busy:
+            link, messages = self._inbox[0]
+            if self.world.clock.now_ns < self.stopped_until_ns:
+                self._busy = True
+                self.world.clock.at(self.stopped_until_ns, self._resume)
+                return
+            if link is not None:
+                link.unread -= 1
+                self._inbox[0] = (None, messages)
+            if not messages:
+                self._inbox.popleft()
+                continue
+            message = messages.pop(0)
+            takes_ns = self._takes_ns(message)
+            if takes_ns:
+                self._busy = True
+                if takes_ns > 0:
+                    self.world.clock.after(takes_ns, lambda message=message: self._finish(message))  # type: ignore[misc]
+                return
+            self.session.handle(message)
+
+    def _takes_ns(self, message: Any) -> int:
+        """0: nothing worth counting; -1: for ever."""
+        rng = self.world.rng
+        if isinstance(message, m.LentBatch):
+            if self.hangs_next:
+                self.hangs_next = False
+                self.world.count("hang")
+                return -1
+            takes_ns = 300 * US + message.rows * rng.randrange(100 * US, 600 * US)
+            if self.world.happens("slow_run"):
+                takes_ns *= rng.randrange(5, 30)
+            return takes_ns
+        if isinstance(message, m.Load):
+            return rng.randrange(1, 400 if self.world.happens("slow_load") else 20) * MS
+        return 0
+
+    def _resume(self) -> None:
+        self._busy = False
+        self._go_on()
+
+    def _finish(self, message: Any) -> None:
+        """The run, or the load, has come to its end."""
+        if not self.alive:
+            return
+        now_ns = self.world.clock.now_ns
+        if now_ns < self.stopped_until_ns:
+            self.world.clock.at(self.stopped_until_ns, lambda: self._finish(message))
+            return
+        if isinstance(message, m.LentBatch):
+            if message.model in self.models:
+                self.models[message.model].took_ns = 300 * US + message.rows * 350 * US
+            epoch = self.session._epoch
+            try:
+                self.session.handle(message)
+            except Killed:
+                self.world.count("killed_by_item")
+                self.world.kill(self.pid)
+                return
+            self.world.given_back(self.pid, epoch, message.batch)
+        else:
+            self.session.handle(message)
+        self._busy = False
+        self._go_on()
+
+    def _load(self, message: m.Load) -> Any:
+        if self.world.happens("load_fails"):
+            raise CannotServe("this file is broken today")
+        sizes = {1, 2, 4, message.max_batch} if self.world.rng.random() < 0.8 else set()
+        warmup_ns = {rows: 300 * US + rows * 350 * US for rows in sorted(sizes)}
+        model = self.models[message.model] = SimModel(message, warmup_ns)
+        return model
+
+    def die(self) -> None:
+        """SIGKILL: what the kernel has taken is still delivered, or not."""
+        self.alive = False
+        if self.link is not None and self.link.open:
+            if self.world.rng.random() < 0.5:
+                self.link.reset()
+            else:
+                self.link.close_in_order()
