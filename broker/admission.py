@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..transport.errors import Overloaded
+from ..transport.errors import BatchyardError, InvalidRequest, Overloaded
 from .config import Limits
 from .lanes import Request
 from .registry import Model, Worker
@@ -30,12 +30,13 @@ class Account:
 class Connection:
     """A client's connection and its requests under way."""
 
-    __slots__ = ("account", "arena", "requests")
+    __slots__ = ("account", "arena", "held", "requests")
 
     def __init__(self, arena: int, account: Account) -> None:
         self.arena = arena
         self.account = account
         self.requests: dict[int, Request] = {}
+        self.held: set[int] = set()  # requests that have ended while a worker may touch their slots
 
 
 class Admission:
@@ -97,7 +98,7 @@ class Admission:
         own_ns = min(worker.timings[model.name].predict_ns(min(rows, model.max_batch)) for worker in serving)
         return free_ns + max(own_ns, int(ahead_ns / len(serving)))
 
-    def _full(self, account: Account, model: Model, rows: int, nbytes: int, now_ns: int) -> Overloaded:
+    def _full(self, account: Account, model: Model, rows: int, nbytes: int, now_ns: int) -> BatchyardError:
         limits = self._limits
         bounds = (
             ("queue_rows_max", "the yard", self.rows, rows, limits.queue_rows_max),
@@ -106,6 +107,8 @@ class Admission:
             ("client_bytes_max", "this client", account.nbytes, nbytes, limits.client_bytes_max),
         )
         key, who, has, more, most = next(bound for bound in bounds if bound[2] + bound[3] > bound[4])
+        if more > most:  # later is no better
+            return InvalidRequest(f"one request of {more} is more than {key} = {most} allows: split it")
         # Time for half of what waits to drain.
         drain_ns = (self.finish_ns(model, rows, len(model.waiting) - 1, now_ns) - now_ns) // 2
         text = f"too much under way: {who} has {has}, {more} more would pass {key} = {most}"

@@ -8,6 +8,7 @@ Connections of one process that offer the same segment share one arena.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 
 from ..transport import segments
@@ -35,7 +36,7 @@ class Arenas:
 
         Raises SegmentRefused for anything that is not a segment as it must be.
         """
-        if handle.backend == "memfd":
+        if handle.backend == "memfd" and sys.platform == "linux":
             from ..transport.segments import memfd
 
             fd = memfd.adopt(pid, memfd.fd_of(handle), handle.nbytes, uid)

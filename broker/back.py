@@ -28,10 +28,9 @@ log = logging.getLogger("batchyard.broker")
 class WorkerPeer:
     """A registered worker's connection, and the arenas that it has been told of."""
 
-    __slots__ = ("attached", "fd", "identity", "is_vouched", "worker")
+    __slots__ = ("attached", "fd", "identity", "worker")
 
-    def __init__(self, identity: bytes, fd: int, worker: int, is_vouched: bool) -> None:
-        self.is_vouched = is_vouched  # the kernel has named its process; over tcp the pid is a claim
+    def __init__(self, identity: bytes, fd: int, worker: int) -> None:
         self.identity = identity
         self.fd = fd
         self.worker = worker
@@ -93,15 +92,17 @@ class Back:
         self, identity: bytes, message: m.Register, fd: int, peer: WorkerPeer | None, now_ns: int
     ) -> WorkerPeer:
         if peer is not None:
+            # It greets once more: whatever it had mapped, it may have let go.
             self._core.counters.refuse("worker_registered")
+            peer.attached.clear()
             return peer
         self._settle_endings()  # the descriptor may be one that a former connection had; see front.py
         found = credentials(fd)
         pid = found[0] if found else message.pid
         self._worker_sequence += 1
-        peer = WorkerPeer(identity, fd, self._worker_sequence, found is not None)
+        peer = WorkerPeer(identity, fd, self._worker_sequence)
         self.known[identity] = self._by_worker[peer.worker] = peer
-        if self._endpoint.is_loopback:
+        if found:  # never a claim: a peer could name any process of ours
             self.sentinels.watch(peer.worker, pid)
         log.info("worker %d joined: process %d", peer.worker, pid)
         self._act(self._core.handle(e.WorkerJoined(peer.worker, pid), now_ns))
@@ -119,8 +120,7 @@ class Back:
         for peer in [peer for peer in self.known.values() if peer.fd == fd]:
             # Its process may live and still write: it must be dead before its batches run again.
             holds_batches = bool(self._core.workers[peer.worker].leases)
-            # Never on a claim: a peer could name any process of ours.
-            if not (holds_batches and peer.is_vouched and self.sentinels.kill(peer.worker)):
+            if not (holds_batches and self.sentinels.kill(peer.worker)):
                 self._gone(peer.worker, now_ns)
 
     def kill(self, worker: int) -> None:
@@ -173,9 +173,10 @@ class Back:
 
     def _send(self, identity: bytes, messages: Sequence[Any]) -> None:
         """Send without waiting. That a worker is gone is learnt from its process, not from here."""
+        payload = codec.encode(messages)
         try:
             self._socket.send(identity, MORE_NOBLOCK)
-            self._socket.send(codec.encode(messages), NOBLOCK)
+            self._socket.send(payload, NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise

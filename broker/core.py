@@ -37,7 +37,7 @@ from .lanes import Lane, Part, Request
 from .registry import Batch, Model, Worker
 from .timing import TimeModel
 
-LOSSES_MAX = 2  # workers that may die with a request before it is given up
+LOSSES_MAX = 2  # workers that died while they ran nothing but this request: it is given up
 _CODES = frozenset(map(int, Code))
 
 
@@ -170,7 +170,9 @@ class Core:
 
     def _submitted(self, event: e.Submitted, now_ns: int) -> None:
         message = event.message
-        connection = self.connections[event.conn]
+        connection = self.connections.get(event.conn)
+        if connection is None:
+            return
         if message.request in connection.requests:
             self.counters.refuse("duplicate")
             text = f"request {message.request} is already under way on this connection"
@@ -187,13 +189,13 @@ class Core:
             self.admission.check(
                 connection.account, model, rows, nbytes, message.priority, message.deadline_ns, now_ns
             )
+            lane = model.lane(message.inputs)
         except BatchyardError as error:
             self.counters.refuse(error.code.name.lower())
             retry_ns = int(error.retry_after_s * 1e9) if isinstance(error, Overloaded) else 0
             failed = m.Failed(message.request, error.code, str(error), retry_ns)
             self._actions.append(e.ToClient(event.conn, failed))
             return
-        lane = model.lane(message.inputs)
         request = Request(event.conn, message, event.arena, lane, rows, nbytes, now_ns)
         virtual_ns = now_ns + self._budgets_ns[message.priority]
         deadline_ns = request.deadline_ns
@@ -213,11 +215,20 @@ class Core:
         self.lanes[lane] = None
 
     def _cancel_asked(self, event: e.CancelAsked, now_ns: int) -> None:
-        connection = self.connections[event.conn]
+        connection = self.connections.get(event.conn)
+        if connection is None:
+            return
+        unknown = []
         for number in event.message.requests:
             request = connection.requests.get(number)
-            if request is not None:  # else it has ended: its outcome is on its way
+            if request is not None:
                 self._fail(request, Code.CANCELLED, "cancelled by its client")
+            elif number not in connection.held:
+                unknown.append(number)
+        if unknown:
+            # It has ended, or it never came: either way its slots are its client's. Said again, for
+            # a client that was interrupted before it could listen.
+            self._actions.append(e.ToClient(event.conn, m.Released(unknown)))
 
     def _describe_asked(self, event: e.DescribeAsked, now_ns: int) -> None:
         self._actions += self._describes.ask(event.conn, event.message)
@@ -265,24 +276,34 @@ class Core:
         for model in self.models.values():
             model.workers.pop(worker.id, None)
             model.failures.pop(worker.id, None)
-        struck: set[int] = set()  # a death is one loss, however many parts of the request it took
+        running = next(iter(worker.leases.values()), None)
         for batch in worker.leases.values():
             del self.batches[batch.id]
             for part in batch.parts:
-                request = part.request
                 self._take_back_part(part)
-                if request.ended:
-                    continue
-                batch.lane.push_front(part)
-                self.lanes[batch.lane] = None
-                self.counters.requeued += 1
-                if id(request) in struck:
-                    continue
-                struck.add(id(request))
-                request.losses += 1
-                if request.losses > LOSSES_MAX:
-                    text = f"{request.losses} workers died while they ran this request"
-                    self._fail(request, Code.WORKER_LOST, text)
+                if not part.request.ended:
+                    self.counters.requeued += 1
+                    self._requeue(part, batch, batch is running)
+
+    def _requeue(self, part: Part, batch: Batch, was_running: bool) -> None:
+        """A part of a lost batch goes back to the head of its lane.
+
+        If it was running, by itself: should it be what kills workers, then its neighbours get their
+        results, and it is given up when it has done so alone LOSSES_MAX times.
+        """
+        lane = batch.lane
+        self.lanes[lane] = None
+        if not was_running:
+            lane.push_front(part)
+            return
+        lane.retry([part])
+        if len(batch.parts) > 1:
+            return
+        request = part.request
+        request.losses += 1
+        if request.losses >= LOSSES_MAX:
+            text = f"{request.losses} workers died while they ran this request alone"
+            self._fail(request, Code.WORKER_LOST, text)
 
     # ---- batches ----------------------------------------------------------------------------
 
@@ -466,6 +487,8 @@ class Core:
 
     def _fail(self, request: Request, code: int, text: str) -> None:
         held = request.rows_leased > 0
+        if held:
+            self.connections[request.conn].held.add(request.id)
         self._end(request, Code(code).name.lower())
         self._actions.append(e.ToClient(request.conn, m.Failed(request.id, code, text, 0, held)))
 
@@ -478,6 +501,9 @@ class Core:
     def _release_if_free(self, request: Request) -> None:
         """An ended request's last lease is over: tell its client that the slots are its own again."""
         if not request.rows_leased:
+            connection = self.connections.get(request.conn)
+            if connection is not None:
+                connection.held.discard(request.id)
             self._actions.append(e.ToClient(request.conn, m.Released([request.id])))
             self._release(request)
 

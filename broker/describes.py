@@ -9,7 +9,7 @@ from ..transport.errors import Code
 from .events import ToClient
 from .registry import Model
 
-WAITING_MAX = 1024  # questions that wait for a model to load; more are told to come back
+WAITING_MAX = 64  # questions of one connection that wait for a model to load
 
 
 class Describes:
@@ -17,7 +17,7 @@ class Describes:
 
     def __init__(self, models: Mapping[str, Model]) -> None:
         self._models = models
-        self._waiting: list[tuple[int, m.Describe]] = []
+        self._waiting: dict[int, list[m.Describe]] = {}  # by connection
 
     def ask(self, conn: int, message: m.Describe) -> list[ToClient]:
         """What to answer now: nothing, when the model is still loading."""
@@ -26,22 +26,25 @@ class Describes:
             failed = m.Failed(message.request, Code.UNKNOWN_MODEL, self.unknown(message.model))
             return [ToClient(conn, failed)]
         if model is not None and model.state is m.ModelState.LOADING:
-            if len(self._waiting) >= WAITING_MAX:
-                text = f"{message.model!r} is loading, and {WAITING_MAX} others wait for a model"
-                return [ToClient(conn, m.Failed(message.request, Code.OVERLOADED, text, 100_000_000))]
-            self._waiting.append((conn, message))
-            return []
+            waiting = self._waiting.setdefault(conn, [])
+            waiting.append(message)
+            if len(waiting) <= WAITING_MAX:
+                return []
+            given_up = waiting.pop(0)  # whoever asks so often no longer waits for the first answer
+            text = f"{given_up.model!r} is loading, and {WAITING_MAX} later questions wait for a model"
+            return [ToClient(conn, m.Failed(given_up.request, Code.OVERLOADED, text, 100_000_000))]
         models = [model] if model is not None else list(self._models.values())
         return [ToClient(conn, m.Described(message.request, [entry.info() for entry in models]))]
 
     def answer(self) -> list[ToClient]:
         """Some model's state has changed: what to answer to those who waited."""
-        waiting, self._waiting = self._waiting, []
-        return [action for conn, message in waiting for action in self.ask(conn, message)]
+        waiting, self._waiting = self._waiting, {}
+        asked = ((conn, message) for conn, messages in waiting.items() for message in messages)
+        return [action for conn, message in asked for action in self.ask(conn, message)]
 
     def forget(self, conn: int) -> None:
         """The connection is gone."""
-        self._waiting = [entry for entry in self._waiting if entry[0] != conn]
+        self._waiting.pop(conn, None)
 
     def unknown(self, name: str) -> str:
         """The sentence for a name that is no model's."""

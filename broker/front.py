@@ -21,7 +21,7 @@ from ..transport.sockets import MORE_NOBLOCK, NOBLOCK, Socket
 from . import events as e
 from .arenas import Arenas
 from .core import Core
-from .inline import INLINE_BYTES_MAX, InlineTensors
+from .inline import InlineTensors
 from .peers import credentials
 
 FRAMES_MAX = 4096  # parts of one message; a part bomb is read away and refused
@@ -81,12 +81,14 @@ class Front:
             return
         client = self.known.get(identity)
         for message in messages:
-            if client is not None and client.inline and identity not in self.known:
-                return  # answers with frames go out at once, and it was dropped for not reading one
+            if client is not None and identity not in self.known:
+                return  # dropped while its own envelope was handled: it does not read, or is gone
             if isinstance(message, m.Submit) and client is not None:
                 self._submit(client, message, frames, now_ns)
             elif isinstance(message, m.Hello):
                 client = self._greet(identity, message, fd, client, now_ns)
+                if client is None:
+                    return
             elif client is None:
                 text = "this broker has not been greeted on this connection (was it restarted?)"
                 self._refuse(identity, "unknown_connection", _coded(Code.UNKNOWN_CONNECTION, text))
@@ -130,11 +132,14 @@ class Front:
         except BatchyardError as error:
             self._refuse(identity, "hello", error)
             return client
+        except OSError as error:  # out of descriptors or memory: the next one may have more luck
+            self._refuse(identity, "hello", _coded(Code.OVERLOADED, f"no room for this client: {error}"))
+            return client
         self._conn_sequence += 1
         client = Client(identity, fd, self._conn_sequence, arena, message.segment is None)
         self.known[identity] = self._by_conn[client.conn] = client
         self._core.handle(e.ClientJoined(client.conn, arena), now_ns)
-        self._outbox.setdefault(identity, []).append(m.Welcome(self._core.epoch, INLINE_BYTES_MAX))
+        self._outbox.setdefault(identity, []).append(m.Welcome(self._core.epoch, m.INLINE_BYTES_MAX))
         log.debug("client %d joined: %s", client.conn, message.client)
         return client
 
@@ -225,12 +230,13 @@ class Front:
     def _send(self, identity: bytes, messages: Sequence[Any], frames: Sequence[Any] = ()) -> None:
         """Send without waiting. A client that is gone, or that does not read, is dropped."""
         socket = self._socket
+        payload = codec.encode(messages)  # before anything is sent: half a message can't be taken back
         try:
             socket.send(identity, MORE_NOBLOCK)
             if frames:
-                socket.send_multipart([codec.encode(messages), *frames], NOBLOCK)
+                socket.send_multipart([payload, *frames], NOBLOCK)
             else:
-                socket.send(codec.encode(messages), NOBLOCK)
+                socket.send(payload, NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .registry import Model
 
 INLINE_ARENA_BYTES = 1 << 30  # address space; pages are committed as they are needed
-INLINE_BYTES_MAX = 256 << 20  # of one message
 RETRY_AFTER_S = 0.05
 
 OutputShapes = list[tuple[int, list[int]]]
@@ -76,6 +75,9 @@ class InlineTensors:
             raise InvalidRequest(f"the slots of an earlier request {message.request} are still held")
         offsets: list[int] = []
         try:
+            named = [tensor.frame for tensor in message.inputs]
+            if len(set(named)) != len(named):
+                raise InvalidRequest("two tensors name one frame")  # a few bytes would become many
             inputs = [self._lay_tensor(tensor, frames, offsets) for tensor in message.inputs]
             rows = message.inputs[0].shape[0] if message.inputs[0].shape else 1
             shapes = model.output_shapes(rows) if model is not None else None

@@ -50,7 +50,7 @@ class Request:
         self.virtual_ns = 0
         self.rows_done = 0
         self.rows_leased = 0  # rows that a worker may be touching now
-        self.losses = 0  # workers that died with a part of it
+        self.losses = 0  # workers that died while they ran nothing but a part of it
         self.ended = False  # the client has been told its outcome
         self.parts: list[tuple[int, list[Tensor], list[Any]]] | None = None  # outputs not in its slots
 

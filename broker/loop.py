@@ -30,10 +30,11 @@ from .arenas import Arenas
 from .back import Back
 from .core import Core
 from .front import FRAMES_MAX, Front
-from .inline import INLINE_BYTES_MAX
 
 DRAIN_MAX = 64  # messages from one socket in one turn
-QUEUE_MAX = 10_000  # messages to a peer that does not read; then it counts as gone
+DRAIN_BYTES_MAX = 1 << 20  # or so many bytes of payloads, whichever comes first
+ADMIN_MAX = 4  # questions answered at one look: a flood of them must not keep others waiting
+QUEUE_MAX = 1_000  # messages to a peer that does not read; then it counts as gone
 SLOW_CHECK_NS = 5_000_000  # how often a busy loop looks at connections, deaths and the admin socket
 TURN = e.Turn()
 
@@ -65,7 +66,7 @@ class Loop:
             self._poller.register(self._back.sentinels.fd, zmq.POLLIN)
         self._stopping = False
         self._slow_due_ns = 0
-        self._acted = False  # there may be something to send
+        self._acted = False  # there may be something to lend or to send: a turn is due
 
     # ---- running ------------------------------------------------------------------------------
 
@@ -91,9 +92,9 @@ class Loop:
                 self._slow_due_ns = now_ns + SLOW_CHECK_NS
             if ready or self._acted or (due_ns is not None and due_ns <= now_ns):
                 self._act(core.handle(TURN, now_ns))
+                self._acted = False
                 back.flush()
                 front.flush()
-                self._acted = False
                 core.tally()
                 due_ns = core.next_deadline_ns()
                 awake_until_ns = now_ns + self._spin_ns
@@ -126,7 +127,7 @@ class Loop:
         socket = self._context.socket(zmq.ROUTER)
         configure(socket, self._endpoint)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer is an error, not silence
-        socket.setsockopt(zmq.MAXMSGSIZE, INLINE_BYTES_MAX)
+        socket.setsockopt(zmq.MAXMSGSIZE, m.INLINE_BYTES_MAX)
         socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
         if self._keys is not None:
             self._keys.apply_server(socket)
@@ -143,6 +144,7 @@ class Loop:
     def _drain(socket: Any, known: Mapping[bytes, Any], receive: Callable[..., None]) -> None:
         """Read up to DRAIN_MAX messages: [identity, payload, frames...]."""
         clock = time.monotonic_ns
+        nbytes = 0
         for _ in range(DRAIN_MAX):
             identity = socket.recv()
             fd = -1
@@ -158,7 +160,8 @@ class Loop:
                 if len(frames) <= FRAMES_MAX:  # one too many is kept, to be seen
                     frames.append(frame.buffer)
             receive(identity, payload, frames, fd, clock())
-            if not readable(socket):
+            nbytes += len(payload)
+            if nbytes > DRAIN_BYTES_MAX or not readable(socket):
                 return
 
     # ---- what is looked at now and then -------------------------------------------------------
@@ -168,8 +171,10 @@ class Loop:
         self._back.bury(now_ns)
         self._settle_ended_workers()
         self._settle_ended_clients()
-        while readable(self._admin):
-            identity, payload, *_ = self._admin.recv_multipart()
+        for _ in range(ADMIN_MAX):
+            if not readable(self._admin):
+                break
+            identity, payload, *_rest = self._admin.recv_multipart()
             self._answer_admin(identity, payload)
 
     def _settle_ended_clients(self) -> None:
@@ -190,9 +195,10 @@ class Loop:
         except BatchyardError as error:
             self._core.counters.refuse("admin_malformed")
             answer = m.Refused(error.code, str(error))
+        reply = codec.encode([answer])
         try:
             self._admin.send(identity, MORE_NOBLOCK)
-            self._admin.send(codec.encode([answer]), NOBLOCK)
+            self._admin.send(reply, NOBLOCK)
         except zmq.ZMQError:
             self._core.counters.refuse("admin_unreachable")  # a reader that is slow or gone costs nothing
 
@@ -200,8 +206,8 @@ class Loop:
 
     def _act(self, actions: list[e.Action]) -> None:
         """Hand the core's wishes to the side that they are for; they are sent when the turn ends."""
+        self._acted = True  # even where nothing is to be sent: a lost worker's requests are to be lent
         for action in actions:
-            self._acted = True
             if isinstance(action, e.ToClient):
                 self._front.reply(action)
             elif isinstance(action, e.ToWorker):

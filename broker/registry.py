@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..transport import dtypes
-from ..transport.errors import InvalidRequest
+from ..transport.errors import InvalidRequest, Overloaded
 from ..transport.messages import Loaded, ModelInfo, ModelState, Submit, WorkerInfo
 from ..transport.tensors import Slot, Tensor, TensorSpec, check_range, nbytes_of
 from .config import ModelConfig
 from .lanes import Lane, Request
 from .timing import TimeModel
 
+LANES_MAX = 64  # shapes of one model that may wait at once; every turn looks at all of them
 _NO_FREE_AXES: tuple[tuple[int, ...], ...] = ()
 
 
@@ -99,6 +100,8 @@ class Model:
         Raises InvalidRequest, and nothing has changed, for metadata that no model can have.
         """
         skip = 1 if message.batchable else 0
+        if skip and not all(spec.shape for spec in (*message.inputs, *message.outputs)):
+            raise InvalidRequest("a tensor without axes has no rows to batch")
         expected = [_Expected(spec, skip) for spec in message.inputs]
         output_row_nbytes = _row_nbytes(message.outputs, skip)
         info = WorkerInfo(worker, pid, message.provider, message.placement, message.warmup_ns)
@@ -195,6 +198,8 @@ class Model:
         signature = _NO_FREE_AXES if self._static else tuple(tuple(tensor.shape[1:]) for tensor in inputs)
         lane = self.lanes.get(signature)
         if lane is None:
+            if len(self.lanes) >= LANES_MAX:
+                raise Overloaded(f"requests of {LANES_MAX} different shapes wait for {self.name!r}", 0.05)
             lane = self.lanes[signature] = Lane(self, signature)
         return lane
 

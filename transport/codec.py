@@ -17,7 +17,16 @@ from .errors import MalformedMessage, WrongVersion
 M = TypeVar("M")
 
 _encoder = msgspec.msgpack.Encoder()
-_version_decoder = msgspec.msgpack.Decoder(list[msgspec.Raw])
+PAYLOAD_BYTES_MAX = 4 << 20  # far above what 4096 messages take; checked before anything is built
+
+
+class _Head(msgspec.Struct, array_like=True):
+    """What every version's envelope begins with; the rest is skipped, not built."""
+
+    version: int
+
+
+_head_decoder = msgspec.msgpack.Decoder(_Head)
 
 
 class _Envelope(msgspec.Struct, Generic[M], array_like=True):
@@ -38,6 +47,10 @@ class Decoder(Generic[M]):
 
     def decode(self, payload: bytes | memoryview) -> list[M]:
         """Raises WrongVersion for another version's envelope, MalformedMessage for anything else."""
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise MalformedMessage(
+                f"a payload has at most {PAYLOAD_BYTES_MAX} bytes, this one {len(payload)}"
+            )
         try:
             envelope: _Envelope[M] = self._decode(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -51,9 +64,8 @@ class Decoder(Generic[M]):
 def _raise_if_other_version(payload: bytes | memoryview) -> None:
     """The one rule that holds in every version: the envelope's first element is its version."""
     try:
-        head = _version_decoder.decode(payload)
-        version = msgspec.msgpack.decode(head[0], type=int)
-    except (msgspec.MsgspecError, IndexError, RecursionError):
+        version = _head_decoder.decode(payload).version
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return
     if version != m.PROTOCOL_VERSION:
         raise WrongVersion(

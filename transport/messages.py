@@ -20,6 +20,9 @@ REQUESTS_MAX = 4096  # request ids in one Cancel
 
 Id = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Took = Annotated[int, msgspec.Meta(ge=0, le=10**13)]  # hours; sums of them stay below 2**63
+TENSORS_MAX = 1024  # inputs or outputs of a model
+INLINE_BYTES_MAX = 256 << 20  # of one frame
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 
@@ -50,8 +53,8 @@ class Submit(msgspec.Struct, array_like=True, tag=2, gc=False):
     model: Name
     priority: Annotated[int, msgspec.Meta(ge=0, le=3)]
     deadline_ns: Nanoseconds  # time left when this was sent; 0: none
-    inputs: Annotated[list[Tensor], msgspec.Meta(min_length=1, max_length=64)]
-    outputs: Annotated[list[Slot], msgspec.Meta(max_length=64)]  # in the model's order, or empty
+    inputs: Annotated[list[Tensor], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
+    outputs: Annotated[list[Slot], msgspec.Meta(max_length=TENSORS_MAX)]  # in the model's order, or empty
 
 
 class Cancel(msgspec.Struct, array_like=True, tag=3):
@@ -178,7 +181,7 @@ class Described(msgspec.Struct, array_like=True, tag=6):
 class Register(msgspec.Struct, array_like=True, tag=1):
     """First message of a worker's connection."""
 
-    pid: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+    pid: Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]
     providers: Annotated[list[str], msgspec.Meta(max_length=16)]
 
 
@@ -187,8 +190,8 @@ class Loaded(msgspec.Struct, array_like=True, tag=2):
 
     model: Name
     revision: Id
-    inputs: Annotated[list[TensorSpec], msgspec.Meta(min_length=1, max_length=64)]
-    outputs: Annotated[list[TensorSpec], msgspec.Meta(min_length=1, max_length=64)]
+    inputs: Annotated[list[TensorSpec], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
+    outputs: Annotated[list[TensorSpec], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
     batchable: bool
     alone_reason: Text
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)]
@@ -217,9 +220,9 @@ class Done(msgspec.Struct, array_like=True, tag=4):
 
     epoch: Id
     batch: Id
-    gather_ns: Nanoseconds
-    compute_ns: Nanoseconds
-    scatter_ns: Nanoseconds
+    gather_ns: Took
+    compute_ns: Took
+    scatter_ns: Took
     copied_bytes: Count
     elsewhere: list[ItemOutputs]
 

@@ -120,6 +120,23 @@ def test_a_worker_killed_under_load_loses_no_request(yard: Yard, tools: Any) -> 
         assert counters["rows_under_way"] == 0
 
 
+def test_an_idle_worker_takes_over_at_once_what_a_dead_one_held(neg_model: Path, tools: Any) -> None:
+    """Nothing else happens in the yard: the death itself must make the broker look what it can lend."""
+    with serve(neg_model, workers=2, threads=1) as yard, yard.client() as client:
+        pids = tools.until(lambda: len(found := tools.worker_pids(client, "neg")) == 2 and found, 30)
+        for _ in range(5):
+            client.submit("neg", X).result(20)
+        os.kill(pids[0], signal.SIGSTOP)
+        try:
+            futures = [client.submit("neg", X) for _ in range(8)]
+            tools.until(lambda: yard.snapshot()["batches_lent"] == 1 and sum(f.done() for f in futures))
+        finally:
+            tools.kill(pids[0])
+        began = time.monotonic()
+        assert all((future.result(20) == -1).all() for future in futures)
+        assert time.monotonic() - began < 1.0
+
+
 def test_a_request_whose_workers_keep_dying_is_given_up_with_a_typed_error(yard: Yard, tools: Any) -> None:
     with yard.client() as client:
         future = client.submit("slow", slow_input(rows=8000), timeout=60)

@@ -401,9 +401,21 @@ def test_cancelling_what_runs_ends_it_now_and_releases_its_slots_when_the_worker
     assert world.outcomes(1) == {1: "CANCELLED", 2: "ok"}
 
 
-def test_cancelling_what_never_was_changes_nothing(world: World) -> None:
+def test_cancelling_what_never_was_or_has_ended_says_that_its_slots_are_free(world: World) -> None:
+    """A client that was interrupted before it could listen asks again, and must not wait for ever."""
     world.cancel(1, 5, 6, 7)
-    assert world.told.get(1, []) == []
+    assert world.told[1] == [m.Released([5, 6, 7])]
+
+
+def test_cancelling_what_is_still_held_says_nothing_until_the_worker_is_done(world: World) -> None:
+    world.submit(1, 1)
+    (batch,) = world.turn()
+    world.cancel(1, 1)
+    world.cancel(1, 1)
+    assert [type(message) for message in world.told[1]] == [m.Failed]
+    world.done(1, batch)
+    assert world.told[1][1:] == [m.Released([1])]
+    assert world.core.connections[1].held == set()
 
 
 # ---- many rows ----------------------------------------------------------------------------------
@@ -478,10 +490,10 @@ def test_a_dead_workers_batches_go_back_and_run_elsewhere(world: World) -> None:
     assert world.core.counters.workers_lost == 1
 
 
-def test_request_that_loses_three_workers_ends_with_worker_lost() -> None:
+def test_request_that_kills_two_workers_alone_ends_with_worker_lost() -> None:
     world = World()
     world.client(1)
-    for worker in range(1, LOSSES_MAX + 2):
+    for worker in range(1, LOSSES_MAX + 1):
         world.worker(worker)
         if worker == 1:
             world.submit(1, 1)
@@ -496,7 +508,7 @@ def test_request_that_loses_three_workers_ends_with_worker_lost() -> None:
 def test_one_death_counts_once_however_many_parts_of_the_request_it_took() -> None:
     world = World()
     world.client(1)
-    for worker in range(1, LOSSES_MAX + 1):
+    for worker in range(1, LOSSES_MAX):
         world.worker(worker)
         if worker == 1:
             world.submit(1, 1, rows=8)
@@ -522,7 +534,28 @@ def test_lost_requests_run_before_what_came_later(world: World) -> None:
     world.submit(1, 9, rows=4)
     world.do(e.WorkerGone(1))
     world.worker(2)
-    assert sorted(numbers(world.turn()[0])) == [1, 2, 3, 4]
+    assert [numbers(batch) for batch in world.turn()] == [[1], [2]]  # each by itself
+
+
+def test_a_request_that_kills_its_workers_takes_no_neighbour_with_it(world: World) -> None:
+    for number in range(1, 5):
+        world.submit(1, number)
+    world.turn()
+    world.do(e.WorkerGone(1))
+    worker = 1
+    while len(world.outcomes(1)) < 4:
+        worker += 1
+        world.worker(worker)
+        alive = True
+        while alive and (batches := world.turn()):
+            for batch in batches:
+                if alive and 3 in numbers(batch):
+                    world.do(e.WorkerGone(worker))
+                    alive = False
+                elif alive:
+                    world.done(worker, batch)
+    assert world.outcomes(1) == {1: "ok", 2: "ok", 3: "WORKER_LOST", 4: "ok"}
+    assert worker <= 4
 
 
 def test_a_worker_that_was_never_there_can_go(world: World) -> None:

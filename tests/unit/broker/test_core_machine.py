@@ -92,6 +92,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.workers: dict[int, set[str]] = {}  # worker -> models that it serves
         self.lent: dict[int, list[Lent]] = {}
         self.settled_after_turn = False
+        self.asked_again: set[int] = set()  # numbers of the cancel that is being handled
         self.do(e.ArenaOpened(1, ARENA_BYTES, pinned=True))  # the broker's own
         self.open_arenas.add(1)
         self.arena_sequence = 1
@@ -136,7 +137,10 @@ class CoreMachine(RuleBasedStateMachine):
             self.ended(conn, message.request, Code(message.code).name, released=not message.held)
         elif isinstance(message, m.Released):
             for number in message.requests:
-                sent = self.current[conn, number]
+                sent = self.current.get((conn, number))
+                if number in self.asked_again and (sent is None or sent.released):
+                    continue  # a cancel of what is over is answered once more
+                assert sent is not None
                 assert sent.outcome or sent.gone, "released before it ended"
                 self.release(sent)
         else:
@@ -277,7 +281,9 @@ class CoreMachine(RuleBasedStateMachine):
         conn = data.draw(st.sampled_from(sorted(self.clients)))
         numbers = [r.number for r in self.sent if r.conn == conn][-12:] + [10**9]
         chosen = data.draw(st.lists(st.sampled_from(numbers), min_size=1, max_size=4))
+        self.asked_again = set(chosen)
         self.do(e.CancelAsked(conn, m.Cancel(chosen)))
+        self.asked_again = set()
         for sent in self.sent:
             if sent.conn == conn and sent.number in chosen:
                 assert sent.outcome
