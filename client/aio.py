@@ -173,8 +173,15 @@ class AsyncClient:
                 except BaseException:
                     session.close()
                     raise
+                if self._was_closed():  # meanwhile
+                    connection.close()
+                    session.close()
+                    raise BrokerLost("this client has been closed")
                 self._link = _Link(session, connection)
             return self._link
+
+    def _was_closed(self) -> bool:
+        return self._closed
 
     async def close(self) -> None:
         """End every request under way with Cancelled, and let go of the connection and its memory."""

@@ -245,6 +245,11 @@ def _as_frames(signature: Signature, arrays: Sequence[Array]) -> tuple[list[Tens
     tensors = []
     frames: list[Any] = []
     for want, array in zip(signature.inputs, arrays, strict=True):
+        if array.nbytes > m.INLINE_BYTES_MAX:
+            raise errors.InvalidRequest(
+                f"{array.nbytes} bytes are more than travel over tcp at once ({m.INLINE_BYTES_MAX}): "
+                "send fewer rows"
+            )
         frames.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         tensors.append(Tensor(want.code, list(array.shape), 0, len(frames)))
     return tensors, frames

@@ -113,43 +113,46 @@ class Client:
         timeout: float = TIMEOUT_S,
     ) -> Reply:
         """`infer`, with the receipt: where the time went, batch size, worker, provider."""
+        started_s = time.monotonic()
         deadline_ns = deadline_ns_of(deadline, timeout)
         urgency = priority_of(priority)
+        give_up_s = started_s + patience_s(deadline, timeout)
 
         def run(session: Session, connection: Connection) -> Reply:
-            signature = session.signatures.get(model) or session.signature(connection, model, timeout)
+            signature = session.signatures.get(model) or session.signature(connection, model, give_up_s)
             channel = connection.channel
 
             def submit(wait_s: float) -> tuple[Pending, Sequence[Any]]:
-                return channel.submit(signature, inputs, urgency, deadline_ns, wait_s)
+                left_ns = deadline_ns - int((time.monotonic() - started_s) * 1e9)
+                return channel.submit(signature, inputs, urgency, max(1, left_ns), wait_s)
 
+            pending = None
             try:
-                pending, frames = submit(0.0)
-            except ArenaExhausted:
-                pending, frames = self._patiently(submit, session, connection, timeout)
-            connection.send([pending.message], frames)
-            try:
-                reply: Reply = connection.wait(pending, patience_s(deadline, timeout))
+                try:
+                    pending, frames = submit(0.0)
+                except ArenaExhausted:
+                    pending, frames = self._patiently(submit, session, connection, give_up_s)
+                connection.send([pending.message], frames)
+                reply: Reply = connection.wait(pending, give_up_s)
             except BrokerLost:
                 raise
             except BaseException:  # also Ctrl-C: nobody waits for the answer any more
-                if (cancel := channel.abandon(pending)) is not None:
+                if pending is not None and (cancel := channel.abandon(pending)) is not None:
                     connection.send([cancel])
                 raise
             return reply
 
-        return self._use(run)
+        return self._use(run, give_up_s)
 
     def _patiently(
         self,
         submit: Callable[[float], tuple[Pending, Sequence[Any]]],
         session: Session,
         connection: Connection,
-        timeout_s: float,
+        give_up_s: float,
     ) -> tuple[Pending, Sequence[Any]]:
         """Submit while the arena is full: try as long as slots can still come back, and no longer
-        than the timeout. Raises ArenaExhausted."""
-        give_up_s = time.monotonic() + timeout_s
+        than the caller waits. Raises ArenaExhausted."""
         while True:
             # What this connection abandoned comes back in messages that nobody else reads.
             connection.drain()
@@ -232,13 +235,17 @@ class Client:
 
     def models(self) -> list[ModelInfo]:
         """Every model of the yard: inputs, outputs, whether it batches and if not why, its workers."""
-        return self._use(lambda session, connection: session.describe(connection, "", TIMEOUT_S))
+        give_up_s = time.monotonic() + TIMEOUT_S
+        return self._use(lambda session, connection: session.describe(connection, "", give_up_s), give_up_s)
 
     def wait_ready(self, model: str, timeout: float = TIMEOUT_S) -> ModelInfo:
         """Wait until a model is ready. Raises UnknownModel, ModelFailed with the reason why it can't
         be loaded, or DeadlineExceeded."""
         check_name(model)
-        info = self._use(lambda session, connection: session.describe(connection, model, timeout))[0]
+        give_up_s = time.monotonic() + timeout
+        (info,) = self._use(
+            lambda session, connection: session.describe(connection, model, give_up_s), give_up_s
+        )
         Signature(info)
         return info
 
@@ -268,7 +275,7 @@ class Client:
             self._bytes_copied_before += session.memory.bytes_copied
         session.close()
 
-    def _use(self, work: Callable[[Session, Connection], T]) -> T:
+    def _use(self, work: Callable[[Session, Connection], T], give_up_s: float) -> T:
         """Do something on a connection of the calling thread's own.
 
         A broker that was restarted while we were idle does not know our connections. It has run
@@ -279,7 +286,7 @@ class Client:
             if session is None or session.lost:
                 session = self._open()
             try:
-                return session.use(partial(work, session))
+                return session.use(partial(work, session), give_up_s)
             except UnknownConnection as error:
                 unknown = error
         raise BrokerLost(f"the broker forgets its connections: {unknown}")
@@ -289,13 +296,18 @@ class Client:
         if session is None or session.lost:
             session = self._open()
         io = self._io
-        if io is None or io.session is not session:
-            with self._lock:
-                if self._io is None or self._io.session is not session:
-                    if self._io is not None:
-                        self._io.close()
-                    self._io = IoThread(session)
-                io = self._io
+        if io is not None and io.session is session:
+            return io
+        with self._lock:
+            former = self._io
+            if former is None or former.session is not session:
+                self._io = IoThread(session)
+            else:
+                former = None
+            io = self._io
+            assert io is not None
+        if former is not None:
+            former.close()  # not under the lock: a callback on that thread may be waiting for it
         return io
 
     def _begin_anew(self) -> None:
@@ -308,16 +320,18 @@ class Client:
     # ---- the end ------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End every request under way with Cancelled, and let go of connections and memory.
-        Results that are still held stay readable. Idempotent."""
+        """End the requests of `submit` with Cancelled, and let go of connections and memory; calls
+        that are under way in other threads come to their own end. Results that are still held stay
+        readable. Idempotent."""
         with self._lock:
             self._closed = True
             io, self._io = self._io, None
             session, self._session = self._session, None
-            if io is not None:
-                io.close()
-            if session is not None:
-                self._retire(session)
+        # Not under the lock: a callback on the I/O thread may be waiting for it.
+        if io is not None:
+            io.close()
+        if session is not None:
+            self._retire(session)
 
     def __enter__(self) -> Self:
         return self

@@ -58,7 +58,7 @@ class InferFuture(Future[Any]):
             else:
                 self.set_exception(outcome)
         except InvalidStateError:
-            pass  # cancelled: its outcome is known already
+            self.reply = None  # cancelled: its outcome is known already, and its slots are free
 
 
 class IoThread:
@@ -91,7 +91,10 @@ class IoThread:
         session = self.session
         signature = session.signatures.get(model)
         if signature is None:
-            signature = session.use(lambda connection: session.signature(connection, model, wait_s))
+            give_up_s = time.monotonic() + min(wait_s, deadline_ns / 1e9)
+            signature = session.use(
+                lambda connection: session.signature(connection, model, give_up_s), give_up_s
+            )
         # On our own thread a wait for slots would wait for ourselves.
         own = threading.current_thread() is self._thread
         pending, frames = self._channel.submit(
@@ -143,7 +146,7 @@ class IoThread:
         except zmq.ZMQError as lost:
             error = BrokerLost(f"the connection failed: {lost}")
             self.session.give_up()
-        except Exception as bug:  # or every future would wait for ever
+        except BaseException as bug:  # also a callback's sys.exit(): or every future would wait for ever
             error = BrokerLost(f"the I/O thread failed: {bug!r}")
             self.session.give_up()
         self._lost = error

@@ -20,6 +20,7 @@ from ..transport.arena import Arena
 from ..transport.errors import ArenaExhausted
 from .signature import Array
 
+ROOM_LOOK_S = 0.05  # how often a caller that waits for room looks at the arena itself
 MEMCPY_MAX_BYTES = 1 << 16  # below it a slice assignment is quicker than numpy's machinery
 
 
@@ -69,7 +70,8 @@ class SlotMemory:
                 if left_s <= 0:
                     raise
             try:
-                offset = self._freed.get(timeout=left_s)
+                # In slices: whoever else allocates takes slots out of the queue and into the arena.
+                offset = self._freed.get(timeout=min(left_s, ROOM_LOOK_S))
             except Empty:
                 continue
             with self._lock:

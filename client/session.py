@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from itertools import count
+from math import inf
 from typing import TypeVar
 
 import zmq
@@ -79,42 +81,46 @@ class Session:
         self._idle: list[Connection] = []
         self._lock = threading.Lock()
         self._closed = False
-        self._made = 0  # connections, ever
+        self._lent: set[Connection] = set()
 
-    def connect(self) -> Connection:
-        """A new connection, the caller's to close or to give back."""
+    def connect(self, give_up_s: float = inf) -> Connection:
+        """A new connection, the caller's to close or to give back. Raises BrokerLost when nobody
+        answers by `give_up_s` (time.monotonic) or within the connect timeout."""
         s = self.settings
-        self._made += 1
         return Connection(
             self._context,
             s.endpoint,
             s.keys,
             self.memory,
             self._numbers,
-            s.connect_timeout_s,
+            max(0.0, min(s.connect_timeout_s, give_up_s - time.monotonic())),
             self._open_sockets,
         )
 
-    def borrow(self) -> Connection:
+    def borrow(self, give_up_s: float = inf) -> Connection:
         """A connection for the calling thread alone, until `give_back`."""
         try:
-            return self._idle.pop()  # atomic; a lock would cost as much as the pop
+            connection = self._idle.pop()  # atomic; a lock would cost as much as the pop
         except IndexError:
-            return self.connect()
+            connection = self.connect(give_up_s)
+        self._lent.add(connection)
+        return connection
 
     def give_back(self, connection: Connection) -> None:
+        self._lent.discard(connection)
         self._idle.append(connection)
         if self.lost or self._closed:
             self._close_idle()
 
-    def use(self, work: Callable[[Connection], T]) -> T:
+    def use(self, work: Callable[[Connection], T], give_up_s: float) -> T:
         """Do something with a connection of the calling thread's own. When the broker turns out to
         be gone, so is this session."""
-        connection = self.borrow()
+        connection = self.borrow(give_up_s)
         try:
             result = work(connection)
         except BrokerLost:
             self.give_up()
+            self._lent.discard(connection)
             connection.close()
             raise
         except BaseException:
@@ -123,30 +129,32 @@ class Session:
         self.give_back(connection)
         return result
 
-    def describe(self, connection: Connection, model: str, timeout_s: float) -> list[ModelInfo]:
+    def describe(self, connection: Connection, model: str, give_up_s: float) -> list[ModelInfo]:
         """Ask for a model's metadata ("": all), waiting until it is ready or has failed."""
+        started_s = time.monotonic()
         pending = connection.channel.describe(model)
         connection.send([pending.message])
         try:
-            infos: list[ModelInfo] = connection.wait(pending, timeout_s)
+            infos: list[ModelInfo] = connection.wait(pending, give_up_s)
         except DeadlineExceeded:
             connection.channel.pending.pop(pending.number, None)
-            raise DeadlineExceeded(f"no worker has loaded {model!r} within {timeout_s:g} s") from None
+            waited_s = give_up_s - started_s
+            raise DeadlineExceeded(f"no worker has loaded {model!r} within {waited_s:.3g} s") from None
         return infos
 
-    def signature(self, connection: Connection, model: str, timeout_s: float) -> Signature:
+    def signature(self, connection: Connection, model: str, give_up_s: float) -> Signature:
         """The model's signature, asked for once. Raises ModelFailed, UnknownModel, DeadlineExceeded."""
         found = self.signatures.get(model)
         if found is None:
             check_name(model)
-            found = Signature(self.describe(connection, model, timeout_s)[0])
+            found = Signature(self.describe(connection, model, give_up_s)[0])
             self.signatures[model] = found
         return found
 
     @property
     def busy(self) -> bool:
         """Whether some other call is under way, which will give slots back."""
-        return self._made - len(self._idle) > 1
+        return len(self._lent) > 1
 
     def recover_slots(self) -> None:
         """Read what idle connections were told: slots of abandoned requests come back."""

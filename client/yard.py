@@ -208,9 +208,12 @@ class Yard:
                         process.last_words = process.child.stdout.read()
                     process.due_s = now_s + process.backoff.next_delay_s(now_s)
                 elif process.due_s is not None and now_s >= process.due_s:
-                    process.due_s = None
                     process.restarts += 1
-                    process.child.start()
+                    try:
+                        process.child.start()
+                        process.due_s = None
+                    except OSError:  # no room for a process now: later, then
+                        process.due_s = now_s + process.backoff.next_delay_s(now_s)
 
     def wait(self) -> None:
         """Sleep until `close` is called from elsewhere."""

@@ -138,6 +138,10 @@ class Session:
             text = f"{message.model!r} failed: {error}"[:4000]
             self._send([m.BatchFailed(self._epoch, message.batch, Code.MODEL_FAILED, text)])
         else:
+            if any(len(frame) > m.INLINE_BYTES_MAX for frame in result.frames):
+                text = f"an output of {message.model!r} has more than {m.INLINE_BYTES_MAX} bytes and no slot"
+                self._send([m.BatchFailed(self._epoch, message.batch, Code.MODEL_FAILED, text)])
+                return
             done = m.Done(
                 self._epoch,
                 message.batch,

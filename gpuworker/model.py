@@ -22,7 +22,8 @@ from .runner import Result, Runner
 
 WARMUP_BYTES_MAX = 64 << 20  # of inputs, in one warm-up run
 WARMUP_NS_MAX = 2_000_000_000
-FREE_AXIS = 1  # what a free axis other than the batch is warmed with
+FREE_AXES = (3, 1)  # what free axes other than the batch are warmed with: 3 is no number of rows here,
+# so an output whose axis 0 is not the batch is found out; 1 where the model can't take 3
 
 _ORT_TYPES = {
     "tensor(float)": "float32",
@@ -53,6 +54,8 @@ class ServedModel:
         self.inputs = [_spec(value) for value in self.session.get_inputs()]
         self.outputs = [_spec(value) for value in self.session.get_outputs()]
         self.alone_reason = self._why_alone() if load.batchable is None else ""
+        if load.batchable and not all(spec.shape for spec in (*self.inputs, *self.outputs)):
+            raise CannotServe("batchyard.toml says batchable = true, and a tensor without axes has no rows")
         if load.batchable is False:
             self.alone_reason = "batchyard.toml says batchable = false"
         self.batchable = not self.alone_reason
@@ -101,17 +104,25 @@ class ServedModel:
     def _warm_up(self) -> None:
         """Run every power of two up to max_batch once or more, and time it. Checks what it sees."""
         free = any(not isinstance(axis, int) for spec in self.inputs for axis in spec.shape[self._skip :])
+        for size in FREE_AXES if free else FREE_AXES[:1]:
+            try:
+                self._sweep(size)
+                return
+            except CannotServe:
+                self.warmup_ns.clear()
+                if not free:  # else the size was our guess, not a request
+                    raise
+
+    def _sweep(self, free_axis: int) -> None:
         started_ns = perf_counter_ns()
         rows = 1
         while rows <= self.max_batch:
-            feeds = {spec.name: self._zeros(spec, rows) for spec in self.inputs}
+            feeds = {spec.name: self._zeros(spec, rows, free_axis) for spec in self.inputs}
             if rows > 1 and sum(value.tensor_size_in_bytes() for value in feeds.values()) > WARMUP_BYTES_MAX:
                 break
             try:
                 answers, self.warmup_ns[rows] = self._timed_run(feeds)
             except Exception as error:
-                if free:
-                    return  # a size of 1 for a free axis was our guess, not a request
                 raise CannotServe(f"its first run failed: {_first_line(error)}") from None
             if self.batchable and not self._check_rows(answers, rows):
                 return
@@ -128,8 +139,8 @@ class ServedModel:
             times.append(perf_counter_ns() - before_ns)
         return answers, min(times)
 
-    def _zeros(self, spec: TensorSpec, rows: int) -> Any:
-        shape = [axis if isinstance(axis, int) else FREE_AXIS for axis in spec.shape]
+    def _zeros(self, spec: TensorSpec, rows: int, free_axis: int) -> Any:
+        shape = [axis if isinstance(axis, int) else free_axis for axis in spec.shape]
         if self.batchable:
             shape[0] = rows
         buffer = np.zeros(max(1, nbytes_of(spec.dtype, shape)), np.uint8)

@@ -248,13 +248,20 @@ class Runner:
     def _send_back(self, items: Sequence[Item], values: Sequence[Any], first: int, result: Result) -> None:
         """Outputs whose sizes nobody knew before the run go back as frames."""
         arrays = [_bytes_of(value, spec) for value, spec in zip(values, self.outputs, strict=True)]
+        total = sum(item.inputs[0].shape[0] for item in items) if self.batchable else 1
+        if len(items) > 1 and any(not shape or shape[0] != total for shape, _ in arrays):
+            # Cutting them would hand one client another's rows. Alone, each request is right.
+            raise ValueError(
+                f"the outputs of {self.name!r} have {[shape for shape, _ in arrays]} for {total} rows: its "
+                "axis 0 is not the batch; set batchable = false for it"
+            )
         at = 0
         for number, item in enumerate(items):
             rows = item.inputs[0].shape[0] if self.batchable else 1
             tensors = []
             for spec, (shape, flat) in zip(self.outputs, arrays, strict=True):
                 part, part_shape = flat, shape
-                if self.batchable:
+                if len(items) > 1:
                     stride = flat.nbytes // max(1, shape[0])
                     part = flat[at * stride : (at + rows) * stride]
                     part_shape = [rows, *shape[1:]]

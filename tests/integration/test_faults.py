@@ -128,8 +128,10 @@ def test_an_idle_worker_takes_over_at_once_what_a_dead_one_held(neg_model: Path,
             client.submit("neg", X).result(20)
         os.kill(pids[0], signal.SIGSTOP)
         try:
-            futures = [client.submit("neg", X) for _ in range(8)]
-            tools.until(lambda: yard.snapshot()["batches_lent"] == 1 and sum(f.done() for f in futures))
+            futures: list[Any] = []
+            while not yard.snapshot()["batches_lent"]:  # until the one that is stopped holds some
+                futures += [client.submit("neg", X) for _ in range(8)]
+                concurrent.futures.wait(futures, 0.05)
         finally:
             tools.kill(pids[0])
         began = time.monotonic()
@@ -146,23 +148,35 @@ def test_a_request_whose_workers_keep_dying_is_given_up_with_a_typed_error(yard:
                 tools.until(lambda: future.done() or yard.snapshot()["batches_lent"], 30)
                 tools.kill(pid)
                 killed.add(pid)
-        assert len(killed) >= 3
+        assert len(killed) >= 2  # one death is bad luck
         error = future.exception(60)
         assert isinstance(error, BatchyardError)
         assert "workers died" in str(error)
         tools.until(lambda: works(client), 30)
 
 
-def test_while_no_worker_is_there_requests_wait_and_end_at_their_deadline(yard: Yard, tools: Any) -> None:
+@pytest.mark.parametrize("how", ["infer", "submit", "asyncio"])
+def test_while_its_worker_is_stopped_a_request_ends_at_its_deadline(yard: Yard, tools: Any, how: str) -> None:
+    async def ask() -> None:
+        async with yard.async_client() as other:
+            await other.infer("neg", X, timeout=0.2)
+
+    ways = {
+        "infer": lambda client: client.infer("neg", X, timeout=0.2),
+        "submit": lambda client: client.submit("neg", X, timeout=0.2).result(20),
+        "asyncio": lambda client: asyncio.run(ask()),
+    }
     with yard.client() as client:
+        tools.until(lambda: works(client), 30)
         (pid,) = tools.until(lambda: tools.worker_pids(client, "neg"), 30)
         os.kill(pid, signal.SIGSTOP)
         try:
             for _ in range(2):
                 began = time.monotonic()
-                with pytest.raises(DeadlineExceeded):
-                    client.infer("neg", X, timeout=0.2)
-                assert time.monotonic() - began < 0.5
+                with pytest.raises(TimeoutError) as caught:
+                    ways[how](client)
+                assert isinstance(caught.value, DeadlineExceeded)
+                assert 0.2 <= time.monotonic() - began < 0.2 + 0.05 + 0.25  # 50 ms, and a busy machine
         finally:
             os.kill(pid, signal.SIGCONT)
         assert works(client)

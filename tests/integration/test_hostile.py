@@ -290,7 +290,7 @@ def test_empty_requests_of_any_width_pile_up_nowhere(greeted: Peer, yard: Yard, 
     ended: set[int] = set()
     while len(ended) < len(widths):
         for message in greeted.hear():
-            assert isinstance(message, m.Answer), message
+            assert isinstance(message, m.Answer) or message.code == Code.OVERLOADED, message
             ended.add(message.request)
     tools.until(lambda: yard.snapshot()["rows_under_way"] <= 1)
 

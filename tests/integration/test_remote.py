@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from batchyard import Client, DeadlineExceeded, InvalidRequest, Unauthorized, UnknownModel, serve
+from batchyard import Client, DeadlineExceeded, InvalidRequest, Overloaded, Unauthorized, UnknownModel, serve
 from batchyard.client import Yard
 from batchyard.transport import codec
 from batchyard.transport import messages as m
@@ -112,7 +112,7 @@ def test_timeouts_and_cancellation_over_tcp_give_every_slot_back(remote: Yard, t
         client.wait_ready("slow")
         x = np.ones((8, 512), np.float32)
         futures = [client.submit("slow", x) for _ in range(30)]
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises((DeadlineExceeded, Overloaded)):  # at its time, or at once if that is foreseen
             client.infer("slow", x, timeout=0.03, priority=3)
         for future in futures[3:]:
             future.cancel()

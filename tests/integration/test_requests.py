@@ -358,7 +358,7 @@ def saturate(client: Client, count: int = 100) -> list[Any]:
 
 
 @pytest.mark.parametrize("how", ["infer", "submit", "asyncio"])
-def test_a_request_that_cannot_be_done_in_time_ends_at_its_deadline(
+def test_a_request_that_cannot_be_done_in_time_is_refused_at_once_or_ends_at_its_deadline(
     yard: Yard, client: Client, how: str
 ) -> None:
     busy = saturate(client)
@@ -376,10 +376,14 @@ def test_a_request_that_cannot_be_done_in_time_ends_at_its_deadline(
         "asyncio": lambda: asyncio.run(ask()),
     }
     began = [time.monotonic()]
-    with pytest.raises(DeadlineExceeded) as caught:
+    with pytest.raises((DeadlineExceeded, Overloaded)) as caught:
         ways[how]()
-    assert 0.045 <= time.monotonic() - began[-1] < 0.05 + 0.25  # the promise is 50 ms, on a free machine
-    assert isinstance(caught.value, TimeoutError)
+    took_s = time.monotonic() - began[-1]
+    assert took_s < 0.05 + 0.25  # the promise is 50 ms, on a free machine
+    if isinstance(caught.value, Overloaded):
+        assert caught.value.retry_after_s > 0
+    else:
+        assert took_s >= 0.045
     for future in busy:
         future.cancel()
 
