@@ -140,6 +140,8 @@ class IoThread:
         error: Exception = Cancelled("the client was closed")
         try:
             self._serve()
+            if self.session.lost:  # closed because the client has a new session, not by its user
+                error = BrokerLost("the broker went away")
         except BatchyardError as lost:
             error = lost
             self.session.give_up()

@@ -354,7 +354,9 @@ def test_a_request_that_makes_its_batch_fail_fails_alone(client: Client) -> None
 def saturate(client: Client, count: int = 100) -> list[Any]:
     """Keep both workers busy until these are cancelled: each takes a run of its own."""
     client.wait_ready("slow")
-    return [client.submit("slow", np.zeros((MAX_BATCH, 512), np.float32)) for _ in range(count)]
+    busy = [client.submit("slow", np.zeros((MAX_BATCH, 512), np.float32)) for _ in range(count)]
+    busy[0].result(20)  # the I/O thread has sent them: what comes now comes after them
+    return busy
 
 
 @pytest.mark.parametrize("how", ["infer", "submit", "asyncio"])
