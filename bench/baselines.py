@@ -78,6 +78,7 @@ class Relay:
             stdin=subprocess.PIPE,  # its end tells the child that we are gone
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # Ctrl-C is for the benchmark alone, which then ends them
         )
         self._children.append(child)
         return child

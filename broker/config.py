@@ -92,7 +92,7 @@ class YardConfig:
 def read(path: Path) -> YardConfig:
     """Read and check a `batchyard.toml`. Raises ConfigError with every problem in it."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")  # editors on Windows begin it with a BOM
         content = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(str(path), ("no such file",)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from ..transport.errors import Unauthorized
@@ -18,7 +19,14 @@ def main(argv: list[str]) -> int:
     purpose = "Make keys: a yard beyond this machine is encrypted, and closed to strangers."
     arguments = parser("keys", purpose, EXAMPLES)
     verbs = arguments.add_subparsers(dest="verb", required=True, metavar="create")
-    create = verbs.add_parser("create", help="make a folder with a yard's and a client's pair of keys")
+    what = "make a folder with a yard's and a client's pair of keys"
+    create = verbs.add_parser(
+        "create",
+        help=what,
+        description=what,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     create.add_argument("folder", type=Path, help="made if it isn't there; keys in it are never replaced")
     folder: Path = arguments.parse_args(argv).folder
     try:

@@ -84,6 +84,8 @@ def _run(module: str, arguments: list[str]) -> int:
         return 1
     except (BatchyardError, OSError) as error:
         return _fail(str(error))
+    except ImportError as error:  # also what onnxruntime makes of a Ctrl-C while it loads
+        return _fail(f"{error.name or 'a package'} cannot be imported ({error}); see `batchyard doctor`")
     except KeyboardInterrupt:
         return INTERRUPTED
     except Terminated:

@@ -53,9 +53,7 @@ def main(argv: list[str]) -> int:
         raise InvalidRequest(NO_CONFIG.format(path=options.config))
     configuration.read(options.config)
     if importlib.util.find_spec("onnxruntime") is None:
-        raise BatchyardError(
-            "workers need onnxruntime: pip install onnxruntime, or ask `batchyard doctor`"
-        )
+        raise BatchyardError("workers need onnxruntime: pip install onnxruntime, or ask `batchyard doctor`")
     url = options.url or endpoints.default_url()
     check_free(Endpoint.parse(url), options.keys)
     stop = threading.Event()
