@@ -169,7 +169,7 @@ class Arena:
 
     def _describe(self, nbytes: int, failure: OSError | None) -> str:
         if nbytes > self.nbytes:
-            return f"{nbytes:,} bytes are more than the whole arena of {self.nbytes:,}: pass a larger arena_bytes="
+            return f"{nbytes:,} bytes exceed the whole arena of {self.nbytes:,}: pass a larger arena_bytes="
         text = f"the arena has no room for {nbytes:,} bytes: {self.nbytes - self.used_bytes:,} of "
         text += f"{self.nbytes:,} bytes are free, the largest free extent has {self._largest_extent():,}; "
         if failure is not None:

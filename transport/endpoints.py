@@ -148,7 +148,8 @@ def require_curve(endpoint: Endpoint, keys: KeyFolder | None) -> None:
     if keys is None:
         raise Unauthorized(
             f"refuses to start on {endpoint.url} without CURVE keys: everybody who reaches the port would be "
-            f"served. Make keys with `batchyard keys create FOLDER` and pass them (--keys), or listen on {DEFAULT_TCP_URL}"
+            "served. Make keys with `batchyard keys create FOLDER` and pass them (--keys), or listen on "
+            f"{DEFAULT_TCP_URL}"
         )
     keys.server_socket_options()
     keys.authorized_keys()

@@ -111,7 +111,8 @@ class KeyFolder:
             public, secret = zmq.auth.load_certificate(path)
         except (OSError, ValueError) as error:
             raise Unauthorized(
-                f"no usable key in {path} ({error}); `batchyard keys create {shlex.quote(str(self.path))}` makes a pair"
+                f"no usable key in {path} ({error}); "
+                f"`batchyard keys create {shlex.quote(str(self.path))}` makes a pair"
             ) from error
         if name.endswith("_secret"):
             if not secret:
