@@ -39,13 +39,13 @@ class Arenas:
         if handle.backend == "memfd" and sys.platform == "linux":
             from ..transport.segments import memfd
 
-            fd = memfd.adopt(pid, memfd.fd_of(handle), handle.nbytes, uid)
+            fd = memfd.adopt_from(pid, handle, uid)
             found = os.fstat(fd)
             key: tuple[str, int, int] | tuple[str, str, int] = ("memfd", found.st_dev, found.st_ino)
             if key in self._by_key:
                 os.close(fd)
                 return self._by_key[key], False
-            return self._add(_Open(key, SegmentHandle("memfd", str(fd), handle.nbytes), fd, None)), True
+            return self._add(_Open(key, memfd.handle_of(fd, handle.nbytes), fd, None)), True
         # Two clients could only share a name if one told the other: 128 random bits are the key.
         key = ("named", handle.name, pid)
         if key in self._by_key:

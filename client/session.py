@@ -19,7 +19,7 @@ import zmq
 
 from ..transport import segments
 from ..transport.endpoints import Endpoint
-from ..transport.errors import BrokerLost, DeadlineExceeded, InvalidRequest
+from ..transport.errors import BrokerLost, DeadlineExceeded, InvalidRequest, SegmentRefused
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelInfo
 from .connection import Connection
@@ -86,6 +86,14 @@ class Session:
     def connect(self, give_up_s: float = inf) -> Connection:
         """A new connection, the caller's to close or to give back. Raises BrokerLost when nobody
         answers by `give_up_s` (time.monotonic) or within the connect timeout."""
+        try:
+            return self._greet(give_up_s)
+        except SegmentRefused as error:
+            if self.lost or self._closed:  # another call has given this session's memory up meanwhile
+                raise BrokerLost("the broker went away while this call connected") from error
+            raise
+
+    def _greet(self, give_up_s: float) -> Connection:
         s = self.settings
         return Connection(
             self._context,

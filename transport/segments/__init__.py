@@ -31,8 +31,8 @@ _MADV_POPULATE_WRITE = 23
 
 
 class SegmentHandle(msgspec.Struct, array_like=True, frozen=True):
-    """How a peer finds a segment: `name` is the descriptor number in its owner's process (memfd),
-    or the shared memory's name (named). It is a claim: `attach` checks what it finds."""
+    """How a peer finds a segment: `name` is the descriptor in its owner's process and the inode
+    (memfd: "7:1234"), or the shared memory's name (named). A claim: `attach` checks what it finds."""
 
     backend: str
     name: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import re
 import stat
 
 from ..errors import SegmentRefused
@@ -42,18 +43,25 @@ def create(nbytes: int) -> MemfdSegment:
     except BaseException:
         os.close(fd)
         raise
-    return MemfdSegment(buffer, nbytes, SegmentHandle("memfd", str(fd), nbytes), fd)
+    return MemfdSegment(buffer, nbytes, handle_of(fd, nbytes), fd)
 
 
-def adopt(pid: int, fd: int, nbytes: int, uid: int | None = None) -> int:
+def handle_of(fd: int, nbytes: int) -> SegmentHandle:
+    """How a peer finds the memfd that we hold as `fd`: the descriptor's number, and the inode, because
+    a number that is closed soon means another file: a late reader must not take that one for ours."""
+    return SegmentHandle("memfd", f"{fd}:{os.fstat(fd).st_ino}", nbytes)
+
+
+def adopt(pid: int, fd: int, nbytes: int, uid: int | None = None, inode: int | None = None) -> int:
     """Open the memfd that process `pid` holds as descriptor `fd`; the new descriptor is the caller's.
 
     The broker calls this with the pid and uid that the kernel gave for the connection. Raises
-    SegmentRefused unless it is a sealed batchyard memfd of exactly `nbytes`, made by `uid`.
+    SegmentRefused unless it is a sealed batchyard memfd of exactly `nbytes`, made by `uid`, and with
+    that inode.
     """
     if pid <= 0 or fd < 0:
         raise SegmentRefused(f"process {pid}, descriptor {fd}: not a descriptor of a process")
-    return _open_checked(f"/proc/{pid}/fd/{fd}", nbytes, uid)
+    return _open_checked(f"/proc/{pid}/fd/{fd}", nbytes, uid, inode)
 
 
 def attach(path_or_fd: str | int, nbytes: int) -> MemfdSegment:
@@ -62,20 +70,26 @@ def attach(path_or_fd: str | int, nbytes: int) -> MemfdSegment:
     The descriptor stays the caller's. Raises SegmentRefused, as `adopt` does.
     """
     path = f"/proc/self/fd/{path_or_fd}" if isinstance(path_or_fd, int) else path_or_fd
-    return _map(_open_checked(path, nbytes, None), nbytes)
+    return _map(_open_checked(path, nbytes, None, None), nbytes)
 
 
 def attach_from(pid: int, handle: SegmentHandle, uid: int | None = None) -> MemfdSegment:
     """Map the segment that process `pid` offers: `adopt`, then map."""
-    return _map(adopt(pid, fd_of(handle), handle.nbytes, uid), handle.nbytes)
+    return _map(adopt_from(pid, handle, uid), handle.nbytes)
 
 
-def fd_of(handle: SegmentHandle) -> int:
-    """The descriptor number in a memfd handle; SegmentRefused when it is none."""
-    name = handle.name
-    if not (name.isascii() and name.isdigit() and len(name) <= 9):
-        raise SegmentRefused("a memfd handle's name is the decimal number of a descriptor")
-    return int(name)
+def adopt_from(pid: int, handle: SegmentHandle, uid: int | None = None) -> int:
+    """`adopt` what process `pid` offers with `handle`."""
+    fd, inode = _place_of(handle)
+    return adopt(pid, fd, handle.nbytes, uid, inode)
+
+
+def _place_of(handle: SegmentHandle) -> tuple[int, int]:
+    """(descriptor, inode) of a memfd handle; SegmentRefused when it names none."""
+    place = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,20})", handle.name)
+    if place is None:
+        raise SegmentRefused("a memfd handle's name is the numbers of a descriptor and an inode, as 7:1234")
+    return int(place[1]), int(place[2])
 
 
 def _map(fd: int, nbytes: int) -> MemfdSegment:
@@ -89,7 +103,7 @@ def _map(fd: int, nbytes: int) -> MemfdSegment:
     return MemfdSegment(buffer, nbytes, SegmentHandle("memfd", "", nbytes), None)
 
 
-def _open_checked(path: str, nbytes: int, uid: int | None) -> int:
+def _open_checked(path: str, nbytes: int, uid: int | None, inode: int | None) -> int:
     """Pin what `path` leads to, judge the pinned thing, and only then open it for use."""
     if not 0 < nbytes <= SEGMENT_BYTES_MAX:
         raise SegmentRefused(f"a segment cannot have {nbytes} bytes")
@@ -111,14 +125,14 @@ def _open_checked(path: str, nbytes: int, uid: int | None) -> int:
     finally:
         os.close(pinned)
     try:
-        _judge(fd, nbytes, uid)
+        _judge(fd, nbytes, uid, inode)
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _judge(fd: int, nbytes: int, uid: int | None) -> None:
+def _judge(fd: int, nbytes: int, uid: int | None, inode: int | None) -> None:
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError as error:
@@ -132,6 +146,8 @@ def _judge(fd: int, nbytes: int, uid: int | None) -> None:
     found = os.fstat(fd)
     if uid is not None and found.st_uid != uid:
         raise SegmentRefused("the offered memfd belongs to another user")
+    if inode is not None and found.st_ino != inode:
+        raise SegmentRefused("the descriptor no longer leads to the memfd that was offered")
     # After the seals: only now can the size no longer change.
     if found.st_size != nbytes:
         raise SegmentRefused(f"the offered memfd has not the {nbytes:,} bytes that were announced")
