@@ -310,11 +310,14 @@ def offers(good: Segment) -> dict[str, SegmentHandle]:
 
     nbytes = 1 << 16
 
+    def place(fd: int) -> str:
+        return f"{fd}:{os.fstat(fd).st_ino}"
+
     def memfd(name: str, size: int, seals: int) -> str:
         fd = os.memfd_create(name, os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, size)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-        return str(fd)
+        return place(fd)
 
     required = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
     file = os.open("/proc/self/exe", os.O_RDONLY)
@@ -326,9 +329,10 @@ def offers(good: Segment) -> dict[str, SegmentHandle]:
             "memfd", memfd("batchyard", nbytes, required | fcntl.F_SEAL_WRITE), nbytes
         ),
         "smaller": SegmentHandle("memfd", memfd("batchyard", 4096, required), nbytes),
-        "a file": SegmentHandle("memfd", str(file), nbytes),
-        "a pipe": SegmentHandle("memfd", str(read), nbytes),
-        "closed": SegmentHandle("memfd", "99999", nbytes),
+        "a file": SegmentHandle("memfd", place(file), nbytes),
+        "a pipe": SegmentHandle("memfd", place(read), nbytes),
+        "closed": SegmentHandle("memfd", "99999:1", nbytes),
+        "another inode": SegmentHandle("memfd", f"{good.handle.name.partition(':')[0]}:1", 1 << 16),
         "no number": SegmentHandle("memfd", "7/../../1/fd/3", nbytes),
         "another size": SegmentHandle(good.handle.backend, good.handle.name, nbytes * 2),
         "no size": SegmentHandle(good.handle.backend, good.handle.name, 0),
@@ -371,8 +375,9 @@ from batchyard.transport import codec, messages as m
 from batchyard.transport.segments import SegmentHandle
 with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
     socket.connect(sys.argv[1])
-    for fd in range(3, 64):
-        socket.send(codec.encode([m.Hello(SegmentHandle("memfd", str(fd), int(sys.argv[2])), "thief")]))
+    inode = sys.argv[3].partition(":")[2]  # somebody has told the thief all there is to know
+    for name in [sys.argv[3], *(f"{fd}:{inode}" for fd in range(3, 64))]:
+        socket.send(codec.encode([m.Hello(SegmentHandle("memfd", name, int(sys.argv[2])), "thief")]))
         assert socket.poll(5000)
         (answer,) = codec.broker_to_client.decode(socket.recv())
         assert isinstance(answer, m.Refused), answer
@@ -386,7 +391,7 @@ def test_a_descriptor_number_means_the_peers_own_descriptor_and_nobody_elses(
 ) -> None:
     """Numbers of the broker's and of other clients' arenas lead nowhere in the thief's own process."""
     done = subprocess.run(
-        [sys.executable, "-c", THIEF, endpoint.clients, str(segment.nbytes)],
+        [sys.executable, "-c", THIEF, endpoint.clients, str(segment.nbytes), segment.handle.name],
         capture_output=True,
         text=True,
         timeout=60,

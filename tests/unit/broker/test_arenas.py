@@ -81,11 +81,9 @@ def test_a_refused_offer_leaves_no_descriptor(arenas: Arenas) -> None:
         os.ftruncate(foreign, NBYTES)
         before = descriptors()
         for name in (
-            str(plain),
-            str(foreign),
-            str(pipe[0]),
+            *(f"{fd}:{os.fstat(fd).st_ino}" for fd in (plain, foreign, pipe[0], 0)),
+            "999999:1",
             "0",
-            "999999",
             "-1",
             "x",
             "",
@@ -111,6 +109,15 @@ def test_a_refused_offer_leaves_no_descriptor(arenas: Arenas) -> None:
     finally:
         for fd in (plain, foreign, *pipe):
             os.close(fd)
+
+
+def test_a_descriptor_that_was_closed_and_reused_is_not_taken_for_what_was_offered(arenas: Arenas) -> None:
+    with segments.create(NBYTES, "memfd") as made:
+        fd, _, inode = made.handle.name.partition(":")
+        for name in (f"{fd}:{int(inode) + 1}", f"{fd}:0", fd):
+            with pytest.raises(SegmentRefused):
+                offer(arenas, SegmentHandle("memfd", name, NBYTES))
+        assert offer(arenas, made.handle)[1]
 
 
 def test_a_segment_of_another_size_or_another_user_is_refused(arenas: Arenas, segment: Segment) -> None:

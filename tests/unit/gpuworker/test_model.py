@@ -430,7 +430,7 @@ def test_bytes_that_are_no_items_are_refused(yard: Yard, onnx_models: Any) -> No
 
 def test_a_segment_that_cannot_be_mapped_refuses_its_requests_with_the_reason(onnx_models: Any) -> None:
     memory = Memory()
-    memory.attach(3, segments.SegmentHandle("memfd", "999999", 4096), os.getpid())
+    memory.attach(3, segments.SegmentHandle("memfd", "999999:1", 4096), os.getpid())
     with pytest.raises(ValueError, match="not mapped here: the offered descriptor"):
         memory.range(3, 0, 16)
     with pytest.raises(ValueError, match="never announced"):
