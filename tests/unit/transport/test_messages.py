@@ -33,7 +33,7 @@ IMAGE = TensorSpec("image", 1, ["batch", 3, 224, 224])
 IMAGE_PLAIN = ["image", 1, ["batch", 3, 224, 224]]
 LOGITS = TensorSpec("logits", 10, ["batch", 1000])
 LOGITS_PLAIN = ["logits", 10, ["batch", 1000]]
-MEMFD = SegmentHandle("memfd", "7", 67_108_864)
+MEMFD = SegmentHandle("memfd", "7:1234", 67_108_864)
 NAMED = SegmentHandle("named", "batchyard-00112233445566778899aabbccddeeff", 4096)
 
 # name -> (decoder of the direction, our struct, the plain list behind the envelope's version)
@@ -41,7 +41,7 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
     "client_to_broker.Hello": (
         codec.client_to_broker,
         m.Hello(MEMFD, "python 4711"),
-        [1, ["memfd", "7", 67_108_864], "python 4711"],
+        [1, ["memfd", "7:1234", 67_108_864], "python 4711"],
     ),
     "client_to_broker.Hello without a segment": (
         codec.client_to_broker,
