@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 OUTCOME_LATE_NS_MAX = 50 * MS  # after its deadline: the first promise
 HOLD_NS_MAX = 20 * MS  # how long a user keeps a result
 RETRY_NS = 30 * MS
+DESCRIBE_NS = 700 * MS
 
 
 class Ticket:
@@ -81,6 +82,7 @@ class SimClient:
         self.world = world
         self.name = name
         self.alive = True
+        self.closed = False
         self.stopped_until_ns = 0
         self.session: ClientSession | None = None
         self.tickets: list[Ticket] = []  # not settled
@@ -94,7 +96,7 @@ class SimClient:
     def connect(self) -> None:
         """A new session with one or two connections, as soon as there is a broker."""
         world = self.world
-        if not self.alive or (self.session is not None and not self.session.lost):
+        if self.closed or (self.session is not None and not self.session.lost):
             return
         if world.broker is None:
             world.clock.after(RETRY_NS, lambda: self.when_awake(self.connect))
@@ -110,6 +112,7 @@ class SimClient:
 
     def close(self) -> None:
         """The user closes the client."""
+        self.closed = True
         for conn in list(self._conns.values()):
             self._close(conn, errors.Cancelled("closed"))
         if self.session is not None:
@@ -182,6 +185,12 @@ class SimClient:
         pending = conn.channel.describe(model)
         pending.waiter = (conn, model)
         self._put(conn, pending.message)
+
+        def give_up() -> None:  # as session.describe does
+            if conn.channel.pending.pop(pending.number, None) is not None and not conn.closed:
+                self.describe(conn, model)
+
+        self.world.clock.after(DESCRIBE_NS, lambda: self.when_awake(give_up))
 
     def submit(self) -> None:
         """A user asks for something, if there is a connection to ask on."""

@@ -93,6 +93,11 @@ class SimWorker:
         self._lost = False
         self.session.register()
 
+    @property
+    def hangs_unknown(self) -> bool:
+        """It hangs over a batch of a broker that is no more. Nobody kills it: docs/reliability.md."""
+        return self._busy and self._lost
+
     # ---- the work -----------------------------------------------------------------------------
 
     def _go_on(self) -> None:
