@@ -81,6 +81,8 @@ class Front:
             return
         client = self.known.get(identity)
         for message in messages:
+            if client is not None and identity not in self.known:
+                return  # it did not take the answer to an earlier one, and was dropped
             if isinstance(message, m.Submit) and client is not None:
                 self._submit(client, message, frames, now_ns)
             elif isinstance(message, m.Hello):

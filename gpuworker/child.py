@@ -70,16 +70,17 @@ class Session:
         }
 
     def register(self) -> None:
-        """Greet a broker, the first or the next one."""
-        for model in self._models.values():
-            model.forget_bindings()
-        self._memory.detach_all()
+        """Greet a broker, the first or the next one. One that knows this connection already pays no heed:
+        so what it has told us of stays, until a Welcome says that all begins anew."""
         self._send([m.Register(self._pid, [self._provider])])
 
     def handle(self, message: m.BrokerToWorker) -> None:
         self._handlers[type(message)](message)
 
     def _welcome(self, message: m.WorkerWelcome) -> None:
+        for model in self._models.values():
+            model.forget_bindings()
+        self._memory.detach_all()
         self._epoch = message.epoch
         self._broker_pid = message.pid
 

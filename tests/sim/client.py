@@ -299,7 +299,7 @@ class SimClient:
                 raise outcome
             conn.session.signatures[model] = Signature(outcome[0])
         except errors.BatchyardError:
-            if not conn.closed:
+            if not conn.closed and self.world.running:
                 again = lambda: conn.closed or self.describe(conn, model)  # noqa: E731
                 self.world.clock.after(RETRY_NS, lambda: self.when_awake(again))
 
