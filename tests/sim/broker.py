@@ -61,7 +61,7 @@ class SimSentinels:
         dead, self._dead = self._dead, []
         for worker in dead:
             self.forget(worker)
-        return [worker for worker in dead]
+        return dead
 
     def forget(self, worker: int) -> None:
         self._pids.pop(worker, None)
@@ -154,9 +154,9 @@ class SimBroker:
             self._slow_due_ns = now_ns + SLOW_CHECK_NS
         if ready or self._acted or (self._due_ns is not None and self._due_ns <= now_ns):
             self._act(self.core.handle(TURN, now_ns))
+            self._acted = False
             self.back.flush()
             self.front.flush()
-            self._acted = False
             self.core.tally()
             self._due_ns = self.core.next_deadline_ns()
         if any(self._inboxes.values()) or self._acted:

@@ -48,6 +48,7 @@ class Ticket:
         self.due_ns = 0
         self.outcome = ""
         self.pending: Pending | None = None
+        self.conn: Conn | None = None
         self.client_died = False
 
 
@@ -149,6 +150,8 @@ class SimClient:
             return
         conn.closed = True
         self._settle(conn.channel.lose(error))
+        waiting = [ticket.number for ticket in self.tickets if ticket.conn is conn]
+        assert not waiting, f"the connection is lost, and {waiting} wait for it"
         if conn.link.open:
             conn.link.to_broker(codec.encode([m.Bye()]))
             conn.link.close_in_order()
@@ -159,6 +162,9 @@ class SimClient:
             self._close(conn, errors.Cancelled("idle"))
 
     # ---- sending ------------------------------------------------------------------------------
+
+    def conns(self) -> list[Conn]:
+        return [conn for conn in self._conns.values() if conn.greeted]
 
     def _put(self, conn: Conn, message: Any, frames: Sequence[Any] = ()) -> None:
         conn.outbox.append((message, frames))
@@ -223,6 +229,7 @@ class SimClient:
         ticket.patience_ns = min(deadline_ns or timeout_ns, timeout_ns)
         ticket.due_ns = ticket.sent_ns + ticket.patience_ns + OUTCOME_LATE_NS_MAX
         ticket.pending = pending
+        ticket.conn = conn
         pending.waiter = ticket
         self.tickets.append(ticket)
         world.count("requests")

@@ -74,7 +74,6 @@ MUTANTS = [
     Mutant("a part reads from its request's beginning", LANES, "tensor.offset + self.start * stride)", "tensor.offset)"),
     Mutant("a part writes to its request's beginning", LANES, "Slot(slot.offset + self.start * (slot.nbytes // rows),", "Slot(slot.offset,"),
     Mutant("halves of a failed batch are not counted", LANES, "        self.retries.append(group)\n        for part in group:\n            self._count(part.request, part.stop - part.start)\n", "        self.retries.append(group)\n"),
-    Mutant("an ended request of a failed batch runs again", LANES, "group = [part for part in self.retries.pop(0) if not part.request.ended]", "group = self.retries.pop(0)"),
     Mutant("an ended request is taken from the heap", LANES, "            part = entry[2]\n            if part.request.ended:\n                continue\n", "            part = entry[2]\n"),
     Mutant("a sweep throws the living away", LANES, "live = [entry for entry in heap if not entry[2].request.ended]", "live = [entry for entry in heap if entry[2].request.ended]"),
     # ---- batching

@@ -78,7 +78,7 @@ class Router:
         self.name = name
         self.ended_fds: list[int] = []  # what the monitor has to report
         self._links: dict[bytes, Link] = {}
-        self._unread_max = unread_max
+        self.unread_max = unread_max
         self._to: Link | None = None
         self._sequence = 0
         self._free_fds: list[int] = []
@@ -106,7 +106,7 @@ class Router:
         found = self._links.get(data)
         if found is None:
             raise zmq.ZMQError(zmq.EHOSTUNREACH)
-        if found.unread >= self._unread_max:
+        if found.unread >= self.unread_max:
             self.broker.world.count("queue_full")
             raise zmq.ZMQError(zmq.EAGAIN)
         self._to = found

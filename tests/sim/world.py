@@ -27,6 +27,8 @@ from .worker import SimWorker
 SPAN_NS = 400 * MS
 REST_NS_MAX = 400 * SECOND  # a worker of which nothing is known counts as hung after 120 s
 STEPS_MAX = 60_000
+UNREAD_MAX = 10_000  # messages to a peer that does not read
+NUDGE_NS = 2 * SECOND
 TRACE_TAIL = 40
 # What can befall a run while there is traffic: how often, at most.
 BLOWS = {
@@ -89,9 +91,10 @@ class World:
         tight = rng.random() < 0.25
         limits = Limits(queue_rows_max=40, client_rows_max=24, queue_bytes_max=6_000) if tight else Limits()
         self.config = YardConfig(models, limits)
-        self._unread_max = rng.choice((2, 6, 1000)) if "stop_client" in self._kinds else 1000
+        self._unread_max = rng.choice((6, 1000)) if "stop_client" in self._kinds else UNREAD_MAX
         self._hash = 0
         self._hash_high = 0
+        self.steps = 0
         self._numbers = 0
         self._epoch = 100
         self._pid = 1000
@@ -164,9 +167,9 @@ class World:
         """Whether the segment's session was given up: nothing is handed out of it any more."""
         for client in self.clients:
             session = client.session
-            if session is not None and session.memory is not None and not session.lost:
-                if session.memory.segment.handle.name == name:
-                    return False
+            memory = session.memory if session is not None and not session.lost else None
+            if memory is not None and memory.segment.handle.name == name:
+                return False
         own = self.broker.front.inline._segment if self.broker is not None else None
         return own is None or own.handle.name != name
 
@@ -269,6 +272,10 @@ class World:
             self.clock.after(25 * MS + at_ns % SPAN_NS, self._ask)
         self._step_until(lambda: self.clock.now_ns >= start_ns + SPAN_NS, SPAN_NS)
         self.running = False
+        self._unread_max = UNREAD_MAX
+        if self.broker is not None:
+            self.broker.clients.unread_max = UNREAD_MAX
+        self.clock.after(NUDGE_NS, self._nudge)
         self._step_until(self._at_rest, REST_NS_MAX)
         self._end()
 
@@ -280,7 +287,6 @@ class World:
 
     def _step_until(self, is_over: Any, within_ns: int) -> None:
         give_up_ns = self.clock.now_ns + within_ns + 1_000 * SECOND  # leaps
-        self.steps = 0
         while not is_over():
             assert self.clock.step(), "nothing happens any more"
             self.steps += 1
@@ -288,6 +294,14 @@ class World:
                 raise AssertionError("; ".join(self.broken))
             assert self.steps < STEPS_MAX, "it does not come to rest: too many events"
             assert self.clock.now_ns < give_up_ns, "it does not come to rest: too long"
+
+    def _nudge(self) -> None:
+        """Every client asks for something: one that the broker has dropped learns of it so."""
+        for client in self.clients:
+            for conn in client.conns() if client.alive else ():
+                client.describe(conn, next(iter(self.config.models)))
+        if not self._at_rest() and not self.closing:
+            self.clock.after(NUDGE_NS, self._nudge)
 
     def _at_rest(self) -> bool:
         return (
