@@ -89,7 +89,6 @@ class SimBroker:
         self.back.sentinels.close()
         self.sentinels = SimSentinels(world)
         self.back.sentinels = self.sentinels  # type: ignore[assignment]
-        self.pids: dict[int, int] = {}  # worker -> process
         self._inboxes: dict[Router, deque[tuple[Link, bytes, Sequence[Any]]]] = {
             self.workers: deque(),
             self.clients: deque(),
@@ -195,10 +194,14 @@ class SimBroker:
                 self.back.tell(action)
             elif isinstance(action, e.KillWorker):
                 self.world.count("hung_killed")
+                self.world.check_hung(self.pid_of(action.worker))
                 self.back.kill(action.worker)
             else:
                 self.arenas.close(action.arena)
                 self.back.detach(action.arena)
+
+    def pid_of(self, worker: int) -> int:
+        return self.core.workers[worker].pid
 
     # ---- at the end ---------------------------------------------------------------------------
 

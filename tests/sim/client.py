@@ -8,23 +8,22 @@ written over them meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from batchyard.client.channel import Channel, Pending, Settled
+from batchyard.client.channel import Settled
 from batchyard.client.connection import refusal
 from batchyard.client.futures import GRACE_NS
 from batchyard.client.reply import Reply
 from batchyard.client.signature import Signature
 from batchyard.transport import codec, errors
 from batchyard.transport import messages as m
-from batchyard.transport.deadlines import Deadlines
 
 from .clock import MS, US
 from .memory import ClientMemory
-from .models import ALONE_ROWS, FINE, MAX_BATCH, POISON, Array, answers, make_inputs
+from .models import ALONE_ROWS, FINE, MAX_BATCH, POISON, Array, make_inputs
 from .network import Link
+from .tickets import ClientSession, Conn, Ticket
 
 if TYPE_CHECKING:
     from .world import World
@@ -33,47 +32,6 @@ OUTCOME_LATE_NS_MAX = 50 * MS  # after its deadline: the first promise
 HOLD_NS_MAX = 20 * MS  # how long a user keeps a result
 RETRY_NS = 30 * MS
 DESCRIBE_NS = 700 * MS
-
-
-class Ticket:
-    """One request of a user, and how it ended."""
-
-    def __init__(self, number: int, model: str, does: int, inputs: list[Array]) -> None:
-        self.number = number
-        self.model = model
-        self.does = does
-        self.expected = answers(model, inputs)
-        self.sent_ns = 0
-        self.patience_ns = 0
-        self.due_ns = 0
-        self.outcome = ""
-        self.pending: Pending | None = None
-        self.conn: Conn | None = None
-        self.client_died = False
-
-
-class Conn:
-    """A connection and what waits to be sent on it."""
-
-    def __init__(self, session: ClientSession, link: Link) -> None:
-        self.session = session
-        self.link = link
-        self.greeted = False
-        self.closed = False
-        self.channel = Channel(session.memory, session.numbers)
-        self.outbox: list[tuple[Any, Sequence[Any]]] = []
-        self.expiries: Deadlines[Pending] = Deadlines(lambda pending: pending.settled)
-
-
-class ClientSession:
-    """What the real Session holds: memory, numbers, signatures, for as long as the broker is there."""
-
-    def __init__(self, memory: ClientMemory | None) -> None:
-        self.memory = memory
-        self.numbers = count(1)
-        self.signatures: dict[str, Signature] = {}
-        self.conns: list[Conn] = []
-        self.lost = False
 
 
 class SimClient:
@@ -281,6 +239,8 @@ class SimClient:
             for message in codec.broker_to_client.decode(payload):
                 self.world.trace(self.name, "is told", type(message).__name__)
                 if isinstance(message, m.Refused):
+                    known = conn.greeted and link.open and not self.world.faults.get("queue_full")
+                    assert not known, f"a connection that is in order was refused: {message.text}"
                     self._lose(conn, refusal(message))
                     break
                 if isinstance(message, m.Welcome):

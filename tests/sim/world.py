@@ -20,6 +20,7 @@ from batchyard.transport import messages as m
 from .broker import SimBroker
 from .client import SimClient
 from .clock import MS, SECOND, Clock
+from .faults import BLOWS, CALM_SHARE, CHANCES, FAULT_SHARE, blow
 from .memory import SimSegment
 from .models import FINE, INPUTS, KILLER, MAX_BATCH, POISON
 from .worker import SimWorker
@@ -30,23 +31,6 @@ STEPS_MAX = 60_000
 UNREAD_MAX = 10_000  # messages to a peer that does not read
 NUDGE_NS = 2 * SECOND
 TRACE_TAIL = 40
-# What can befall a run while there is traffic: how often, at most.
-BLOWS = {
-    "reset_client": 3,
-    "reset_worker": 2,
-    "kill_worker": 3,
-    "stop_worker": 2,
-    "hang_worker": 1,
-    "crash_broker": 2,
-    "stop_broker": 2,
-    "kill_client": 2,
-    "stop_client": 2,
-    "leap": 2,
-}
-# What may go wrong in passing: with which probability, where a run has it at all.
-CHANCES = {"slow_run": 0.2, "slow_load": 0.3, "load_fails": 0.3, "poison": 0.12, "killer": 0.04}
-FAULT_SHARE = 0.35  # of all kinds, in one run
-CALM_SHARE = 0.1  # of all runs: no fault at all
 WHERE = Path(__file__).resolve()  # a file that exists, for models to be
 
 
@@ -156,6 +140,13 @@ class World:
     def given_back(self, pid: int, epoch: int, batch: int) -> None:
         self._held[pid].pop((epoch, batch), None)
 
+    def check_hung(self, pid: int) -> None:
+        """The broker takes a process for hung: it must hold a batch, unless the clock or the broker itself
+        was held up while the answer was on its way."""
+        late = self.faults.get("leap") or self.faults.get("stop_broker") or self.is_dead(pid)
+        if not late and not self._held.get(pid):
+            self.violated(f"process {pid} has answered everything, and is killed as hung")
+
     def slot_freed(self, name: str, start: int, stop: int) -> None:
         for batches in self._held.values():
             for ranges in batches.values():
@@ -211,46 +202,6 @@ class World:
     def kill_soon(self, pid: int) -> None:
         self.clock.after(self.rng.randrange(MS), lambda: self.kill(pid))
 
-    # ---- faults -------------------------------------------------------------------------------
-
-    def blow(self, kind: str) -> None:
-        """One fault befalls somebody."""
-        if not self.running:
-            return  # a leap has brought it past the end
-        rng = self.rng
-        self.count(kind)
-        self.trace("fault", kind)
-        workers = list(self.workers.values())
-        clients = [client for client in self.clients if client.alive]
-        broker = self.broker
-        if kind == "leap":
-            leap_ns = rng.choice((20, 300, 8_000, 200_000)) * MS
-            self.clock.leap(leap_ns)
-            for client in clients:
-                for ticket in client.tickets:
-                    ticket.due_ns += leap_ns
-        elif kind == "crash_broker" and broker is not None:
-            self.broker = None
-            broker.crash()
-            self.clock.after(rng.randrange(1, 80) * MS, self.start_broker)
-        elif kind == "stop_broker" and broker is not None:
-            broker.stopped_until_ns = self.clock.now_ns + rng.randrange(1, 120) * MS
-        elif kind in ("reset_client", "reset_worker") and broker is not None:
-            links = (broker.clients if kind == "reset_client" else broker.workers).links()
-            if links:
-                rng.choice(links).reset()
-        elif kind == "kill_worker" and workers:
-            self.kill(rng.choice(workers).pid)
-        elif kind == "stop_worker" and workers:
-            rng.choice(workers).stopped_until_ns = self.clock.now_ns + rng.choice((3, 40, 7_000)) * MS
-        elif kind == "hang_worker" and workers:
-            rng.choice(workers).hangs_next = True
-        elif kind == "stop_client" and clients:
-            rng.choice(clients).stop(rng.choice((2, 30, 300)) * MS)
-        elif kind == "kill_client" and clients:
-            rng.choice(clients).die()
-            self.clock.after(rng.randrange(30) * MS, self.start_client)
-
     # ---- the run ------------------------------------------------------------------------------
 
     def play(self) -> None:
@@ -264,7 +215,7 @@ class World:
         for kind, most in BLOWS.items():
             if kind in self._kinds:
                 for _ in range(rng.randrange(1, most + 1)):
-                    self.clock.after(rng.randrange(SPAN_NS), lambda kind=kind: self.blow(kind))  # type: ignore[misc]
+                    self.clock.after(rng.randrange(SPAN_NS), lambda kind=kind: blow(self, kind))  # type: ignore[misc]
         at_ns = 0
         for _ in range(rng.randrange(20, 70)):
             # Some come together, some alone.

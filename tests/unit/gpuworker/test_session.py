@@ -46,7 +46,8 @@ def test_registering_twice_with_one_broker_loses_no_arena() -> None:
 
 def test_a_welcome_ends_what_an_earlier_broker_had_attached() -> None:
     arenas = Arenas()
-    session, _ = greeted(arenas)
+    session, said = greeted(arenas)
     session.handle(m.Refused(Code.UNKNOWN_CONNECTION, "register first"))
+    assert said == [m.Register(4711, ["cpu"])] * 2
     session.handle(m.WorkerWelcome(8, 1, 43))
     assert arenas.attached == []
