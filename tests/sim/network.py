@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .world import World
 
 DELAY_NS_MAX = 300 * US
+FD_FIRST = 1 << 30  # no descriptor of this process: the broker asks the kernel who is behind it
 NOTICE_NS_MAX = 2_000 * US  # until an end is reported to the other side
 
 
@@ -85,7 +86,7 @@ class Router:
 
     def admit(self, link: Link) -> tuple[int, int]:
         self._sequence += 1
-        fd = self._free_fds.pop(0) if self._free_fds else 10 + self._sequence
+        fd = self._free_fds.pop(0) if self._free_fds else FD_FIRST + self._sequence
         self._links[b"\0" + self._sequence.to_bytes(4, "big")] = link
         return self._sequence, fd
 
