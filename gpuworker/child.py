@@ -2,7 +2,7 @@
 
 One thread, one DEALER. It registers, loads what it is told to, and runs batches in the order in
 which they come. When the broker goes away it registers with the next one and keeps its sessions;
-arenas belong to the old broker and are unmapped.
+arenas belong to a broker, and are unmapped when the next one welcomes this worker.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .clock import MS
+from .stranger import Stranger
 
 if TYPE_CHECKING:
     from .world import World
@@ -21,6 +22,7 @@ BLOWS = {
     "kill_client": 2,
     "stop_client": 2,
     "leap": 2,
+    "stranger": 3,
 }
 # What may go wrong in passing: with which probability, where a run has it at all.
 CHANCES = {"slow_run": 0.2, "slow_load": 0.3, "load_fails": 0.3, "poison": 0.12, "killer": 0.04}
@@ -50,6 +52,8 @@ def blow(world: World, kind: str) -> None:
         world.clock.after(rng.randrange(1, 80) * MS, world.start_broker)
     elif kind == "stop_broker" and broker is not None:
         broker.stopped_until_ns = world.clock.now_ns + rng.randrange(1, 120) * MS
+    elif kind == "stranger" and broker is not None:
+        Stranger(world, f"stranger {world.faults[kind]}")
     elif kind in ("reset_client", "reset_worker") and broker is not None:
         links = (broker.clients if kind == "reset_client" else broker.workers).links()
         if links:

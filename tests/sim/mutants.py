@@ -118,6 +118,7 @@ MUTANTS = [
     Mutant("workers are not told that an arena is closed", BACK, "                self._outbox.setdefault(peer.worker, []).append(m.Detach(arena))\n", ""),
     Mutant("a worker that is cut off is not killed", BACK, "if not (holds_batches and self.sentinels.kill(peer.worker)):", "if True:"),
     Mutant("a message goes on after its client was dropped", FRONT, "            if client is not None and identity not in self.known:\n                return  # it did not take the answer to an earlier one, and was dropped\n", ""),
+    Mutant("a client over tcp that was dropped is remembered for ever", FRONT, "            self._forget(client)  # if it was dropped on the way\n", ""),
     Mutant("tensors that came as frames are never freed", FRONT, "            self.inline.release(conn, message.request)\n", "            pass\n"),
     Mutant("an ended connection's report is not read before the next greeting", FRONT, "            self._settle_endings()\n", ""),
     Mutant("what is over is due all the same", DEADLINES, "            if not self._is_over(thing):\n                yield thing\n", "            yield thing\n"),
