@@ -31,6 +31,7 @@ STEPS_MAX = 60_000
 UNREAD_MAX = 10_000  # messages to a peer that does not read
 NUDGE_NS = 2 * SECOND
 TRACE_TAIL = 40
+CROWD_SHARE = 0.03  # of all runs: ten times the requests
 WHERE = Path(__file__).resolve()  # a file that exists, for models to be
 
 
@@ -217,7 +218,7 @@ class World:
                 for _ in range(rng.randrange(1, most + 1)):
                     self.clock.after(rng.randrange(SPAN_NS), lambda kind=kind: blow(self, kind))  # type: ignore[misc]
         at_ns = 0
-        for _ in range(rng.randrange(20, 70)):
+        for _ in range(rng.randrange(200, 600) if rng.random() < CROWD_SHARE else rng.randrange(20, 70)):
             # Some come together, some alone.
             at_ns += rng.choice((0, 0, 0, 1, 5, 25)) * MS * rng.randrange(1, 3)
             self.clock.after(25 * MS + at_ns % SPAN_NS, self._ask)
