@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from batchyard.gpuworker.child import Session
@@ -51,3 +52,18 @@ def test_a_welcome_ends_what_an_earlier_broker_had_attached() -> None:
     assert said == [m.Register(4711, ["cpu"])] * 2
     session.handle(m.WorkerWelcome(8, 1, 43))
     assert arenas.attached == []
+
+
+def test_a_welcome_drops_the_bindings_into_what_is_unmapped() -> None:
+    forgotten: list[int] = []
+    model: Any = SimpleNamespace(
+        name="net", revision=1, inputs=[], outputs=[], batchable=True, alone_reason="", max_batch=4, placement="",
+        recipe=SimpleNamespace(name="cpu"), warmup_ns={}, forget_bindings=lambda: forgotten.append(1),
+    )  # fmt: skip
+    arenas: Any = Arenas()
+    session = Session("cpu", 4711, lambda messages, frames=(): None, lambda load: model, arenas)
+    session.handle(m.Load("net", 1, __file__, 4, None, False))
+    session.register()
+    assert not forgotten
+    session.handle(m.WorkerWelcome(8, 1, 43))
+    assert forgotten == [1]
