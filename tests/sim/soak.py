@@ -81,6 +81,7 @@ def main(arguments: list[str]) -> int:
     played, faults, outcomes, broken = campaign(options.first, options.seeds, seconds, options.cores)
     took_s = time.monotonic() - started_s
     requests = faults.pop("requests", 0)
+    faults.pop("not_connected", 0)  # nobody was there to ask: no fault of ours
     print(f"seeds       {played:,} from {options.first}, {played / took_s:.0f} a second on {options.cores} cores")
     print(f"requests    {requests:,}: " + ", ".join(f"{n:,} {kind}" for kind, n in outcomes.most_common()))
     print("injected    " + ", ".join(f"{n:,} {kind}" for kind, n in sorted(faults.items())))
