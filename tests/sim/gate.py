@@ -35,12 +35,13 @@ def sow(mutant: Mutant, package: Path) -> None:
     path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
 
 
-def judge(mutant: Mutant, seeds: int) -> str | None:
-    """Who found it; None: nobody."""
+def judge(mutant: Mutant | None, seeds: int) -> str | None:
+    """Who found it; None: nobody. Without a mutant: who finds fault with the code as it is."""
     with tempfile.TemporaryDirectory(prefix="batchyard-gate-") as folder:
         package = Path(folder) / "batchyard"
         shutil.copytree(ROOT, package, ignore=SKIP)
-        sow(mutant, package)
+        if mutant is not None:
+            sow(mutant, package)
         environment = os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
         sim = [sys.executable, "-m", "batchyard.tests.sim", "--first", str(seeds)]
         try:
@@ -52,7 +53,7 @@ def judge(mutant: Mutant, seeds: int) -> str | None:
         if done.returncode:
             told = [line for line in done.stdout.splitlines() if line.startswith("broken at seed ")]
             return f"simulator, {told[0].split(':')[0].removeprefix('broken at ')}" if told else "simulator: it crashes"
-        unit = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", _unit_folder(mutant)]
+        unit = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *_unit_folders(mutant)]
         try:
             tested = subprocess.run(
                 unit, cwd=package, env=environment, capture_output=True, text=True, timeout=UNIT_LIMIT_S, check=False
@@ -63,8 +64,8 @@ def judge(mutant: Mutant, seeds: int) -> str | None:
         return f"unit test {failed[0].split('::')[-1].split(' - ')[0]}" if failed else None
 
 
-def _unit_folder(mutant: Mutant) -> str:
-    return f"tests/unit/{mutant.file.split('/')[0]}"
+def _unit_folders(mutant: Mutant | None) -> list[str]:
+    return sorted({f"tests/unit/{m.file.split('/')[0]}" for m in ([mutant] if mutant else MUTANTS)})
 
 
 def main(arguments: list[str]) -> int:
@@ -72,6 +73,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", default="", help="mutants whose name or file has this text")
     options = parser.parse_args(arguments)
+    if found := judge(None, 20):
+        print(f"the code as it is fails already: {found}")
+        return 1
     chosen = [m for m in MUTANTS if options.only in m.name or options.only in m.file]
     started_s = time.monotonic()
     survivors = 0
