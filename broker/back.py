@@ -48,8 +48,10 @@ class Back:
         arenas: Arenas,
         act: Callable[[list[e.Action]], None],
         settle_endings: Callable[[], None],
+        credentials: Callable[[int], tuple[int, int] | None] = credentials,
     ) -> None:
         self.known: dict[bytes, WorkerPeer] = {}
+        self._credentials = credentials
         self.sentinels = Sentinels()
         self._socket = socket
         self._endpoint = endpoint
@@ -92,12 +94,10 @@ class Back:
         self, identity: bytes, message: m.Register, fd: int, peer: WorkerPeer | None, now_ns: int
     ) -> WorkerPeer:
         if peer is not None:
-            # It greets once more: whatever it had mapped, it may have let go.
             self._core.counters.refuse("worker_registered")
-            peer.attached.clear()
             return peer
         self._settle_endings()  # the descriptor may be one that a former connection had; see front.py
-        found = credentials(fd)
+        found = self._credentials(fd)
         pid = found[0] if found else message.pid
         self._worker_sequence += 1
         peer = WorkerPeer(identity, fd, self._worker_sequence)

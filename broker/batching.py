@@ -62,8 +62,8 @@ def take(lane: Lane, worker: Worker, urgent_present: bool, urgent_wait_ns: int, 
     return lane.take(rows_max, max(now_ns, worker.busy_until_ns), timing)
 
 
-def overdue_ns(batch: Batch, started_ns: int) -> int:
-    """When a worker that began this batch at `started_ns` counts as hung."""
+def lease_ns(batch: Batch) -> int:
+    """How long a worker may run this batch before it counts as hung."""
     if not batch.predicted_ns:
-        return started_ns + HUNG_UNKNOWN_NS
-    return started_ns + max(HUNG_MIN_NS, HUNG_FACTOR * batch.predicted_ns)
+        return HUNG_UNKNOWN_NS
+    return max(HUNG_MIN_NS, HUNG_FACTOR * batch.predicted_ns)

@@ -29,7 +29,7 @@ from ..transport.messages import Priority
 from . import events as e
 from . import invariants, replies
 from .admission import Account, Admission, Connection
-from .batching import URGENT_MEMORY_NS, best_lane, may_lend, overdue_ns, take
+from .batching import URGENT_MEMORY_NS, best_lane, lease_ns, may_lend, take
 from .config import YardConfig
 from .counters import Counters
 from .describes import Describes
@@ -356,14 +356,15 @@ class Core:
         worker.leases[batch.id] = batch
         self.batches[batch.id] = batch
         model = best.model
-        message = m.Batch(batch.id, model.name, model.revision, rows if model.batchable else 0, items)
+        rows = rows if model.batchable else 0
+        message = m.Batch(batch.id, model.name, model.revision, rows, items, lease_ns(batch))
         self._actions.append(e.ToWorker(worker.id, message))
 
     @staticmethod
     def _began(worker: Worker, batch: Batch, now_ns: int) -> None:
         """The worker has nothing before this batch: it runs from now on."""
         worker.busy_until_ns = now_ns + batch.predicted_ns
-        worker.overdue_ns = overdue_ns(batch, now_ns)
+        worker.overdue_ns = now_ns + lease_ns(batch)
 
     def _take_back_lease(self, worker: Worker, message: m.Done | m.BatchFailed, now_ns: int) -> Batch | None:
         """The lease that a worker's message is about; None for one it does not hold."""

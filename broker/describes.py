@@ -9,7 +9,7 @@ from ..transport.errors import Code
 from .events import ToClient
 from .registry import Model
 
-WAITING_MAX = 64  # questions of one connection that wait for a model to load
+WAITING_MAX = 1024  # questions of one connection that wait for a model to load
 
 
 class Describes:

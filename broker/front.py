@@ -209,6 +209,7 @@ class Front:
             for number, queue_ns in zip(message.requests, message.queue_ns, strict=True):
                 answer, frames = self.inline.answer(conn, number, queue_ns, message.batch)
                 self._send(client.identity, [answer], frames)
+            self._forget(client)  # if it was dropped on the way
             return
         if isinstance(message, m.Answer) or (isinstance(message, m.Failed) and not message.held):
             self.inline.release(conn, message.request)

@@ -92,7 +92,7 @@ class Loop:
                 self._slow_due_ns = now_ns + SLOW_CHECK_NS
             if ready or self._acted or (due_ns is not None and due_ns <= now_ns):
                 self._act(core.handle(TURN, now_ns))
-                self._acted = False
+                self._acted = False  # before sending: who can't be reached is dropped, and that is acted on
                 back.flush()
                 front.flush()
                 core.tally()

@@ -25,7 +25,12 @@ def credentials(fd: int) -> tuple[int, int] | None:
         duplicate = os.dup(fd)
     except OSError:
         return None  # closed since the message was read
-    with socket.socket(fileno=duplicate) as peer:
+    try:
+        peer = socket.socket(fileno=duplicate)
+    except OSError:
+        os.close(duplicate)
+        return None  # closed since, and the number is no socket's now
+    with peer:
         if peer.family != socket.AF_UNIX:
             return None
         try:

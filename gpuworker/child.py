@@ -2,7 +2,7 @@
 
 One thread, one DEALER. It registers, loads what it is told to, and runs batches in the order in
 which they come. When the broker goes away it registers with the next one and keeps its sessions;
-arenas belong to the old broker and are unmapped.
+arenas belong to a broker, and are unmapped when the next one welcomes this worker.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from . import providers
 from .memory import Memory
 from .model import CannotServe, ServedModel
 from .runner import ItemRefused
+from .watchdog import Watchdog
 
 LOOK_AROUND_MS = 500  # how soon a broker's death is seen while nothing comes
 
@@ -59,7 +60,6 @@ class Session:
         self._loads: dict[str, tuple[Any, m.Loaded]] = {}  # what is loaded, so a new broker gets it at once
         self._epoch = 0
         self._broker_pid = 0
-        self._greeting = False  # registered, and not yet welcomed
         self._handlers: dict[type, Callable[[Any], None]] = {
             m.LentBatch: self._batch,
             m.Attach: self._attach,
@@ -71,25 +71,23 @@ class Session:
         }
 
     def register(self) -> None:
-        """Greet a broker, the first or the next one."""
-        for model in self._models.values():
-            model.forget_bindings()
-        self._memory.detach_all()
-        self._greeting = True
+        """Greet a broker, the first or the next one. One that knows this connection already pays no heed:
+        so what it has told us of stays, until a Welcome says that all begins anew."""
         self._send([m.Register(self._pid, [self._provider])])
 
     def handle(self, message: m.BrokerToWorker) -> None:
         self._handlers[type(message)](message)
 
     def _welcome(self, message: m.WorkerWelcome) -> None:
+        for model in self._models.values():
+            model.forget_bindings()
+        self._memory.detach_all()
         self._epoch = message.epoch
         self._broker_pid = message.pid
-        self._greeting = False
 
     def _refused(self, message: m.Refused) -> None:
         log.error("the broker refused a message: %s", message.text)
-        # A second greeting would unmap what the broker announces after the first.
-        if message.code == Code.UNKNOWN_CONNECTION and not self._greeting:
+        if message.code == Code.UNKNOWN_CONNECTION:
             self.register()
 
     def _load(self, message: m.Load) -> None:
@@ -193,6 +191,7 @@ def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_th
         return model
 
     session = Session(provider, os.getpid(), send, load, Memory())
+    watchdog = Watchdog()
     socket.connect(endpoint.workers)
     session.register()
     decode = codec.broker_to_worker.decode
@@ -214,12 +213,10 @@ def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_th
             log.error("the broker's message was refused: %s", error)
             continue
         for message in messages:
-            if type(message) is m.Refused:
-                # A new broker that does not know us: that the old one's connection ended is no news any
-                # more, and registering for it once more would unmap what the new one has announced.
-                while readable(monitor):
-                    recv_monitor_message(monitor)
+            if type(message) is m.LentBatch:
+                watchdog.start(message.lease_ns)
             session.handle(message)
+            watchdog.stop()
 
 
 def main(argv: list[str] | None = None) -> int:

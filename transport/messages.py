@@ -295,6 +295,7 @@ class Batch(msgspec.Struct, array_like=True, tag=6):
     revision: int
     rows: int
     items: list[Item]
+    lease_ns: int = 0  # a worker that runs it longer is hung; 0: no limit
 
 
 class LentBatch(msgspec.Struct, array_like=True, tag=6):
@@ -306,6 +307,7 @@ class LentBatch(msgspec.Struct, array_like=True, tag=6):
     revision: int
     rows: int
     items: msgspec.Raw
+    lease_ns: int = 0
 
 
 # ---- admin ----------------------------------------------------------------------------------

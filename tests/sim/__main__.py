@@ -1,29 +1,38 @@
-"""`python -m batchyard.tests.sim SEED...`: replay seeds, and say what happened in them."""
+"""`python -m batchyard.tests.sim SEED...` replays seeds and says what happened in them;
+`--first N` plays 0 to N - 1 and stops at the first that breaks a promise."""
 
 from __future__ import annotations
 
+import argparse
 import sys
+import traceback
 
 from .world import Violation, run
 
 
 def main(arguments: list[str]) -> int:
-    failed = 0
-    for seed in map(int, arguments):
+    parser = argparse.ArgumentParser(prog="python -m batchyard.tests.sim", description=__doc__)
+    parser.add_argument("seeds", type=int, nargs="*")
+    parser.add_argument("--first", type=int, default=0, metavar="N")
+    options = parser.parse_args(arguments)
+    for seed in range(options.first):
+        try:
+            run(seed)
+        except Violation as violation:
+            print(f"broken at seed {seed}: {violation.__cause__!r}\n{violation}")
+            return 1
+    status = 0
+    for seed in options.seeds:
         try:
             result = run(seed)
         except Violation as violation:
-            failed += 1
-            cause = violation.__cause__
-            at = cause.__traceback__ if cause is not None else None
-            while at is not None and at.tb_next is not None:
-                at = at.tb_next
+            status = 1
+            traceback.print_exception(violation.__cause__, limit=-4, file=sys.stdout)
             print(violation)
-            if at is not None:
-                print(f"  at {at.tb_frame.f_code.co_filename}:{at.tb_lineno}")
         else:
-            print(f"seed {seed}: {result.trace_hash} faults {result.faults} outcomes {result.outcomes}")
-    return 1 if failed else 0
+            print(f"seed {seed}: trace {result.trace_hash}, {result.steps} events")
+            print(f"  injected: {result.faults}\n  outcomes: {result.outcomes}")
+    return status
 
 
 if __name__ == "__main__":

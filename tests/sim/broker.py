@@ -61,7 +61,7 @@ class SimSentinels:
         dead, self._dead = self._dead, []
         for worker in dead:
             self.forget(worker)
-        return [worker for worker in dead]
+        return dead
 
     def forget(self, worker: int) -> None:
         self._pids.pop(worker, None)
@@ -84,12 +84,12 @@ class SimBroker:
         )
         self.front.inline = SimInline(world, self.front._register_own, INLINE_ARENA_BYTES)
         self.back = Back(
-            self.workers, endpoint, self.core, self.arenas, self._act, self._settle_workers  # type: ignore[arg-type]
-        )
+            self.workers, endpoint, self.core, self.arenas, self._act, self._settle_workers,  # type: ignore[arg-type]
+            self._credentials,
+        )  # fmt: skip
         self.back.sentinels.close()
         self.sentinels = SimSentinels(world)
         self.back.sentinels = self.sentinels  # type: ignore[assignment]
-        self.pids: dict[int, int] = {}  # worker -> process
         self._inboxes: dict[Router, deque[tuple[Link, bytes, Sequence[Any]]]] = {
             self.workers: deque(),
             self.clients: deque(),
@@ -98,6 +98,11 @@ class SimBroker:
         self._slow_due_ns = 0
         self._due_ns: int | None = None
         self._acted = False
+
+    def _credentials(self, fd: int) -> tuple[int, int] | None:
+        """What the kernel knows of the process at the other end of a worker's connection."""
+        pids = [getattr(link.peer, "pid", None) for link in self.workers.links() if link.fd == fd]
+        return (pids[0], 0) if pids and pids[0] is not None else None
 
     # ---- from outside -------------------------------------------------------------------------
 
@@ -154,9 +159,9 @@ class SimBroker:
             self._slow_due_ns = now_ns + SLOW_CHECK_NS
         if ready or self._acted or (self._due_ns is not None and self._due_ns <= now_ns):
             self._act(self.core.handle(TURN, now_ns))
+            self._acted = False
             self.back.flush()
             self.front.flush()
-            self._acted = False
             self.core.tally()
             self._due_ns = self.core.next_deadline_ns()
         if any(self._inboxes.values()) or self._acted:
@@ -195,10 +200,14 @@ class SimBroker:
                 self.back.tell(action)
             elif isinstance(action, e.KillWorker):
                 self.world.count("hung_killed")
+                self.world.check_hung(self.pid_of(action.worker))
                 self.back.kill(action.worker)
             else:
                 self.arenas.close(action.arena)
                 self.back.detach(action.arena)
+
+    def pid_of(self, worker: int) -> int:
+        return self.core.workers[worker].pid
 
     # ---- at the end ---------------------------------------------------------------------------
 

@@ -8,23 +8,23 @@ written over them meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from batchyard.client.channel import Channel, Pending, Settled
+from batchyard.broker.core import LOSSES_MAX
+from batchyard.client.channel import Settled
 from batchyard.client.connection import refusal
 from batchyard.client.futures import GRACE_NS
 from batchyard.client.reply import Reply
 from batchyard.client.signature import Signature
 from batchyard.transport import codec, errors
 from batchyard.transport import messages as m
-from batchyard.transport.deadlines import Deadlines
 
 from .clock import MS, US
 from .memory import ClientMemory
-from .models import ALONE_ROWS, FINE, MAX_BATCH, POISON, Array, answers, make_inputs
+from .models import ALONE_ROWS, FINE, MAX_BATCH, POISON, Array, make_inputs
 from .network import Link
+from .tickets import ClientSession, Conn, Ticket
 
 if TYPE_CHECKING:
     from .world import World
@@ -32,46 +32,7 @@ if TYPE_CHECKING:
 OUTCOME_LATE_NS_MAX = 50 * MS  # after its deadline: the first promise
 HOLD_NS_MAX = 20 * MS  # how long a user keeps a result
 RETRY_NS = 30 * MS
-
-
-class Ticket:
-    """One request of a user, and how it ended."""
-
-    def __init__(self, number: int, model: str, does: int, inputs: list[Array]) -> None:
-        self.number = number
-        self.model = model
-        self.does = does
-        self.expected = answers(model, inputs)
-        self.sent_ns = 0
-        self.patience_ns = 0
-        self.due_ns = 0
-        self.outcome = ""
-        self.pending: Pending | None = None
-        self.client_died = False
-
-
-class Conn:
-    """A connection and what waits to be sent on it."""
-
-    def __init__(self, session: ClientSession, link: Link) -> None:
-        self.session = session
-        self.link = link
-        self.greeted = False
-        self.closed = False
-        self.channel = Channel(session.memory, session.numbers)
-        self.outbox: list[tuple[Any, Sequence[Any]]] = []
-        self.expiries: Deadlines[Pending] = Deadlines(lambda pending: pending.settled)
-
-
-class ClientSession:
-    """What the real Session holds: memory, numbers, signatures, for as long as the broker is there."""
-
-    def __init__(self, memory: ClientMemory | None) -> None:
-        self.memory = memory
-        self.numbers = count(1)
-        self.signatures: dict[str, Signature] = {}
-        self.conns: list[Conn] = []
-        self.lost = False
+DESCRIBE_NS = 700 * MS
 
 
 class SimClient:
@@ -81,6 +42,7 @@ class SimClient:
         self.world = world
         self.name = name
         self.alive = True
+        self.closed = False
         self.stopped_until_ns = 0
         self.session: ClientSession | None = None
         self.tickets: list[Ticket] = []  # not settled
@@ -94,7 +56,7 @@ class SimClient:
     def connect(self) -> None:
         """A new session with one or two connections, as soon as there is a broker."""
         world = self.world
-        if not self.alive or (self.session is not None and not self.session.lost):
+        if self.closed or (self.session is not None and not self.session.lost):
             return
         if world.broker is None:
             world.clock.after(RETRY_NS, lambda: self.when_awake(self.connect))
@@ -110,6 +72,7 @@ class SimClient:
 
     def close(self) -> None:
         """The user closes the client."""
+        self.closed = True
         for conn in list(self._conns.values()):
             self._close(conn, errors.Cancelled("closed"))
         if self.session is not None:
@@ -146,6 +109,8 @@ class SimClient:
             return
         conn.closed = True
         self._settle(conn.channel.lose(error))
+        waiting = [ticket.number for ticket in self.tickets if ticket.conn is conn]
+        assert not waiting, f"the connection is lost, and {waiting} wait for it"
         if conn.link.open:
             conn.link.to_broker(codec.encode([m.Bye()]))
             conn.link.close_in_order()
@@ -156,6 +121,9 @@ class SimClient:
             self._close(conn, errors.Cancelled("idle"))
 
     # ---- sending ------------------------------------------------------------------------------
+
+    def conns(self) -> list[Conn]:
+        return [conn for conn in self._conns.values() if conn.greeted]
 
     def _put(self, conn: Conn, message: Any, frames: Sequence[Any] = ()) -> None:
         conn.outbox.append((message, frames))
@@ -182,6 +150,12 @@ class SimClient:
         pending = conn.channel.describe(model)
         pending.waiter = (conn, model)
         self._put(conn, pending.message)
+
+        def give_up() -> None:  # as session.describe does
+            if conn.channel.pending.pop(pending.number, None) is not None and not conn.closed:
+                self.describe(conn, model)
+
+        self.world.clock.after(DESCRIBE_NS, lambda: self.when_awake(give_up))
 
     def submit(self) -> None:
         """A user asks for something, if there is a connection to ask on."""
@@ -214,6 +188,7 @@ class SimClient:
         ticket.patience_ns = min(deadline_ns or timeout_ns, timeout_ns)
         ticket.due_ns = ticket.sent_ns + ticket.patience_ns + OUTCOME_LATE_NS_MAX
         ticket.pending = pending
+        ticket.conn = conn
         pending.waiter = ticket
         self.tickets.append(ticket)
         world.count("requests")
@@ -265,6 +240,8 @@ class SimClient:
             for message in codec.broker_to_client.decode(payload):
                 self.world.trace(self.name, "is told", type(message).__name__)
                 if isinstance(message, m.Refused):
+                    known = conn.greeted and link.open and not self.world.faults.get("queue_full")
+                    assert not known, f"a connection that is in order was refused: {message.text}"
                     self._lose(conn, refusal(message))
                     break
                 if isinstance(message, m.Welcome):
@@ -290,7 +267,7 @@ class SimClient:
                 raise outcome
             conn.session.signatures[model] = Signature(outcome[0])
         except errors.BatchyardError:
-            if not conn.closed:
+            if not conn.closed and self.world.running:
                 again = lambda: conn.closed or self.describe(conn, model)  # noqa: E731
                 self.world.clock.after(RETRY_NS, lambda: self.when_awake(again))
 
@@ -314,7 +291,7 @@ class SimClient:
         if kind is errors.ModelFailed:
             assert ticket.does == POISON, f"{ticket.number} failed for another's fault: {outcome}"
         elif kind is errors.WorkerLost:
-            assert world.deaths > 2, "nobody died"
+            assert world.deaths >= LOSSES_MAX, "too few died"
         elif kind is errors.DeadlineExceeded:
             assert world.clock.now_ns >= ticket.sent_ns + ticket.patience_ns, "too early"
         elif kind not in (errors.Overloaded, errors.BrokerLost, errors.UnknownConnection):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from batchyard.broker import events as e
 from batchyard.broker.batching import CREDIT
 from batchyard.broker.config import YardConfig
-from batchyard.broker.core import Core
+from batchyard.broker.core import LOSSES_MAX, Core
 from batchyard.transport import messages as m
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Seen:
     """A request as the broker has seen it."""
 
     __slots__ = (
-        "arrived_ns", "budget_ns", "deadline_ns", "done", "held", "lent", "model", "outcome", "released",
+        "arrived_ns", "budget_ns", "deadline_ns", "done", "held", "lent", "losses", "model", "outcome",
         "retried",
     )  # fmt: skip
 
@@ -35,7 +35,7 @@ class Seen:
         self.deadline_ns = now_ns + message.deadline_ns if message.deadline_ns else 0
         self.outcome = ""
         self.held = False
-        self.released = False
+        self.losses = 0  # workers that died while they ran nothing else
         self.lent: list[tuple[int, int]] = []  # rows that workers have
         self.done: list[tuple[int, int]] = []
         self.retried = False
@@ -56,6 +56,7 @@ class WatchedCore(Core):
 
     def handle(self, event: e.Event, now_ns: int) -> list[e.Action]:
         kind = type(event)
+        died_with: list[Seen] = []
         if kind is e.Submitted:
             self._submitted_seen(event, now_ns)  # type: ignore[arg-type]
         elif kind is e.ClientGone:
@@ -65,8 +66,8 @@ class WatchedCore(Core):
         elif kind is e.WorkerSaid:
             self._said_seen(event)  # type: ignore[arg-type]
         elif kind is e.WorkerGone:
-            for batch in self._lent.pop(event.worker, {}).values():  # type: ignore[union-attr]
-                _take_back(batch, retried=False)
+            died_with = self._worker_gone_seen(event.worker)  # type: ignore[union-attr]
+        self._asked_again = set(event.message.requests) if isinstance(event, e.CancelAsked) else set()
         actions = super().handle(event, now_ns)
         for action in actions:
             if isinstance(action, e.ToClient):
@@ -75,6 +76,9 @@ class WatchedCore(Core):
                 self._batch_lent(action.worker, action.message, now_ns)
         if kind is e.Turn:
             self._after_turn(now_ns)
+        elif kind is e.WorkerGone:
+            for seen in died_with:
+                assert seen.outcome or seen.losses < LOSSES_MAX, "it may kill every worker there is"
         elif kind is e.CancelAsked:
             for number in event.message.requests:  # type: ignore[union-attr]
                 seen = self.seen.get((event.conn, number))  # type: ignore[union-attr]
@@ -100,6 +104,19 @@ class WatchedCore(Core):
                 seen.outcome = "gone"
                 seen.held = bool(seen.lent)
 
+    def _worker_gone_seen(self, worker: int) -> list[Seen]:
+        """Requests that were all that the worker was running when it died."""
+        running = True
+        alone: list[Seen] = []
+        for batch in self._lent.pop(worker, {}).values():
+            _take_back(batch, retried=running)
+            if running and len(batch) == 1:
+                alone.append(batch[0][0])
+            running = False
+        for seen in alone:
+            seen.losses += 1
+        return alone
+
     def _said_seen(self, event: e.WorkerSaid) -> None:
         message = event.message
         if isinstance(message, m.Done | m.BatchFailed) and message.epoch == self.epoch:
@@ -122,6 +139,8 @@ class WatchedCore(Core):
             self._ended(conn, message.request, str(message.code), message.held)
         elif isinstance(message, m.Released):
             for number in message.requests:
+                if number in self._asked_again and (conn, number) not in self.seen:
+                    continue  # a cancel of what is over is answered once more
                 seen = self.seen.pop((conn, number))
                 assert seen.outcome, "released before it ended"
                 assert seen.held or seen.outcome == "gone", "released, and nobody held it"
@@ -129,10 +148,12 @@ class WatchedCore(Core):
 
     def _ended(self, conn: int, number: int, outcome: str, held: bool = False) -> None:
         seen = self.seen.get((conn, number))
-        assert seen is not None and not seen.outcome, f"request {number} of {conn} ended twice"
+        assert seen is not None, f"request {number} of {conn} is over"
+        assert not seen.outcome, f"request {number} of {conn} ended twice"
         seen.outcome = outcome
         seen.held = held
-        assert held == bool(seen.lent), f"request {number} of {conn}: held is a lie"
+        # Released may follow at once; that it follows is seen at the end.
+        assert held or not seen.lent, f"request {number} of {conn}: a worker still has it"
         if not held:
             del self.seen[conn, number]
 
@@ -143,7 +164,8 @@ class WatchedCore(Core):
         for part, item in zip(batch.parts, message.items, strict=True):
             request = part.request
             seen = self.seen.get((request.conn, request.id))
-            assert seen is not None and not seen.outcome, f"request {request.id} has ended, and is lent"
+            assert seen is not None, f"request {request.id} is over, and is lent"
+            assert not seen.outcome, f"request {request.id} has ended, and is lent"
             assert not seen.deadline_ns or seen.deadline_ns > now_ns, "expired, and lent"
             assert item.arena == request.arena
             rows = (part.start, part.stop)
@@ -188,6 +210,8 @@ class WatchedCore(Core):
     def at_rest(self) -> list[str]:
         """What is still under way."""
         found = [f"{name} is not empty" for name in ("seen", "batches") if getattr(self, name)]
+        found += [f"{model.name} keeps {len(lanes)} lanes" for model in self.models.values() if (lanes := [
+            lane for lane in model.lanes.values() if lane.signature])]
         if self.admission.rows or self.admission.nbytes:
             found.append(f"{self.admission.rows} rows are counted as under way")
         return found

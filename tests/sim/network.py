@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .world import World
 
 DELAY_NS_MAX = 300 * US
+FD_FIRST = 1 << 30  # no descriptor of this process: the broker asks the kernel who is behind it
 NOTICE_NS_MAX = 2_000 * US  # until an end is reported to the other side
 
 
@@ -78,14 +79,14 @@ class Router:
         self.name = name
         self.ended_fds: list[int] = []  # what the monitor has to report
         self._links: dict[bytes, Link] = {}
-        self._unread_max = unread_max
+        self.unread_max = unread_max
         self._to: Link | None = None
         self._sequence = 0
         self._free_fds: list[int] = []
 
     def admit(self, link: Link) -> tuple[int, int]:
         self._sequence += 1
-        fd = self._free_fds.pop(0) if self._free_fds else 10 + self._sequence
+        fd = self._free_fds.pop(0) if self._free_fds else FD_FIRST + self._sequence
         self._links[b"\0" + self._sequence.to_bytes(4, "big")] = link
         return self._sequence, fd
 
@@ -106,7 +107,7 @@ class Router:
         found = self._links.get(data)
         if found is None:
             raise zmq.ZMQError(zmq.EHOSTUNREACH)
-        if found.unread >= self._unread_max:
+        if found.unread >= self.unread_max:
             self.broker.world.count("queue_full")
             raise zmq.ZMQError(zmq.EAGAIN)
         self._to = found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchyard.gpuworker.child import LOOK_AROUND_MS, Session
 from batchyard.gpuworker.model import CannotServe
+from batchyard.gpuworker.watchdog import GRACE_NS
 from batchyard.transport import codec
 from batchyard.transport import messages as m
 
@@ -41,7 +42,7 @@ class SimWorker:
         self.session = Session("sim", pid, self._send, self._load, self.memory)
         self.link: Link | None = None
         self._unsent: list[tuple[bytes, Sequence[Any]]] = []  # ZeroMQ keeps it for the next broker
-        self._inbox: deque[tuple[Link | None, Any]] = deque()
+        self._inbox: deque[tuple[Link | None, Any, int]] = deque()
         self._busy = False
         self._lost = False  # the connection ended, and we have not yet registered again
 
@@ -73,7 +74,8 @@ class SimWorker:
 
     def receive(self, link: Link, payload: bytes, frames: Sequence[Any]) -> None:
         if self.alive:
-            self._inbox.append((link, codec.broker_to_worker.decode(payload)))
+            epoch = link.router.broker.core.epoch
+            self._inbox.append((link, codec.broker_to_worker.decode(payload), epoch))
             self._go_on()
 
     def link_ended(self, link: Link) -> None:
@@ -98,14 +100,14 @@ class SimWorker:
     def _go_on(self) -> None:
         """Handle what has come, up to the next thing that takes time."""
         while self.alive and self._inbox and not self._busy:
-            link, messages = self._inbox[0]
+            link, messages, epoch = self._inbox[0]
             if self.world.clock.now_ns < self.stopped_until_ns:
                 self._busy = True
                 self.world.clock.at(self.stopped_until_ns, self._resume)
                 return
             if link is not None:
                 link.unread -= 1
-                self._inbox[0] = (None, messages)
+                self._inbox[0] = (None, messages, epoch)
             if not messages:
                 self._inbox.popleft()
                 continue
@@ -114,7 +116,7 @@ class SimWorker:
             if takes_ns:
                 self._busy = True
                 if takes_ns > 0:
-                    self.world.clock.after(takes_ns, lambda message=message: self._finish(message))  # type: ignore[misc]
+                    self.world.clock.after(takes_ns, lambda message=message, epoch=epoch: self._finish(message, epoch))  # type: ignore[misc]
                 return
             self.session.handle(message)
 
@@ -125,6 +127,8 @@ class SimWorker:
             if self.hangs_next:
                 self.hangs_next = False
                 self.world.count("hang")
+                # gpuworker/watchdog.py: its own watch ends it, where the broker does not.
+                self.world.clock.after(message.lease_ns + GRACE_NS, lambda: self.alive and self.world.kill(self.pid))
                 return -1
             takes_ns = 300 * US + message.rows * rng.randrange(100 * US, 600 * US)
             if self.world.happens("slow_run"):
@@ -138,18 +142,17 @@ class SimWorker:
         self._busy = False
         self._go_on()
 
-    def _finish(self, message: Any) -> None:
+    def _finish(self, message: Any, epoch: int) -> None:
         """The run, or the load, has come to its end."""
         if not self.alive:
             return
         now_ns = self.world.clock.now_ns
         if now_ns < self.stopped_until_ns:
-            self.world.clock.at(self.stopped_until_ns, lambda: self._finish(message))
+            self.world.clock.at(self.stopped_until_ns, lambda: self._finish(message, epoch))
             return
         if isinstance(message, m.LentBatch):
             if message.model in self.models:
                 self.models[message.model].took_ns = 300 * US + message.rows * 350 * US
-            epoch = self.session._epoch
             try:
                 self.session.handle(message)
             except Killed:

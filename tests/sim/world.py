@@ -20,6 +20,7 @@ from batchyard.transport import messages as m
 from .broker import SimBroker
 from .client import SimClient
 from .clock import MS, SECOND, Clock
+from .faults import BLOWS, CALM_SHARE, CHANCES, FAULT_SHARE, blow
 from .memory import SimSegment
 from .models import FINE, INPUTS, KILLER, MAX_BATCH, POISON
 from .worker import SimWorker
@@ -27,24 +28,10 @@ from .worker import SimWorker
 SPAN_NS = 400 * MS
 REST_NS_MAX = 400 * SECOND  # a worker of which nothing is known counts as hung after 120 s
 STEPS_MAX = 60_000
+UNREAD_MAX = 10_000  # messages to a peer that does not read
+NUDGE_NS = 2 * SECOND
 TRACE_TAIL = 40
-# What can befall a run while there is traffic: how often, at most.
-BLOWS = {
-    "reset_client": 3,
-    "reset_worker": 2,
-    "kill_worker": 3,
-    "stop_worker": 2,
-    "hang_worker": 1,
-    "crash_broker": 2,
-    "stop_broker": 2,
-    "kill_client": 2,
-    "stop_client": 2,
-    "leap": 2,
-}
-# What may go wrong in passing: with which probability, where a run has it at all.
-CHANCES = {"slow_run": 0.2, "slow_load": 0.3, "load_fails": 0.3, "poison": 0.12, "killer": 0.04}
-FAULT_SHARE = 0.35  # of all kinds, in one run
-CALM_SHARE = 0.1  # of all runs: no fault at all
+CROWD_SHARE = 0.03  # of all runs: ten times the requests
 WHERE = Path(__file__).resolve()  # a file that exists, for models to be
 
 
@@ -78,6 +65,7 @@ class World:
         self.broker: SimBroker | None = None
         self.workers: dict[int, SimWorker] = {}  # the living, by pid
         self.clients: list[SimClient] = []
+        self.closing = False
         self.running = True  # there are faults and requests
         rng = self.rng
         calm = rng.random() < CALM_SHARE
@@ -88,9 +76,10 @@ class World:
         tight = rng.random() < 0.25
         limits = Limits(queue_rows_max=40, client_rows_max=24, queue_bytes_max=6_000) if tight else Limits()
         self.config = YardConfig(models, limits)
-        self._unread_max = rng.choice((2, 6, 1000)) if "stop_client" in self._kinds else 1000
+        self._unread_max = rng.choice((6, 1000)) if "stop_client" in self._kinds else UNREAD_MAX
         self._hash = 0
         self._hash_high = 0
+        self.steps = 0
         self._numbers = 0
         self._epoch = 100
         self._pid = 1000
@@ -152,6 +141,13 @@ class World:
     def given_back(self, pid: int, epoch: int, batch: int) -> None:
         self._held[pid].pop((epoch, batch), None)
 
+    def check_hung(self, pid: int) -> None:
+        """The broker takes a process for hung: it must hold a batch, unless the clock or the broker itself
+        was held up while the answer was on its way."""
+        late = self.faults.get("leap") or self.faults.get("stop_broker") or self.is_dead(pid)
+        if not late and not self._held.get(pid):
+            self.violated(f"process {pid} has answered everything, and is killed as hung")
+
     def slot_freed(self, name: str, start: int, stop: int) -> None:
         for batches in self._held.values():
             for ranges in batches.values():
@@ -163,9 +159,9 @@ class World:
         """Whether the segment's session was given up: nothing is handed out of it any more."""
         for client in self.clients:
             session = client.session
-            if session is not None and session.memory is not None and not session.lost:
-                if session.memory.segment.handle.name == name:
-                    return False
+            memory = session.memory if session is not None and not session.lost else None
+            if memory is not None and memory.segment.handle.name == name:
+                return False
         own = self.broker.front.inline._segment if self.broker is not None else None
         return own is None or own.handle.name != name
 
@@ -182,6 +178,8 @@ class World:
         worker.start()
 
     def start_client(self) -> None:
+        if self.closing:
+            return
         client = SimClient(self, f"client {len(self.clients)}", self.rng.random() < 0.25)
         self.clients.append(client)
         client.connect()
@@ -205,44 +203,6 @@ class World:
     def kill_soon(self, pid: int) -> None:
         self.clock.after(self.rng.randrange(MS), lambda: self.kill(pid))
 
-    # ---- faults -------------------------------------------------------------------------------
-
-    def blow(self, kind: str) -> None:
-        """One fault befalls somebody."""
-        rng = self.rng
-        self.count(kind)
-        self.trace("fault", kind)
-        workers = list(self.workers.values())
-        clients = [client for client in self.clients if client.alive]
-        broker = self.broker
-        if kind == "leap":
-            leap_ns = rng.choice((20, 300, 8_000, 200_000)) * MS
-            self.clock.leap(leap_ns)
-            for client in clients:
-                for ticket in client.tickets:
-                    ticket.due_ns += leap_ns
-        elif kind == "crash_broker" and broker is not None:
-            self.broker = None
-            broker.crash()
-            self.clock.after(rng.randrange(1, 80) * MS, self.start_broker)
-        elif kind == "stop_broker" and broker is not None:
-            broker.stopped_until_ns = self.clock.now_ns + rng.randrange(1, 120) * MS
-        elif kind in ("reset_client", "reset_worker") and broker is not None:
-            links = (broker.clients if kind == "reset_client" else broker.workers).links()
-            if links:
-                rng.choice(links).reset()
-        elif kind == "kill_worker" and workers:
-            self.kill(rng.choice(workers).pid)
-        elif kind == "stop_worker" and workers:
-            rng.choice(workers).stopped_until_ns = self.clock.now_ns + rng.choice((3, 40, 7_000)) * MS
-        elif kind == "hang_worker" and workers:
-            rng.choice(workers).hangs_next = True
-        elif kind == "stop_client" and clients:
-            rng.choice(clients).stop(rng.choice((2, 30, 300)) * MS)
-        elif kind == "kill_client" and clients:
-            rng.choice(clients).die()
-            self.clock.after(rng.randrange(30) * MS, self.start_client)
-
     # ---- the run ------------------------------------------------------------------------------
 
     def play(self) -> None:
@@ -256,14 +216,18 @@ class World:
         for kind, most in BLOWS.items():
             if kind in self._kinds:
                 for _ in range(rng.randrange(1, most + 1)):
-                    self.clock.after(rng.randrange(SPAN_NS), lambda kind=kind: self.blow(kind))  # type: ignore[misc]
+                    self.clock.after(rng.randrange(SPAN_NS), lambda kind=kind: blow(self, kind))  # type: ignore[misc]
         at_ns = 0
-        for _ in range(rng.randrange(20, 70)):
+        for _ in range(rng.randrange(200, 600) if rng.random() < CROWD_SHARE else rng.randrange(20, 70)):
             # Some come together, some alone.
             at_ns += rng.choice((0, 0, 0, 1, 5, 25)) * MS * rng.randrange(1, 3)
             self.clock.after(25 * MS + at_ns % SPAN_NS, self._ask)
         self._step_until(lambda: self.clock.now_ns >= start_ns + SPAN_NS, SPAN_NS)
         self.running = False
+        self._unread_max = UNREAD_MAX
+        if self.broker is not None:
+            self.broker.clients.unread_max = UNREAD_MAX
+        self.clock.after(NUDGE_NS, self._nudge)
         self._step_until(self._at_rest, REST_NS_MAX)
         self._end()
 
@@ -275,7 +239,6 @@ class World:
 
     def _step_until(self, is_over: Any, within_ns: int) -> None:
         give_up_ns = self.clock.now_ns + within_ns + 1_000 * SECOND  # leaps
-        self.steps = 0
         while not is_over():
             assert self.clock.step(), "nothing happens any more"
             self.steps += 1
@@ -283,6 +246,14 @@ class World:
                 raise AssertionError("; ".join(self.broken))
             assert self.steps < STEPS_MAX, "it does not come to rest: too many events"
             assert self.clock.now_ns < give_up_ns, "it does not come to rest: too long"
+
+    def _nudge(self) -> None:
+        """Every client asks for something: one that the broker has dropped learns of it so."""
+        for client in self.clients:
+            for conn in client.conns() if client.alive else ():
+                client.describe(conn, next(iter(self.config.models)))
+        if not self._at_rest() and not self.closing:
+            self.clock.after(NUDGE_NS, self._nudge)
 
     def _at_rest(self) -> bool:
         return (
@@ -293,6 +264,7 @@ class World:
 
     def _end(self) -> None:
         """Everybody leaves in order; nothing may be left."""
+        self.closing = True
         for client in self.clients:
             session = client.session
             if client.alive and session is not None and not session.lost and session.memory is not None:

@@ -46,6 +46,13 @@ def test_a_good_request_is_measured_in_rows_and_bytes(net: Model) -> None:
     assert net.check(good(), ARENA_BYTES) == (2, 2 * 16 + 2 * 8 + 2 * 4)
 
 
+def test_a_worker_that_loads_a_model_at_last_is_no_failure_any_more(net: Model) -> None:
+    made = Model(ModelConfig("net", Path("/net.onnx"), 8))
+    made.failures[1] = "the file was not there"
+    made.loaded(1, 501, Loaded("net", 1, net.inputs, net.outputs, True, "", 8, "cpu", "", {}))
+    assert made.info().reason == ""
+
+
 def test_without_output_slots_only_the_inputs_count(net: Model) -> None:
     message = good()
     message.outputs = []

@@ -184,8 +184,8 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
     "broker_to_worker.Detach": (codec.broker_to_worker, m.Detach(5), [5, 5]),
     "broker_to_worker.Batch": (
         codec.broker_to_worker,
-        m.Batch(17, "resnet18", 2, 3, [m.Item(5, [Tensor(1, [3, 4], 128)], [Slot(0, 60)])]),
-        [6, 17, "resnet18", 2, 3, [[5, [[1, [3, 4], 128, 0]], [[0, 60]]]]],
+        m.Batch(17, "resnet18", 2, 3, [m.Item(5, [Tensor(1, [3, 4], 128)], [Slot(0, 60)])], 7_000),
+        [6, 17, "resnet18", 2, 3, [[5, [[1, [3, 4], 128, 0]], [[0, 60]]]], 7_000],
     ),
     "admin_to_broker.Snapshot": (codec.admin_to_broker, m.Snapshot(), [1]),
     "broker_to_admin.Refused": (codec.broker_to_admin, m.Refused(2, "no"), [0, 2, "no"]),
@@ -226,6 +226,7 @@ def test_a_worker_reads_a_batch_with_its_items_left_as_bytes() -> None:
     (lent,) = codec.broker_to_worker.decode(bytes.fromhex(GOLDEN["broker_to_worker.Batch"]))
     assert isinstance(lent, m.LentBatch)
     assert (lent.batch, lent.model, lent.revision, lent.rows) == (17, "resnet18", 2, 3)
+    assert lent.lease_ns == 7_000
     assert msgspec.msgpack.decode(lent.items, type=list[m.Item]) == batch.items
 
 

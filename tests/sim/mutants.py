@@ -1,0 +1,127 @@
+"""Bugs to sow: one exact replacement in one file each. The text must occur exactly once, so that a
+mutant that the code has outgrown fails loudly instead of testing nothing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+CORE = "broker/core.py"
+LANES = "broker/lanes.py"
+BATCHING = "broker/batching.py"
+ADMISSION = "broker/admission.py"
+REGISTRY = "broker/registry.py"
+FRONT = "broker/front.py"
+BACK = "broker/back.py"
+CHANNEL = "client/channel.py"
+SESSION = "gpuworker/child.py"
+RUNNER = "gpuworker/runner.py"
+DEADLINES = "transport/deadlines.py"
+
+_OK = '            self._end(request, "ok")\n'
+
+MUTANTS = [
+    # ---- the core: outcomes and slots
+    Mutant("a request that is done is never released", CORE, _OK + "            self._release(request)\n", _OK),
+    Mutant("a request that is done is released twice", CORE, _OK, _OK + "            self._release(request)\n"),
+    Mutant("a cancel is ignored", CORE, 'self._fail(request, Code.CANCELLED, "cancelled by its client")', "pass"),
+    Mutant("a deadline is ignored", CORE, "self._fail(request, Code.DEADLINE_EXCEEDED, self._why_late(request))", "pass"),
+    Mutant("held slots are called free", CORE, "held = request.rows_leased > 0", "held = False"),
+    Mutant("free slots are called held", CORE, "held = request.rows_leased > 0", "held = True"),
+    Mutant(
+        "a batch that is done answers requests that have ended", CORE,
+        "            if request.ended:\n                self._release_if_free(request)\n                continue\n", "",
+    ),
+    Mutant("what comes back still counts as lent", CORE, "        request.rows_leased -= part.stop - part.start\n", ""),
+    Mutant("done rows are not counted", CORE, "            request.rows_done += rows\n", ""),
+    Mutant(
+        "an ended request is released while another part is lent", CORE,
+        "        if not request.rows_leased:\n            connection = self.connections.get(request.conn)",
+        "        if True:\n            connection = self.connections.get(request.conn)",
+    ),
+    Mutant("a held request is not remembered", CORE, "            self.connections[request.conn].held.add(request.id)\n", "            pass\n"),
+    Mutant("a client's result is sent twice", CORE, "                completed[conn].requests.append(request.id)\n", "                completed[conn].requests.append(request.id)\n                completed[conn].requests.append(request.id)\n                completed[conn].queue_ns.append(queue_ns)\n"),
+    # ---- the core: those who leave
+    Mutant("a client that left keeps its arena", CORE, "        arena.connections -= 1\n", ""),
+    Mutant("a client that left keeps its place in the queue", CORE, '            self._end(request, "gone")\n', "            pass\n"),
+    Mutant("an arena is closed under a lease", CORE, "if not arena.connections and not arena.requests and not arena.pinned", "if not arena.connections and not arena.pinned"),
+    Mutant("a dead worker's running batch is forgotten", CORE, "        lane.retry([part])\n", ""),
+    Mutant("a dead worker's waiting batch is forgotten", CORE, "            lane.push_front(part)\n            return\n        lane.retry", "            return\n        lane.retry"),
+    Mutant("a dead worker's batch is requeued twice", CORE, "        lane.retry([part])\n", "        lane.retry([part])\n        lane.retry([part])\n"),
+    Mutant("a requeued batch's lane is not looked at", CORE, "        self.lanes[lane] = None\n        if not was_running:", "        if not was_running:"),
+    Mutant("a request that kills workers is never given up", CORE, "        request.losses += 1\n", ""),
+    Mutant("a dead worker still counts as serving", CORE, "            model.workers.pop(worker.id, None)\n", ""),
+    # ---- the core: batches
+    Mutant("an answer's epoch is not looked at", CORE, "worker.leases.pop(message.batch, None) if message.epoch == self.epoch else None", "worker.leases.pop(message.batch, None)"),
+    Mutant("a hung worker is left alone", CORE, "                self._actions.append(e.KillWorker(worker.id))\n", ""),
+    Mutant("the lease of a second batch is not watched", CORE, "            self._began(worker, following, now_ns)\n", "            pass\n"),
+    Mutant("an idle worker is still watched", CORE, "        worker.overdue_ns = 0\n        worker.busy_until_ns = now_ns\n", "        worker.busy_until_ns = now_ns\n"),
+    Mutant("a worker is lent batches without end", CORE, "if len(worker.leases) == 1:", "if worker.leases:"),
+    Mutant("bisection runs one half twice", CORE, "for half in (live[middle:], live[:middle]):", "for half in (live[:middle], live[:middle]):"),
+    Mutant("a failed batch fails everyone in it", CORE, "if index == message.item or len(batch.parts) == 1:", "if True:"),
+    Mutant("a failed half's lane is not looked at", CORE, "        self.lanes[lane] = None\n        if 0 <= message.item", "        if 0 <= message.item"),
+    Mutant("a deadline buys a place below the class's floor", CORE, "virtual_ns = max(deadline_ns, (now_ns + virtual_ns) // 2)", "virtual_ns = deadline_ns"),
+    Mutant("a lane with work is dropped", CORE, "for lane in [lane for lane in self.lanes if not lane.rows]:", "for lane in [lane for lane in self.lanes if lane.rows < 2]:"),
+    # ---- lanes
+    Mutant("an ended request still counts as waiting", LANES, "        self._count(request, -request.rows_waiting)\n", ""),
+    Mutant("the rest of a split request is lost", LANES, "                heappush(heap, (entry[0], self._sequence, rest))\n", ""),
+    Mutant("the rest of a split request begins anew", LANES, "rest = Part(part.request, part.start + room, part.stop)", "rest = Part(part.request, part.start, part.stop)"),
+    Mutant("a part reads from its request's beginning", LANES, "tensor.offset + self.start * stride)", "tensor.offset)"),
+    Mutant("a part writes to its request's beginning", LANES, "Slot(slot.offset + self.start * (slot.nbytes // rows),", "Slot(slot.offset,"),
+    Mutant("halves of a failed batch are not counted", LANES, "        self.retries.append(group)\n        for part in group:\n            self._count(part.request, part.stop - part.start)\n", "        self.retries.append(group)\n"),
+    Mutant("an ended request is taken from the heap", LANES, "            part = entry[2]\n            if part.request.ended:\n                continue\n", "            part = entry[2]\n"),
+    Mutant("a sweep throws the living away", LANES, "live = [entry for entry in heap if not entry[2].request.ended]", "live = [entry for entry in heap if entry[2].request.ended]"),
+    # ---- batching
+    Mutant("the latest virtual deadline goes first", BATCHING, "if best is None or head_ns < best_ns:", "if best is None or head_ns > best_ns:"),
+    Mutant("a worker is lent a model that it has not loaded", BATCHING, "if head_ns is None or lane.model.name not in worker.models:", "if head_ns is None:"),
+    Mutant("an idle worker waits for a fuller batch", BATCHING, "    if not worker.leases:\n        return True\n", "    if not worker.leases:\n        return lane.rows >= min(2, lane.model.max_batch)\n"),
+    Mutant("a batch is larger than the model takes", BATCHING, "    rows_max = lane.model.max_batch\n", "    rows_max = lane.model.max_batch + 1\n"),
+    Mutant("a lease of which nothing is known lasts for ever", BATCHING, "        return HUNG_UNKNOWN_NS\n", "        return 0\n"),
+    # ---- admission
+    Mutant("rows of ended requests still count", ADMISSION, "        self.rows -= request.rows\n", ""),
+    Mutant("a client's bytes are not counted", ADMISSION, "        connection.account.nbytes += request.nbytes\n", ""),
+    Mutant("a client's bound on rows is not held", ADMISSION, "            or account.rows + rows > limits.client_rows_max\n", ""),
+    Mutant("the yard's bound on rows is one too high", ADMISSION, "self.rows + rows > limits.queue_rows_max\n            or", "self.rows + rows > limits.queue_rows_max + 1\n            or"),
+    Mutant("a hopeless request is admitted", ADMISSION, "            if finish_ns > deadline_ns:\n", "            if finish_ns > deadline_ns * 1000:\n"),
+    # ---- registry
+    Mutant("an input may lie outside the arena", REGISTRY, "            if nbytes > arena_nbytes - tensor.offset:\n                check_range(tensor.offset, nbytes, arena_nbytes)  # says what is wrong\n", ""),
+    Mutant("lanes that nobody uses pile up", REGISTRY, "            del self.lanes[lane.signature]\n", "            pass\n"),
+    Mutant("shapes that differ share a lane", REGISTRY, "tuple(tuple(tensor.shape[1:]) for tensor in inputs)", "((),)"),
+    Mutant("a model that loads at last is still failed", REGISTRY, "        self.failures.pop(worker, None)\n", ""),
+    # ---- the client's channel
+    Mutant("a result's input slots are never freed", CHANNEL, "            for offset in pending.inputs:\n                memory.free(offset)\n            pending.arrays = None\n", "            pending.arrays = None\n"),
+    Mutant("an abandoned request's slots are never freed", CHANNEL, "            if pending.settled:\n                self._give_back(pending)\n                continue\n", "            if pending.settled:\n                continue\n"),
+    Mutant("slots are freed twice", CHANNEL, "        pending.inputs = []\n        pending.outputs = []\n", "        if self.memory is not None:\n            for offset in pending.outputs:\n                self.memory.free(offset)\n"),
+    Mutant("slots that a worker holds are freed", CHANNEL, "            pending = self.pending.get(message.request)\n        else:\n", "            pending = self.pending.get(message.request)\n            if pending is not None:\n                self._give_back(pending)\n        else:\n"),
+    Mutant("Released is not heard", CHANNEL, "                if released is not None:\n                    self._give_back(released)\n", ""),
+    Mutant("a request is settled twice", CHANNEL, "        if pending.settled:\n            return []\n        pending.settled = True\n        return [(pending, outcome)]", "        return [(pending, outcome)]"),
+    Mutant("the broker is not told that nobody waits", CHANNEL, "        return m.Cancel([pending.number])", "        return None"),
+    Mutant("an answer in frames keeps its slots", CHANNEL, "            return []\n        self._give_back(pending)\n        try:", "            return []\n        try:"),
+    Mutant("the parts of an answer are joined backwards", CHANNEL, "else [np.concatenate(column) for column in zip(*parts, strict=True)]", "else [np.concatenate(column[::-1]) for column in zip(*parts, strict=True)]"),
+    Mutant("a lost connection's requests wait for ever", CHANNEL, "        settled = [(pending, error) for pending in list(self.pending.values()) if not pending.settled]\n", "        settled: list = []\n"),
+    # ---- the worker
+    Mutant("a worker keeps a former broker's arenas", SESSION, "        self._memory.detach_all()\n", ""),
+    Mutant("a worker keeps bindings into a former broker's arenas", SESSION, "    def _welcome(self, message: m.WorkerWelcome) -> None:\n        for model in self._models.values():\n            model.forget_bindings()\n", "    def _welcome(self, message: m.WorkerWelcome) -> None:\n"),
+    Mutant("a worker forgets its arenas when it greets again", SESSION, "        self._send([m.Register(self._pid, [self._provider])])\n", "        self._memory.detach_all()\n        self._send([m.Register(self._pid, [self._provider])])\n"),
+    Mutant("a worker never unmaps an arena", SESSION, "        self._memory.detach(message.arena)\n", ""),
+    Mutant("a worker answers with a former broker's epoch", SESSION, "        self._epoch = message.epoch\n", "        self._epoch = self._epoch or message.epoch\n"),
+    Mutant("a worker that is refused does not greet again", SESSION, "            self.register()\n", "            pass\n"),
+    Mutant("rows are scattered to the wrong requests", RUNNER, "            rows_before += rows\n", "            rows_before += 1\n"),
+    Mutant("rows are gathered over each other", RUNNER, "            at += nbytes\n", ""),
+    # ---- the broker's two sides
+    Mutant("a worker is not told of an arena", BACK, "                    queue.append(m.Attach(item.arena, self._arenas.handle(item.arena)))\n", "                    pass\n"),
+    Mutant("workers are not told that an arena is closed", BACK, "                self._outbox.setdefault(peer.worker, []).append(m.Detach(arena))\n", ""),
+    Mutant("a worker that is cut off is not killed", BACK, "if not (holds_batches and self.sentinels.kill(peer.worker)):", "if True:"),
+    Mutant("a message goes on after its client was dropped", FRONT, "            if client is not None and identity not in self.known:\n                return  # dropped while its own envelope was handled: it does not read, or is gone\n", ""),
+    Mutant("a client over tcp that was dropped is remembered for ever", FRONT, "            self._forget(client)  # if it was dropped on the way\n", ""),
+    Mutant("tensors that came as frames are never freed", FRONT, "            self.inline.release(conn, message.request)\n", "            pass\n"),
+    Mutant("an ended connection's report is not read before the next greeting", FRONT, "            self._settle_endings()\n", ""),
+    Mutant("what is over is due all the same", DEADLINES, "            if not self._is_over(thing):\n                yield thing\n", "            yield thing\n"),
+]  # fmt: skip
