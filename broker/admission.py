@@ -15,6 +15,8 @@ from .lanes import Request
 from .registry import Model, Worker
 
 RETRY_AFTER_MIN_NS = 1_000_000
+FAR_FACTOR = 4
+FAR_NS = 2_000_000_000
 
 
 class Account:
@@ -45,6 +47,7 @@ class Admission:
     def __init__(self, limits: Limits, models: Mapping[str, Model], workers: Mapping[int, Worker]) -> None:
         self.rows = 0
         self.nbytes = 0
+        self.slowest_row_ns = 0.0  # of all models; see Model.row_ns
         self._limits = limits
         self._models = models
         self._workers = workers
@@ -71,7 +74,8 @@ class Admission:
             or account.nbytes + nbytes > limits.client_bytes_max
         ):
             raise self._full(account, model, rows, nbytes, now_ns)
-        if deadline_ns and self.rows:
+        # A far deadline needs no forecast: even the slowest model would be through by then.
+        if deadline_ns and self.rows and self.rows * self.slowest_row_ns * FAR_FACTOR > deadline_ns - FAR_NS:
             finish_ns = self.finish_ns(model, rows, priority, now_ns) - now_ns
             if finish_ns > deadline_ns:
                 raise Overloaded(

@@ -254,7 +254,7 @@ class Core:
         try:
             worker.models[model.name] = model.loaded(worker.id, worker.pid, message)
             worker.timings[model.name] = timing = TimeModel(message.warmup_ns)
-            model.row_ns = timing.predict_ns(model.max_batch) / model.max_batch
+            self._pace(model, timing)
         except InvalidRequest as error:
             self.counters.refuse("bad_load")
             model.failures[worker.id] = f"a worker described it wrongly: {error}"
@@ -428,8 +428,13 @@ class Core:
         timing = worker.timings[model.name]
         timing.learn(batch.rows, took_ns)
         if batch.rows == model.max_batch:
-            model.row_ns = timing.predict_ns(batch.rows) / batch.rows
+            self._pace(model, timing)
         self._unaccounted.append((batch, message, finished, now_ns))
+
+    def _pace(self, model: Model, timing: TimeModel) -> None:
+        """What a full batch is expected to take has changed."""
+        model.row_ns = timing.predict_ns(model.max_batch) / model.max_batch
+        self.admission.slowest_row_ns = max(other.row_ns for other in self.models.values())
 
     def _answer(self, request: Request, queue_ns: int, receipt: m.BatchReceipt) -> None:
         """Reply with outputs that lie elsewhere than in slots."""

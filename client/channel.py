@@ -81,8 +81,7 @@ class Channel:
         else:
             frames = []
             try:
-                tensors = self._place(memory, pending, signature, arrays, wait_s)
-                slots = self._reserve(memory, pending, signature, rows, wait_s)
+                tensors, slots = self._place(memory, pending, signature, arrays, wait_s)
             except BaseException:
                 self._give_back(pending)
                 raise
@@ -90,33 +89,31 @@ class Channel:
         self.pending[pending.number] = pending
         return pending, frames
 
-    def _place(
-        self, memory: SlotMemory, pending: Pending, signature: Signature, arrays: list[Array], wait_s: float
-    ) -> list[Tensor]:
-        tensors = []
-        for want, array in zip(signature.inputs, arrays, strict=True):
-            offset = memory.offset_of(array)
-            if offset is None:
-                offset = memory.alloc_within(array.nbytes, wait_s)
-                pending.inputs.append(offset)
-                memory.write(offset, array)
-            else:
-                pending.arrays = arrays
-            tensors.append(Tensor(want.code, list(array.shape), offset))
-        return tensors
-
     @staticmethod
-    def _reserve(
-        memory: SlotMemory, pending: Pending, signature: Signature, rows: int, wait_s: float
-    ) -> list[Slot]:
-        slots: list[Slot] = []
+    def _place(
+        memory: SlotMemory, pending: Pending, signature: Signature, arrays: list[Array], wait_s: float
+    ) -> tuple[list[Tensor], list[Slot]]:
+        """Slots for what does not lie in the arena yet, and for every output whose size is known."""
+        places = [memory.offset_of(array) for array in arrays]
+        sizes = [array.nbytes for array, place in zip(arrays, places, strict=True) if place is None]
+        copied = len(sizes)
+        if copied < len(arrays):
+            pending.arrays = arrays
         if signature.output_tails is not None:
-            for row_nbytes in signature.output_row_nbytes:
-                nbytes = row_nbytes * rows
-                offset = memory.alloc_within(nbytes, wait_s)
-                pending.outputs.append(offset)
-                slots.append(Slot(offset, nbytes))
-        return slots
+            sizes += [row_nbytes * pending.rows for row_nbytes in signature.output_row_nbytes]
+        offsets = memory.alloc_within(sizes, wait_s)
+        pending.inputs = offsets[:copied]
+        pending.outputs = offsets[copied:]
+        fresh = iter(pending.inputs)
+        tensors = []
+        for want, array, place in zip(signature.inputs, arrays, places, strict=True):
+            offset = place
+            if offset is None:
+                offset = next(fresh)
+                memory.write(offset, array)
+            tensors.append(Tensor(want.code, list(array.shape), offset))
+        slots = [Slot(offset, nbytes) for offset, nbytes in zip(pending.outputs, sizes[copied:], strict=True)]
+        return tensors, slots
 
     def abandon(self, pending: Pending) -> m.Cancel | None:
         """The caller no longer waits: what to tell the broker, or None when there is nothing left."""

@@ -348,6 +348,8 @@ class Client:
 
 def priority_of(priority: int | str) -> int:
     """A Priority, its number, or its name in any case. Raises InvalidRequest."""
+    if type(priority) is Priority:
+        return priority
     if isinstance(priority, str):
         found = Priority.__members__.get(priority.upper())
         if found is not None:
@@ -360,6 +362,8 @@ def priority_of(priority: int | str) -> int:
 
 def deadline_ns_of(deadline: float | None, timeout: float) -> int:
     """Time that the broker has. Raises InvalidRequest for a duration that is not above zero."""
+    if deadline is None and type(timeout) is float and 0.0 < timeout <= SECONDS_MAX:
+        return int(timeout * 1e9)
     _check_seconds("timeout", timeout)
     if deadline is None:
         return int(timeout * 1e9)

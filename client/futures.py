@@ -19,7 +19,7 @@ import zmq
 
 from ..transport import messages as m
 from ..transport.deadlines import Deadlines, sleep_ms
-from ..transport.errors import BatchyardError, BrokerLost, Cancelled, DeadlineExceeded
+from ..transport.errors import ArenaExhausted, BatchyardError, BrokerLost, Cancelled, DeadlineExceeded
 from ..transport.sockets import readable
 from .channel import Pending, Settled
 from .connection import Connection, refusal
@@ -95,11 +95,13 @@ class IoThread:
             signature = session.use(
                 lambda connection: session.signature(connection, model, give_up_s), give_up_s
             )
-        # On our own thread a wait for slots would wait for ourselves.
-        own = threading.current_thread() is self._thread
-        pending, frames = self._channel.submit(
-            signature, inputs, priority, deadline_ns, 0.0 if own or not self.busy else wait_s
-        )
+        try:
+            pending, frames = self._channel.submit(signature, inputs, priority, deadline_ns, 0.0)
+        except ArenaExhausted:
+            # On our own thread a wait for slots would wait for ourselves.
+            if threading.current_thread() is self._thread or not self.busy:
+                raise
+            pending, frames = self._channel.submit(signature, inputs, priority, deadline_ns, wait_s)
         pending.waiter = future
         future._pending = pending
         expires_ns = time.monotonic_ns() + min(deadline_ns, int(wait_s * 1e9)) + GRACE_NS

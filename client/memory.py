@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from math import prod
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -47,9 +48,22 @@ class SlotMemory:
 
     def alloc(self, nbytes: int) -> int:
         """Offset of a free slot. Raises ArenaExhausted."""
+        return self._alloc_all((nbytes,))[0]
+
+    def _alloc_all(self, sizes: Sequence[int]) -> list[int]:
+        """A slot for each size, or none and ArenaExhausted."""
+        arena = self._arena
+        offsets: list[int] = []
         with self._lock:
             self._take_freed()
-            return self._arena.alloc(nbytes)
+            try:
+                for nbytes in sizes:
+                    offsets.append(arena.alloc(nbytes))  # noqa: PERF401  # what is there goes back
+            except ArenaExhausted:
+                for offset in offsets:
+                    arena.free(offset)
+                raise
+        return offsets
 
     def _take_freed(self) -> None:
         freed = self._freed
@@ -59,12 +73,12 @@ class SlotMemory:
             except Empty:
                 return  # a waiting thread, which holds no lock, was faster
 
-    def alloc_within(self, nbytes: int, timeout_s: float) -> int:
-        """`alloc`, waiting up to `timeout_s` for slots to come back."""
+    def alloc_within(self, sizes: Sequence[int], timeout_s: float) -> list[int]:
+        """A slot for each size, waiting up to `timeout_s` for slots to come back; all or none."""
         give_up_s = time.monotonic() + timeout_s if timeout_s > 0 else 0.0
         while True:
             try:
-                return self.alloc(nbytes)
+                return self._alloc_all(sizes)
             except ArenaExhausted:
                 left_s = give_up_s - time.monotonic() if give_up_s else 0.0
                 if left_s <= 0:

@@ -8,6 +8,7 @@ instead of ending the process.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +56,10 @@ class ClientMemory(SlotMemory):
         self._leases = {}
         self._live: dict[int, int] = {}
 
-    def alloc(self, nbytes: int) -> int:
-        offset = super().alloc(nbytes)
-        self._live[offset] = nbytes
-        return offset
+    def _alloc_all(self, sizes: Sequence[int]) -> list[int]:
+        offsets = super()._alloc_all(sizes)
+        self._live.update(zip(offsets, sizes, strict=True))
+        return offsets
 
     def free(self, offset: int) -> None:
         self._is_over(offset)

@@ -98,11 +98,11 @@ def test_exhaustion_is_an_error_that_says_what_to_do_and_ends_with_the_next_free
 def test_waiting_for_room_ends_when_another_thread_drops_its_array(memory: SlotMemory) -> None:
     held = [array(memory, 1 << 16) for _ in range(4)]
     ready = threading.Event()
-    got: list[int] = []
+    got: list[list[int]] = []
 
     def wait() -> None:
         ready.set()
-        got.append(memory.alloc_within(1 << 18, 20.0))
+        got.append(memory.alloc_within([1 << 18], 20.0))
 
     thread = threading.Thread(target=wait)
     thread.start()
@@ -115,7 +115,7 @@ def test_waiting_for_room_ends_when_another_thread_drops_its_array(memory: SlotM
 def test_waiting_for_room_ends_with_an_error_when_the_time_is_up(memory: SlotMemory) -> None:
     held = [array(memory, 1 << 16) for _ in range(4)]
     with pytest.raises(ArenaExhausted):
-        memory.alloc_within(4, 0.01)
+        memory.alloc_within([4], 0.01)
     assert len(held) == 4
 
 
@@ -140,7 +140,7 @@ def test_slots_that_are_too_small_do_not_start_the_wait_anew(memory: SlotMemory)
     held = [memory.alloc(250_000) for _ in range(4)]
     memory._freed = Trickle()  # type: ignore[assignment]
     with pytest.raises(ArenaExhausted):
-        memory.alloc_within(1 << 18, 0.0005)
+        memory.alloc_within([1 << 18], 0.0005)
     assert len(held) == 4
 
 
