@@ -78,7 +78,7 @@ class Core:
         self._describes = Describes(self.models)
         self._urgent_until_ns = 0  # urgent traffic is present until then
         self._actions: list[e.Action] = []
-        self._unaccounted: list[tuple[Batch, m.Done, list[tuple[Request, int]], int]] = []
+        self._unaccounted: list[tuple[Batch, m.Done, list[Request], int]] = []
         self._handlers: dict[type, Callable[[Any, int], None]] = {
             e.Submitted: self._submitted,
             e.Turn: self._turn,
@@ -138,10 +138,16 @@ class Core:
             return
         counters = self.counters
         for batch, message, finished, ended_ns in self._unaccounted:
-            counters.batch(batch.lane.model.name, batch.rows, message)
-            for request, queue_ns in finished:
-                counters.end(request.model.name, request.priority, "ok")
-                counters.observe(request, ended_ns, queue_ns)
+            name = batch.lane.model.name
+            counters.batch(name, batch.rows, message)
+            # What came in one envelope has waited equally long: few groups, many requests.
+            groups: dict[tuple[int, int], int] = {}
+            for request in finished:
+                key = (request.priority, request.arrived_ns)
+                groups[key] = groups.get(key, 0) + 1
+            for (priority, arrived_ns), count in groups.items():
+                counters.end(name, priority, "ok", count)
+                counters.observe(name, priority, ended_ns - arrived_ns, batch.sent_ns - arrived_ns, count)
         self._unaccounted.clear()
 
     # ---- clients ----------------------------------------------------------------------------
@@ -396,7 +402,7 @@ class Core:
             model.revision,
         )
         completed: dict[int, m.Completed] = {}
-        finished: list[tuple[Request, int]] = []
+        finished: list[Request] = []
         for index, part in enumerate(batch.parts):
             request = part.request
             rows = part.stop - part.start
@@ -415,7 +421,7 @@ class Core:
             queue_ns = batch.sent_ns - request.arrived_ns
             self._end(request, "ok")
             self._release(request)
-            finished.append((request, queue_ns))
+            finished.append(request)
             if request.parts is not None:
                 self._answer(request, queue_ns, receipt)
             elif conn in completed:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..transport.messages import Done
-    from .lanes import Request
 
 BUCKETS_PER_OCTAVE = 4
 
@@ -41,11 +40,11 @@ class Histogram:
         self.counts: dict[int, int] = {}
         self.sum_ns = 0
 
-    def add(self, value_ns: int) -> None:
+    def add(self, value_ns: int, count: int = 1) -> None:
         bucket = bucket_of(value_ns)
         counts = self.counts
-        counts[bucket] = counts.get(bucket, 0) + 1
-        self.sum_ns += value_ns
+        counts[bucket] = counts.get(bucket, 0) + count
+        self.sum_ns += value_ns * count
 
     def snapshot(self) -> dict[str, Any]:
         return {"counts": dict(sorted(self.counts.items())), "sum": self.sum_ns}
@@ -70,21 +69,19 @@ class Counters:
     def refuse(self, reason: str) -> None:
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
-    def end(self, model: str, priority: int, outcome: str) -> None:
+    def end(self, model: str, priority: int, outcome: str, count: int = 1) -> None:
         key = (model, priority, outcome)
-        self.requests[key] = self.requests.get(key, 0) + 1
+        self.requests[key] = self.requests.get(key, 0) + count
 
-    def observe(self, request: Request, now_ns: int, queue_ns: int) -> None:
-        """A request has got its result."""
-        name = request.model.name
+    def observe(self, model: str, priority: int, total_ns: int, queue_ns: int, count: int) -> None:
+        """So many requests have got their results."""
         stages = self._stages
-        key = (name, request.priority, "total")
-        histogram = stages.get(key)
-        if histogram is None:
-            histogram = stages[key] = Histogram()
-            stages[(name, request.priority, "queue")] = Histogram()
-        histogram.add(now_ns - request.arrived_ns)
-        stages[(name, request.priority, "queue")].add(queue_ns)
+        total = stages.get((model, priority, "total"))
+        if total is None:
+            total = stages[model, priority, "total"] = Histogram()
+            stages[model, priority, "queue"] = Histogram()
+        total.add(total_ns, count)
+        stages[model, priority, "queue"].add(queue_ns, count)
 
     def batch(self, model: str, rows: int, done: Done) -> None:
         """A batch has run."""

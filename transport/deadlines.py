@@ -11,6 +11,7 @@ from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 SWEEP_MIN = 1024
+PEELED_MAX = 4  # ended things taken off the top at one look
 SLEEP_MAX_MS = 3_600_000  # poll() takes no more than 2**31 - 1, and a deadline may be years away
 
 T = TypeVar("T")
@@ -38,9 +39,15 @@ class Deadlines(Generic[T]):
             self._sweep_at = max(SWEEP_MIN, 2 * len(self._heap))
 
     def next_ns(self) -> int | None:
-        """When the earliest that still matters is due; None: nothing is."""
+        """When to look again: no later than the earliest that still matters is due; None: never.
+
+        It may be the time of something that is over: taking every such thing out here cost a
+        busy broker 0.5 us a request, and one look too many in half a minute costs nothing.
+        """
         heap = self._heap
-        while heap and self._is_over(heap[0][2]):
+        for _ in range(PEELED_MAX):
+            if not heap or not self._is_over(heap[0][2]):
+                break
             heappop(heap)
         return heap[0][0] if heap else None
 

@@ -374,7 +374,7 @@ def test_requests_that_ended_long_before_their_deadline_are_not_kept_until_then(
         world.submit(1, 2, deadline_ns=30_000 * MS + number)
         world.cancel(1, 2)
     assert len(world.core._deadlines) < 2_000
-    assert world.core.next_deadline_ns() == world.now_ns + 60_000 * MS
+    assert world.core.next_deadline_ns() <= world.now_ns + 60_000 * MS
 
 
 def test_cancelled_request_never_reaches_a_worker(world: World) -> None:
