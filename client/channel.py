@@ -94,25 +94,30 @@ class Channel:
         memory: SlotMemory, pending: Pending, signature: Signature, arrays: list[Array], wait_s: float
     ) -> tuple[list[Tensor], list[Slot]]:
         """Slots for what does not lie in the arena yet, and for every output whose size is known."""
-        places = [memory.offset_of(array) for array in arrays]
-        sizes = [array.nbytes for array, place in zip(arrays, places, strict=True) if place is None]
+        tensors = []
+        sizes = []
+        fresh = []
+        for want, array in zip(signature.inputs, arrays, strict=True):
+            offset = memory.offset_of(array)
+            tensor = Tensor(want.code, list(array.shape), offset or 0)
+            tensors.append(tensor)
+            if offset is None:
+                sizes.append(array.nbytes)
+                fresh.append((tensor, array))
+            else:
+                pending.arrays = arrays
         copied = len(sizes)
-        if copied < len(arrays):
-            pending.arrays = arrays
-        if signature.output_tails is not None:
-            sizes += [row_nbytes * pending.rows for row_nbytes in signature.output_row_nbytes]
+        for row_nbytes in signature.output_row_nbytes:
+            sizes.append(row_nbytes * pending.rows)  # noqa: PERF401  # a comprehension costs 0.2 us more
         offsets = memory.alloc_within(sizes, wait_s)
         pending.inputs = offsets[:copied]
         pending.outputs = offsets[copied:]
-        fresh = iter(pending.inputs)
-        tensors = []
-        for want, array, place in zip(signature.inputs, arrays, places, strict=True):
-            offset = place
-            if offset is None:
-                offset = next(fresh)
-                memory.write(offset, array)
-            tensors.append(Tensor(want.code, list(array.shape), offset))
-        slots = [Slot(offset, nbytes) for offset, nbytes in zip(pending.outputs, sizes[copied:], strict=True)]
+        for (tensor, array), offset in zip(fresh, offsets, strict=False):
+            tensor.offset = offset
+            memory.write(offset, array)
+        slots = []
+        for offset, nbytes in zip(pending.outputs, sizes[copied:], strict=True):
+            slots.append(Slot(offset, nbytes))
         return tensors, slots
 
     def abandon(self, pending: Pending) -> m.Cancel | None:

@@ -54,6 +54,7 @@ class Signature:
         self.output_dtypes = [dtypes.BY_CODE[spec.dtype].numpy for spec in info.outputs]
         tails = [spec.shape[skip:] for spec in info.outputs]
         self.output_tails: list[tuple[int, ...]] | None = None  # None: sizes are not known before the run
+        self.output_row_nbytes: list[int] = []
         if all(isinstance(axis, int) for tail in tails for axis in tail):
             self.output_tails = [tuple(int(axis) for axis in tail) for tail in tails]
             self.output_row_nbytes = [
