@@ -13,7 +13,8 @@ omission" (Gil Tene, "How NOT to Measure Latency", 2013; wrk2 and HdrHistogram c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import cycle
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ class Client(Protocol):
 
     def infer(self, model: str, x: Any, /, **options: Any) -> Any: ...
     def submit(self, model: str, x: Any, /, **options: Any) -> Future: ...
+    def map(self, model: str, inputs: Iterable[Any], /, **options: Any) -> Iterator[Any]: ...
 
 
 class Clock(Protocol):
@@ -78,6 +80,46 @@ def closed_loop(
     if in_flight == 1:
         return _one_in_flight(client, model, inputs, duration_s, warm_up_s)
     return _Window(client, model, inputs, in_flight, duration_s, warm_up_s).run()
+
+
+def mapped_loop(
+    client: Client,
+    model: str,
+    inputs: Sequence[Any],
+    in_flight: int,
+    duration_s: float,
+    *,
+    warm_up_s: float = WARM_UP_S,
+) -> Measured:
+    """`map` with a window of `in_flight` for `duration_s`: the same load as `closed_loop`, without futures.
+
+    A latency counts from the moment at which `map` takes the input to the one at which it hands the
+    result out, in order.
+    """
+    measured = Measured()
+    record = measured.latencies_ns.append
+    from_ns = time.perf_counter_ns() + int(warm_up_s * 1e9)
+    until_ns = from_ns + int(duration_s * 1e9)
+    started_ns: deque[int] = deque()
+
+    def source() -> Iterator[Any]:
+        for x in cycle(inputs):
+            now_ns = time.perf_counter_ns()
+            if now_ns >= until_ns:
+                return
+            started_ns.append(now_ns)
+            yield x
+
+    try:
+        for _ in client.map(model, source(), window=in_flight):
+            ended_ns = time.perf_counter_ns()
+            taken_ns = started_ns.popleft()
+            if from_ns <= ended_ns < until_ns:
+                record(ended_ns - taken_ns)
+    except Exception as error:
+        measured.failed(error)
+    measured.elapsed_ns = until_ns - from_ns
+    return measured
 
 
 def _one_in_flight(

@@ -120,6 +120,12 @@ class Session:
         if self.lost or self._closed:
             self._close_idle()
 
+    def discard(self, connection: Connection) -> None:
+        """The broker of a borrowed connection is gone, and so is this session."""
+        self.give_up()
+        self._lent.discard(connection)
+        connection.close()
+
     def use(self, work: Callable[[Connection], T], give_up_s: float) -> T:
         """Do something with a connection of the calling thread's own. When the broker turns out to
         be gone, so is this session."""
@@ -127,9 +133,7 @@ class Session:
         try:
             result = work(connection)
         except BrokerLost:
-            self.give_up()
-            self._lent.discard(connection)
-            connection.close()
+            self.discard(connection)
             raise
         except BaseException:
             self.give_back(connection)
