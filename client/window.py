@@ -18,6 +18,7 @@ from .connection import Connection, refusal
 from .reply import Reply
 from .signature import Signature
 
+_END = object()
 REFILL_SHARE = 8  # refill when an eighth of the window is free: one message for many requests
 
 
@@ -40,6 +41,7 @@ class Window:
         self._deadline_ns = deadline_ns
         self._patience_s = patience_s
         self._under_way: deque[tuple[Pending, float]] = deque()  # in order, with when to give up
+        self._kept: list[Any] = []  # an input that the arena had no room for
 
     def results(self, inputs: Iterable[Any]) -> Iterator[Reply]:
         """One reply per input, in order. The first error is raised."""
@@ -63,17 +65,28 @@ class Window:
             yield pending.waiter
 
     def _fill(self, source: Iterator[Any]) -> bool:
-        """Submit until the window or the arena is full; False when there is no more input."""
+        """Submit until the window or the arena is full; False when there is no more input.
+
+        Raises ArenaExhausted only when nothing is under way that will give room back.
+        """
         gathered: list[Any] = []
         give_up_s = time.monotonic() + self._patience_s
+        channel = self._connection.channel
         more = True
         while len(self._under_way) < self._size:
-            try:
-                entry = next(source)
-            except StopIteration:
+            entry = self._kept.pop() if self._kept else next(source, _END)
+            if entry is _END:
                 more = False
                 break
-            pending, frames = self._submit(entry)
+            try:
+                pending, frames = channel.submit(
+                    self._signature, entry, self._priority, self._deadline_ns, 0.0
+                )
+            except ArenaExhausted:
+                if not self._under_way:
+                    raise
+                self._kept.append(entry)  # for when a result has been handed out
+                break
             self._under_way.append((pending, give_up_s))
             if frames:
                 self._connection.send([pending.message], frames)
@@ -82,19 +95,6 @@ class Window:
         if gathered:
             self._connection.send(gathered)
         return more
-
-    def _submit(self, entry: Any) -> tuple[Pending, Any]:
-        """Raises ArenaExhausted only when nothing under way can give room back in time."""
-        give_up_s = time.monotonic() + self._patience_s
-        while True:
-            try:
-                return self._connection.channel.submit(
-                    self._signature, entry, self._priority, self._deadline_ns, 0.0
-                )
-            except ArenaExhausted:
-                if not self._connection.channel.pending or time.monotonic() > give_up_s:
-                    raise
-                self._receive()
 
     def _await(self, pending: Pending, give_up_s: float) -> None:
         while pending.waiter is None:

@@ -140,10 +140,37 @@ def test_map_answers_in_order(client: Client) -> None:
     assert [float(y[0, 0]) for y in answers] == [-float(number) for number in range(200)]
 
 
+def test_map_in_an_arena_for_a_few_waits_for_room_and_answers_all(yard: Yard) -> None:
+    with yard.client(arena_bytes=4096) as small:
+        inputs = [np.full((1, 4), number, np.float32) for number in range(300)]
+        answers = [answer.copy() for answer in small.map("neg", inputs, window=64)]
+    assert all((answer == -number).all() for number, answer in enumerate(answers))
+
+
+def test_the_first_error_ends_map_and_leaves_the_client_usable(client: Client) -> None:
+    good = np.ones((1, 4), np.float32)
+    answers = client.map("neg", [good, good, good.astype(np.float64), good], window=1)
+    assert (next(answers) == -1).all()
+    assert (next(answers) == -1).all()
+    with pytest.raises(InvalidRequest, match="astype"):
+        next(answers)
+    assert (client.infer("neg", good) == -1).all()
+
+
 def test_leaving_map_early_cancels_the_rest(client: Client, tools: Any) -> None:
-    for _ in client.map("slow", [np.zeros((1, 512), np.float32)] * 20, window=20):
-        break
-    tools.until(lambda: not client._io.busy, what="slots of what was cancelled")  # type: ignore[union-attr]
+    answers = client.map("slow", [np.zeros((1, 512), np.float32)] * 20, window=20)
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    session = client._session
+    assert session is not None
+    assert session.memory is not None
+    memory = session.memory
+
+    def is_free() -> bool:
+        session.recover_slots()
+        return memory.used_bytes == 0
+
+    tools.until(is_free, what="slots of what was cancelled")
 
 
 def test_asyncio_answers_like_the_others(yard: Yard, paths: dict[str, Path], reference: Any) -> None:
