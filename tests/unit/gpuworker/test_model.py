@@ -452,3 +452,22 @@ def test_names_of_the_table_and_of_onnxruntime_are_the_same() -> None:
     from batchyard.gpuworker import model
 
     assert set(model._ORT_TYPES.values()) == set(BY_NAME)
+
+
+def test_rows_are_not_dealt_out_when_the_outputs_do_not_follow_them(yard: Yard, onnx_models: Any) -> None:
+    """One client once got another's rows: axis 0 of the output was free, and was not the batch."""
+    nodes = [
+        ("Shape", ["x"], ["width"], {"start": 1}),
+        ("Div", ["width", "two"], ["half"], {}),
+        ("Concat", ["all", "half"], ["shape"], {"axis": 0}),
+        ("Reshape", ["x", "shape"], ["y"], {}),
+    ]
+    constants = {"two": np.array([2], np.int64), "all": np.array([-1], np.int64)}
+    path = onnx_models.save("half", nodes, [("x", 1, ["n", "w"])], [("y", 1, ["m", "k"])], constants)
+    model = serve(path)
+    items = [m.Item(ARENA, [yard.put(np.full((1, 4), n, np.float32), 1)], []) for n in (1, 2)]
+    with pytest.raises(ValueError, match="not the batch"):
+        yard.run(model, *items)
+    for n, item in enumerate(items, start=1):  # each by itself is right
+        (frame,) = yard.run(model, item).frames
+        assert np.frombuffer(frame, np.float32).tolist() == [n] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,16 @@ def test_well_formed_messagepack_of_any_shape_meets_only_typed_errors(
     outcome(DECODERS[name], msgpack.packb([1, [[tag, *fields]]]))
     outcome(DECODERS[name], msgpack.packb([1, fields]))
     outcome(DECODERS[name], msgpack.packb(fields))
+
+
+def test_a_payload_of_megabytes_is_refused_before_anything_is_built_of_it() -> None:
+    """16 MB of nils once took 1.2 GB in the broker before it was found to be no message."""
+    payload = b"\xdd" + (16 << 20).to_bytes(4, "big") + b"\xc0" * (16 << 20)
+    tracemalloc.start()
+    try:
+        assert {outcome(decoder, payload) for decoder in DECODERS.values()} == {"malformed"}
+        small = b"\x92\x02\xdd" + (1 << 20).to_bytes(4, "big") + b"\xc0" * (1 << 20)
+        assert outcome(codec.client_to_broker, small) == "another version"
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
