@@ -143,15 +143,3 @@ class Relay:
             raise TimeoutError(f"the {self.kind} relay fell silent for {ANSWER_MS} ms") from None
         measured.elapsed_ns = until_ns - from_ns
         return measured
-
-
-def relay_latency(kind: str, duration_s: float) -> Measured:
-    """Round trips through fresh relay processes of `kind`, one message in flight."""
-    with Relay(kind) as relay:
-        return relay.round_trips(duration_s)
-
-
-def relay_throughput(kind: str, in_flight: int, duration_s: float) -> Measured:
-    """Messages through fresh relay processes of `kind`, `in_flight` of them under way."""
-    with Relay(kind) as relay:
-        return relay.window(in_flight, duration_s)

@@ -204,17 +204,20 @@ class Client:
             raise InvalidRequest(
                 f"window is how many requests are under way at once: 1 or more, not {window}"
             )
+        check_name(model)
         deadline_ns = deadline_ns_of(deadline, timeout)
         patience = patience_s(deadline, timeout)
-        session = self._session
-        if session is None or session.lost:
-            session = self._open()
+        urgency = priority_of(priority)
         give_up_s = time.monotonic() + patience
+        # Asked anew: a connection that idled through a broker's restart is replaced here, while
+        # nothing is under way yet.
+        self._use(lambda session, connection: session.describe(connection, model, give_up_s), give_up_s)
+        session = self._open()
         connection = session.borrow(give_up_s)
         under_way: Window | None = None
         try:
             signature = session.signature(connection, model, give_up_s)
-            under_way = Window(connection, signature, window, priority_of(priority), deadline_ns, patience)
+            under_way = Window(connection, signature, window, urgency, deadline_ns, patience)
             for reply in under_way.results(inputs):
                 yield reply.value
         except BrokerLost:

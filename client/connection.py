@@ -45,7 +45,6 @@ class Connection:
         self.endpoint = endpoint
         self.channel = Channel(memory, numbers)
         self.greeted = False
-        self.inline_bytes_max = 0
         self.socket = context.socket(zmq.DEALER)
         self._open_sockets = open_sockets
         open_sockets.add(self.socket)
@@ -73,7 +72,6 @@ class Connection:
             for message in self.receive()[0]:
                 if isinstance(message, m.Welcome):
                     self.greeted = True
-                    self.inline_bytes_max = message.inline_bytes_max
                     return
                 if isinstance(message, m.Refused):
                     raise errors.from_wire(message.code, message.text)

@@ -270,6 +270,14 @@ def test_a_client_that_was_idle_while_the_broker_was_exchanged_works_again(yard:
         assert (client.infer("neg", array) == -5).all()  # it lies in the lost session's memory
 
 
+def test_map_after_the_broker_was_exchanged_answers_at_the_first_call(yard: Yard, tools: Any) -> None:
+    with yard.client() as client, yard.client() as other:
+        assert works(client)
+        tools.kill(yard.processes[0].pid)
+        tools.until(lambda: works(other), 30)
+        assert [int(answer[0, 0]) for answer in client.map("neg", [X] * 5)] == [-1] * 5
+
+
 def test_threads_that_meet_the_end_of_the_broker_get_only_typed_errors(yard: Yard, tools: Any) -> None:
     stop = threading.Event()
     surprises: list[BaseException] = []

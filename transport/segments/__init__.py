@@ -23,7 +23,6 @@ import msgspec
 
 from ..errors import InvalidRequest, SegmentRefused
 
-BACKENDS = ("memfd", "named")
 SEGMENT_BYTES_MAX = 1 << 46  # half of a 47-bit address space: larger is a typing error, not a wish
 
 # Linux 5.14; not in the mmap module. Faults the pages in for writing, so the hot path never does.
