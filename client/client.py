@@ -304,23 +304,21 @@ class Client:
         raise BrokerLost(f"the broker forgets its connections: {unknown}")
 
     def _io_thread(self) -> IoThread:
-        session = self._session
-        if session is None or session.lost:
-            session = self._open()
-        io = self._io
-        if io is not None and io.session is session:
-            return io
-        with self._lock:
+        """The current session's I/O thread, started on first use; a former session's is closed."""
+        while True:
+            session = self._session
+            if session is None or session.lost:
+                session = self._open()
             former = self._io
-            if former is None or former.session is not session:
-                self._io = IoThread(session)
-            else:
-                former = None
-            io = self._io
-            assert io is not None
-        if former is not None:
-            former.close()  # not under the lock: a callback on that thread may be waiting for it
-        return io
+            if former is not None and former.session is session:
+                return former
+            with self._lock:
+                if self._session is not session or self._io is not former:
+                    continue  # another thread was faster: never replace its newer one by ours
+                self._io = io = IoThread(session)
+            if former is not None:
+                former.close()  # not under the lock: a callback on that thread may be waiting for it
+            return io
 
     def _begin_anew(self) -> None:
         """Forget the session without closing it: its sockets and memory are another process's."""
