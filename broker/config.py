@@ -66,6 +66,7 @@ class ModelConfig:
     max_batch: int = MAX_BATCH_DEFAULT  # rows
     batchable: bool | None = None  # None: decided from the model's symbolic axis 0
     warmup: bool = True
+    idempotent: bool = True  # a request may run again when something died under it
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,18 +228,21 @@ def _models(top: _Table, root: Path | None) -> dict[str, ModelConfig]:
     section = _Table(tables, "models", top.problems, tuple(tables))
     found: dict[str, ModelConfig] = {}
     for name in tables:
-        model = section.table(name, ("file", "max_batch", "batchable", "warmup"))
+        model = section.table(name, ("file", "max_batch", "batchable", "warmup", "idempotent"))
         if not isinstance(tables[name], dict):
             continue
         file = model.string("file", "the model's file, inside models_root")
         max_batch = model.integer("max_batch", MAX_BATCH_DEFAULT, 1, MAX_BATCH_MAX)
         batchable = model.boolean("batchable")
         warmup = model.boolean("warmup")
+        idempotent = model.boolean("idempotent")
         if file is None or root is None:
             continue
         path = _existing_file(root / file, model.at("file"), file, top.problems, inside=root)
         if path is not None:
-            found[name] = ModelConfig(name, path, max_batch, batchable, warmup is not False)
+            found[name] = ModelConfig(
+                name, path, max_batch, batchable, warmup is not False, idempotent is not False
+            )
     return found
 
 

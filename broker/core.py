@@ -288,16 +288,22 @@ class Core:
             for part in batch.parts:
                 self._take_back_part(part)
                 if not part.request.ended:
-                    self.counters.requeued += 1
                     self._requeue(part, batch, batch is running)
 
     def _requeue(self, part: Part, batch: Batch, was_running: bool) -> None:
         """A part of a lost batch goes back to the head of its lane.
 
         If it was running, by itself: should it be what kills workers, then its neighbours get their
-        results, and it is given up when it has done so alone LOSSES_MAX times.
+        results, and it is given up when it has done so alone LOSSES_MAX times. Of a model that is not
+        idempotent nothing runs twice, and nobody knows how far the worker had come.
         """
         lane = batch.lane
+        if not lane.model.config.idempotent:
+            lane.push_front(part)  # where the end of a request looks for its rows
+            text = f"a worker died under this request, and {lane.model.name!r} is not idempotent"
+            self._fail(part.request, Code.WORKER_LOST, text)
+            return
+        self.counters.requeued += 1
         self.lanes[lane] = None
         if not was_running:
             lane.push_front(part)

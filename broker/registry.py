@@ -130,6 +130,7 @@ class Model:
             self.alone_reason,
             self.max_batch,
             list(self.workers.values()),
+            self.config.idempotent,
         )
 
     def check(self, message: Submit, arena_nbytes: int) -> tuple[int, int]:

@@ -56,6 +56,7 @@ def as_json(model: ModelInfo) -> dict[str, Any]:
         "batchable": model.batchable,
         "alone_reason": model.alone_reason,
         "max_batch": model.max_batch,
+        "idempotent": model.idempotent,
         "workers": [
             {
                 "worker": worker.worker,

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..client import Client, ModelInfo
-from ..client.yard import snapshot
+from ..client.admin import snapshot
 from ..transport import endpoints, segments
 from ..transport.endpoints import Endpoint
 from ..transport.errors import BatchyardError, DeadlineExceeded

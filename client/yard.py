@@ -23,12 +23,10 @@ from typing import IO, Any, Self
 
 import zmq
 
-from ..transport import codec
-from ..transport import messages as m
 from ..transport.endpoints import Endpoint
 from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, InvalidRequest, from_wire
-from ..transport.keys import KeyFolder
 from ..transport.processes import Backoff, ChildProcess
+from .admin import snapshot
 from .aio import AsyncClient
 from .client import Client
 
@@ -260,21 +258,3 @@ def _why_ended(last_words: bytes) -> BatchyardError:
 def _check_count(what: str, number: object) -> None:
     if not isinstance(number, int) or number < 1:
         raise InvalidRequest(f"{what} is a number of 1 or more, not {number!r}")
-
-
-def snapshot(endpoint: Endpoint, timeout: float, keys: Path | None = None) -> dict[str, Any]:
-    """The cumulative counters of the broker at an endpoint. Raises DeadlineExceeded, Unauthorized."""
-    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.setsockopt(zmq.LINGER, 0)
-        if endpoint.is_ipv6:
-            socket.setsockopt(zmq.IPV6, 1)
-        if keys is not None:
-            KeyFolder(keys).apply_client(socket)
-        socket.connect(endpoint.admin)
-        socket.send(codec.encode([m.Snapshot()]))
-        if not socket.poll(int(timeout * 1000)):
-            raise DeadlineExceeded(f"no broker answers at {endpoint.url} within {timeout:g} s")
-        (message,) = codec.broker_to_admin.decode(socket.recv())
-        if isinstance(message, m.Refused):
-            raise from_wire(message.code, message.text)
-        return message.counters

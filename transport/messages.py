@@ -14,7 +14,7 @@ import msgspec
 from .segments import SegmentHandle
 from .tensors import Count, Slot, Tensor, TensorSpec
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MESSAGES_MAX = 4096  # messages in one envelope
 REQUESTS_MAX = 4096  # request ids in one Cancel
 
@@ -25,6 +25,7 @@ TENSORS_MAX = 1024  # inputs or outputs of a model
 INLINE_BYTES_MAX = 256 << 20  # of one frame
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
+Path = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
 class Priority(IntEnum):
@@ -166,6 +167,7 @@ class ModelInfo(msgspec.Struct, array_like=True, frozen=True):
     alone_reason: str  # why requests run alone, when they do
     max_batch: int
     workers: list[WorkerInfo]
+    idempotent: bool = True  # whether a request may run twice when something died under it
 
 
 class Described(msgspec.Struct, array_like=True, tag=6):
@@ -198,6 +200,8 @@ class Loaded(msgspec.Struct, array_like=True, tag=2):
     provider: str
     placement: Text
     warmup_ns: dict[int, int]
+    buckets: Annotated[list[Count], msgspec.Meta(max_length=64)] = []  # the only sizes it runs; empty: any
+    difference: float | None = None  # greatest, of the canary's answers from those of Load.beside
 
 
 class LoadFailed(msgspec.Struct, array_like=True, tag=3):
@@ -225,6 +229,7 @@ class Done(msgspec.Struct, array_like=True, tag=4):
     scatter_ns: Took
     copied_bytes: Count
     elsewhere: list[ItemOutputs]
+    changed: list[Count] = []  # items whose inputs were not what Item.digest says
 
 
 class BatchFailed(msgspec.Struct, array_like=True, tag=5):
@@ -257,6 +262,9 @@ class Load(msgspec.Struct, array_like=True, tag=2):
     max_batch: int
     batchable: bool | None
     warmup: bool
+    buckets: list[int] = []  # the only batch sizes to run, rising; empty: the provider decides
+    beside: int = 0  # the revision to compare a canary's answers with; 0: none
+    tolerance: float | None = None  # greatest difference of the canary's answers; None: any
 
 
 class Unload(msgspec.Struct, array_like=True, tag=3):
@@ -280,11 +288,13 @@ class Detach(msgspec.Struct, array_like=True, tag=5):
 
 
 class Item(msgspec.Struct, array_like=True, gc=False):
-    """A request's rows in a batch. `outputs` empty: send the outputs back as frames."""
+    """A request's rows in a batch. `outputs` empty: send the outputs back as frames. `digest`: others
+    want this result too, if the inputs are what they were; see docs/architecture.md, "Identical work"."""
 
     arena: int
     inputs: list[Tensor]
     outputs: list[Slot]
+    digest: bytes = b""
 
 
 class Batch(msgspec.Struct, array_like=True, tag=6):
@@ -317,15 +327,47 @@ class Snapshot(msgspec.Struct, array_like=True, tag=1):
     """Ask for the cumulative counters."""
 
 
+class LoadModel(msgspec.Struct, array_like=True, tag=2):
+    """Serve one more model. `file` is relative to the yard's models_root. Answered by ModelChanged
+    when a worker has it loaded and warm, or by Refused."""
+
+    model: Name
+    file: Path
+    max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None  # None: the yard's default
+
+
+class SwapModel(msgspec.Struct, array_like=True, tag=3):
+    """Serve a model from this file from now on ("": the file that it has, read anew). Every worker
+    loads it beside the old one, and compares their answers; then all switch, or none does."""
+
+    model: Name
+    file: Path
+    tolerance: float | None = None  # greatest difference of a canary's answers; None: any
+
+
+class UnloadModel(msgspec.Struct, array_like=True, tag=4):
+    """Serve it no longer. What waits for it is still run; answered when that is done."""
+
+    model: Name
+
+
 class SnapshotTaken(msgspec.Struct, array_like=True, tag=1):
     """The counters: plain integers, never reset while the broker lives."""
 
     counters: dict[str, Any]
 
 
+class ModelChanged(msgspec.Struct, array_like=True, tag=2):
+    """The model is loaded, swapped, or gone. `difference` as in Loaded, the greatest of all workers."""
+
+    model: str
+    revision: int
+    difference: float | None = None
+
+
 ClientMessage = Hello | Submit | Cancel | Describe | Bye
 BrokerToClient = Refused | Welcome | Completed | Answer | Failed | Released | Described
 WorkerMessage = Register | Loaded | LoadFailed | Done | BatchFailed
 BrokerToWorker = Refused | WorkerWelcome | Load | Unload | Attach | Detach | LentBatch
-AdminMessage = Snapshot
-BrokerToAdmin = Refused | SnapshotTaken
+AdminMessage = Snapshot | LoadModel | SwapModel | UnloadModel
+BrokerToAdmin = Refused | SnapshotTaken | ModelChanged

@@ -103,6 +103,7 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
                     "",
                     32,
                     [m.WorkerInfo(3, 4712, "cpu", "CPUExecutionProvider", {1: 20_000, 2: 31_000})],
+                    False,
                 ),
                 m.ModelInfo("broken", m.ModelState.FAILED, "no such file", 1, [], [], False, "", 32, []),
             ],
@@ -122,15 +123,16 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
                     "",
                     32,
                     [[3, 4712, "cpu", "CPUExecutionProvider", {1: 20_000, 2: 31_000}]],
+                    False,
                 ],
-                ["broken", 2, "no such file", 1, [], [], False, "", 32, []],
+                ["broken", 2, "no such file", 1, [], [], False, "", 32, [], True],
             ],
         ],
     ),
     "worker_to_broker.Register": (codec.worker_to_broker, m.Register(4712, ["cpu"]), [1, 4712, ["cpu"]]),
     "worker_to_broker.Loaded": (
         codec.worker_to_broker,
-        m.Loaded("resnet18", 2, [IMAGE], [LOGITS], True, "", 32, "cpu", "CPUExecutionProvider", {1: 20_000}),
+        m.Loaded("resnet18", 2, [IMAGE], [LOGITS], True, "", 32, "cpu", "CPUExecutionProvider", {1: 20_000}, [1, 8], 0.5),
         [
             2,
             "resnet18",
@@ -143,6 +145,8 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
             "cpu",
             "CPUExecutionProvider",
             {1: 20_000},
+            [1, 8],
+            0.5,
         ],
     ),
     "worker_to_broker.LoadFailed": (
@@ -152,8 +156,8 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
     ),
     "worker_to_broker.Done": (
         codec.worker_to_broker,
-        m.Done(99, 17, 1_000, 250_000, 2_000, 4096, [m.ItemOutputs(1, [Tensor(1, [1, 5], 0, 1)])]),
-        [4, 99, 17, 1_000, 250_000, 2_000, 4096, [[1, [[1, [1, 5], 0, 1]]]]],
+        m.Done(99, 17, 1_000, 250_000, 2_000, 4096, [m.ItemOutputs(1, [Tensor(1, [1, 5], 0, 1)])], [0]),
+        [4, 99, 17, 1_000, 250_000, 2_000, 4096, [[1, [[1, [1, 5], 0, 1]]]], [0]],
     ),
     "worker_to_broker.BatchFailed": (
         codec.worker_to_broker,
@@ -172,8 +176,8 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
     ),
     "broker_to_worker.Load": (
         codec.broker_to_worker,
-        m.Load("resnet18", 2, "/models/resnet18.onnx", 32, None, True),
-        [2, "resnet18", 2, "/models/resnet18.onnx", 32, None, True],
+        m.Load("resnet18", 2, "/models/resnet18.onnx", 32, None, True, [1, 8], 1, 0.25),
+        [2, "resnet18", 2, "/models/resnet18.onnx", 32, None, True, [1, 8], 1, 0.25],
     ),
     "broker_to_worker.Unload": (codec.broker_to_worker, m.Unload("resnet18", 1), [3, "resnet18", 1]),
     "broker_to_worker.Attach": (
@@ -184,10 +188,18 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
     "broker_to_worker.Detach": (codec.broker_to_worker, m.Detach(5), [5, 5]),
     "broker_to_worker.Batch": (
         codec.broker_to_worker,
-        m.Batch(17, "resnet18", 2, 3, [m.Item(5, [Tensor(1, [3, 4], 128)], [Slot(0, 60)])], 7_000),
-        [6, 17, "resnet18", 2, 3, [[5, [[1, [3, 4], 128, 0]], [[0, 60]]]], 7_000],
+        m.Batch(17, "resnet18", 2, 3, [m.Item(5, [Tensor(1, [3, 4], 128)], [Slot(0, 60)], b"\x01\xff")], 7_000),
+        [6, 17, "resnet18", 2, 3, [[5, [[1, [3, 4], 128, 0]], [[0, 60]], b"\x01\xff"]], 7_000],
     ),
     "admin_to_broker.Snapshot": (codec.admin_to_broker, m.Snapshot(), [1]),
+    "admin_to_broker.LoadModel": (
+        codec.admin_to_broker,
+        m.LoadModel("resnet18", "resnet18.onnx", 16),
+        [2, "resnet18", "resnet18.onnx", 16],
+    ),
+    "admin_to_broker.SwapModel": (codec.admin_to_broker, m.SwapModel("m", "", 0.5), [3, "m", "", 0.5]),
+    "admin_to_broker.UnloadModel": (codec.admin_to_broker, m.UnloadModel("m"), [4, "m"]),
+    "broker_to_admin.ModelChanged": (codec.broker_to_admin, m.ModelChanged("m", 3), [2, "m", 3, None]),
     "broker_to_admin.Refused": (codec.broker_to_admin, m.Refused(2, "no"), [0, 2, "no"]),
     "broker_to_admin.SnapshotTaken": (
         codec.broker_to_admin,
@@ -209,7 +221,7 @@ def test_encoder_produces_exactly_the_golden_bytes(name: str) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_an_independent_reader_finds_plain_lists_in_the_golden_bytes(name: str) -> None:
     plain = msgpack.unpackb(bytes.fromhex(GOLDEN[name]), strict_map_key=False)
-    assert plain == [1, [EXPECTED[name][2]]]
+    assert plain == [2, [EXPECTED[name][2]]]
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -233,7 +245,7 @@ def test_a_worker_reads_a_batch_with_its_items_left_as_bytes() -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_an_independent_writer_is_understood(name: str) -> None:
     decoder, _, plain = EXPECTED[name]
-    assert decoder.decode(msgpack.packb([1, [plain]])) == decoder.decode(bytes.fromhex(GOLDEN[name]))
+    assert decoder.decode(msgpack.packb([2, [plain]])) == decoder.decode(bytes.fromhex(GOLDEN[name]))
 
 
 def _structs_inside(value: Any) -> set[type]:
@@ -261,6 +273,7 @@ def test_every_direction_takes_every_message_of_its_union() -> None:
         "broker_to_client": m.BrokerToClient,
         "worker_to_broker": m.WorkerMessage,
         "broker_to_worker": m.BrokerToWorker,
+        "admin_to_broker": m.AdminMessage,
         "broker_to_admin": m.BrokerToAdmin,
     }
     for direction, union in unions.items():
@@ -269,7 +282,7 @@ def test_every_direction_takes_every_message_of_its_union() -> None:
 
 
 def test_the_version_is_the_one_that_the_golden_bytes_were_written_for() -> None:
-    assert m.PROTOCOL_VERSION == 1, "write golden.json anew: see the module's docstring"
+    assert m.PROTOCOL_VERSION == 2, "write golden.json anew: see the module's docstring"
 
 
 def test_the_first_byte_of_an_envelope_is_the_same_in_every_version() -> None:
