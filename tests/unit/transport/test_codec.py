@@ -121,13 +121,13 @@ def test_the_sentence_about_another_version_names_both_and_says_what_to_do() -> 
 
 
 def test_fields_that_a_newer_peer_added_at_the_end_are_skipped() -> None:
-    newer = msgpack.packb([1, [[*SUBMIT, "new", {"field": [1]}]], "behind the messages"])
+    newer = msgpack.packb([m.PROTOCOL_VERSION, [[*SUBMIT, "new", {"field": [1]}]], "behind the messages"])
     assert codec.client_to_broker.decode(newer) == codec.client_to_broker.decode(submit())
 
 
 def test_as_many_messages_as_allowed_pass_and_one_more_is_malformed() -> None:
     bye = msgpack.packb([5])
-    head = b"\x92\x01\xdc"
+    head = b"\x92\x02\xdc"
     for count, expected in ((m.MESSAGES_MAX, "decoded"), (m.MESSAGES_MAX + 1, "malformed")):
         assert outcome(codec.client_to_broker, head + count.to_bytes(2, "big") + bye * count) == expected
 
@@ -138,9 +138,9 @@ def test_an_array_that_promises_billions_of_elements_costs_nothing() -> None:
     tracemalloc.start()
     try:
         for head in (
-            b"\x92\x01\xdd\xff\xff\xff\xff",
+            b"\x92\x02\xdd\xff\xff\xff\xff",
             b"\xdd\xff\xff\xff\xff\x01",
-            b"\x92\x01\x91\x92\x03\xdd\xff\xff\xff\xff",
+            b"\x92\x02\x91\x92\x03\xdd\xff\xff\xff\xff",
         ):
             assert outcome(codec.client_to_broker, head) == "malformed"
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
@@ -154,9 +154,9 @@ def test_deeply_nested_arrays_and_maps_are_malformed(depth: int) -> None:
         nested = opening * depth + b"\x01"
         for payload in (
             nested,
-            b"\x92\x01" + nested,
-            b"\x92\x01\x91" + nested,
-            b"\x92\x01\x91\x93\x04\x01" + nested,
+            b"\x92\x02" + nested,
+            b"\x92\x02\x91" + nested,
+            b"\x92\x02\x91\x93\x04\x01" + nested,
         ):
             for decoder in DECODERS.values():
                 assert outcome(decoder, payload) == "malformed"
@@ -164,7 +164,7 @@ def test_deeply_nested_arrays_and_maps_are_malformed(depth: int) -> None:
 
 def test_strings_that_are_not_utf8_are_malformed() -> None:
     for raw in (b"\xff", b"\xc3\x28", b"\xed\xa0\x80", b"\xf8\x88\x80\x80\x80"):
-        good = msgpack.packb([1, [[4, 1, "x" * len(raw)]]])
+        good = msgpack.packb([m.PROTOCOL_VERSION, [[4, 1, "x" * len(raw)]]])
         assert outcome(codec.client_to_broker, good) == "decoded"
         assert outcome(codec.client_to_broker, good.replace(b"x" * len(raw), raw)) == "malformed"
 
@@ -184,10 +184,10 @@ def test_a_memoryview_is_read_like_bytes() -> None:
 
 @settings(max_examples=1500)
 @given(payload=st.binary(max_size=200), name=st.sampled_from(sorted(DECODERS)))
-@example(payload=b"\x92\x01", name="client_to_broker")
+@example(payload=b"\x92\x02", name="client_to_broker")
 def test_arbitrary_bytes_are_decoded_or_refused_by_a_typed_error(payload: bytes, name: str) -> None:
     outcome(DECODERS[name], payload)
-    outcome(DECODERS[name], b"\x92\x01\x91" + payload)
+    outcome(DECODERS[name], b"\x92\x02\x91" + payload)
 
 
 @st.composite
@@ -236,8 +236,8 @@ plain_values = st.recursive(
 def test_well_formed_messagepack_of_any_shape_meets_only_typed_errors(
     tag: int, fields: list[Any], name: str
 ) -> None:
-    outcome(DECODERS[name], msgpack.packb([1, [[tag, *fields]]]))
-    outcome(DECODERS[name], msgpack.packb([1, fields]))
+    outcome(DECODERS[name], msgpack.packb([m.PROTOCOL_VERSION, [[tag, *fields]]]))
+    outcome(DECODERS[name], msgpack.packb([m.PROTOCOL_VERSION, fields]))
     outcome(DECODERS[name], msgpack.packb(fields))
 
 
@@ -247,7 +247,7 @@ def test_a_payload_of_megabytes_is_refused_before_anything_is_built_of_it() -> N
     tracemalloc.start()
     try:
         assert {outcome(decoder, payload) for decoder in DECODERS.values()} == {"malformed"}
-        small = b"\x92\x02\xdd" + (1 << 20).to_bytes(4, "big") + b"\xc0" * (1 << 20)
+        small = b"\x92\x03\xdd" + (1 << 20).to_bytes(4, "big") + b"\xc0" * (1 << 20)
         assert outcome(codec.client_to_broker, small) == "another version"
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:

@@ -286,4 +286,4 @@ def test_the_version_is_the_one_that_the_golden_bytes_were_written_for() -> None
 
 
 def test_the_first_byte_of_an_envelope_is_the_same_in_every_version() -> None:
-    assert {text[:4] for text in GOLDEN.values()} == {"9201"}  # an array of two, then the version
+    assert {text[:4] for text in GOLDEN.values()} == {"9202"}  # an array of two, then the version
