@@ -40,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--max-batch", type=int, default=configuration.MAX_BATCH_DEFAULT, help="rows, with --model"
     )
+    parser.add_argument(
+        "--models-root", metavar="FOLDER", help="with --model: what `batchyard models load` may load from"
+    )
     parser.add_argument("--url", default=None, help="where to listen (default: $BATCHYARD_URL, else local)")
     parser.add_argument("--keys", type=Path, metavar="FOLDER", help="CURVE keys; needed beyond this machine")
     parser.add_argument(
@@ -64,7 +67,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.config is not None:
             config = configuration.read(arguments.config)
         else:
-            config = configuration.from_models(_models(arguments.model), arguments.max_batch)
+            config = configuration.from_models(
+                _models(arguments.model), arguments.max_batch, arguments.models_root
+            )
         if arguments.spin_us is not None:
             config = replace(config, spin_ns=max(0, min(arguments.spin_us, configuration.SPIN_US_MAX)) * 1000)
         endpoint = endpoints.Endpoint.parse(arguments.url or endpoints.default_url())
@@ -90,7 +95,7 @@ def _serve(
 ) -> None:
     with endpoints.claim(endpoint, keys):
         core = Core(config, secrets.randbits(62), os.getpid())
-        loop = Loop(endpoint, core, config.limits.clients_max, config.spin_ns, keys)
+        loop = Loop(endpoint, core, config, keys)
         try:
             signal.signal(signal.SIGTERM, _stop)
             signal.signal(signal.SIGINT, _stop)

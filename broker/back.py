@@ -118,10 +118,13 @@ class Back:
     def ended(self, fd: int, now_ns: int) -> None:
         """The kernel reports that the connection on this descriptor is closed."""
         for peer in [peer for peer in self.known.values() if peer.fd == fd]:
-            # Its process may live and still write: it must be dead before its batches run again.
-            holds_batches = bool(self._core.workers[peer.worker].leases)
-            if not (holds_batches and self.sentinels.kill(peer.worker)):
-                self._gone(peer.worker, now_ns)
+            self._cut_off(peer, now_ns)
+
+    def _cut_off(self, peer: WorkerPeer, now_ns: int) -> None:
+        # Its process may live and still write: it must be dead before its batches run again.
+        holds_batches = bool(self._core.workers[peer.worker].leases)
+        if not (holds_batches and self.sentinels.kill(peer.worker)):
+            self._gone(peer.worker, now_ns)
 
     def kill(self, worker: int) -> None:
         """End a hung worker's process; its supervisor starts another."""
@@ -172,7 +175,8 @@ class Back:
                     self._send(peer.identity, messages)
 
     def _send(self, identity: bytes, messages: Sequence[Any]) -> None:
-        """Send without waiting. That a worker is gone is learnt from its process, not from here."""
+        """Send without waiting. A worker that can't be reached may have gone before it was known here,
+        so that nobody will report it."""
         payload = codec.encode(messages)
         try:
             self._socket.send(identity, MORE_NOBLOCK)
@@ -181,3 +185,6 @@ class Back:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
             self._core.counters.refuse("worker_unreachable")
+            peer = self.known.get(identity)
+            if peer is not None and error.errno == zmq.EHOSTUNREACH:
+                self._cut_off(peer, 0)

@@ -13,7 +13,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..transport.errors import BatchyardError, Code
@@ -67,6 +67,7 @@ class ModelConfig:
     batchable: bool | None = None  # None: decided from the model's symbolic axis 0
     warmup: bool = True
     idempotent: bool = True  # a request may run again when something died under it
+    file: str = ""  # as it was named, under models_root: for when it is read anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ class YardConfig:
     limits: Limits = field(default_factory=Limits)
     budgets_ns: tuple[int, int, int, int] = BUDGETS_NS_DEFAULT
     spin_ns: int = SPIN_US_DEFAULT * 1000
+    models_root: Path | None = None  # where models that are loaded later lie; None: none can be
+    max_batch: int = MAX_BATCH_DEFAULT  # rows, of such models
 
 
 def read(path: Path) -> YardConfig:
@@ -113,15 +116,38 @@ def read(path: Path) -> YardConfig:
     spin_us = top.table("broker", ("spin_us",)).integer("spin_us", SPIN_US_DEFAULT, 0, SPIN_US_MAX)
     if problems:
         raise ConfigError(str(path), tuple(problems))
-    return YardConfig(models, limits, budgets_ns, spin_us * 1000)
+    return YardConfig(models, limits, budgets_ns, spin_us * 1000, root)
+
+
+def with_file(model: ModelConfig, file: str, root: Path | None) -> ModelConfig:
+    """The model as it would be from this file inside `root` ("": the file that it has, looked up anew).
+
+    Raises ConfigError for a name that is none, or a file that is not there or lies elsewhere.
+    """
+    problems: list[str] = []
+    _check_model_names((model.name,), problems)
+    key_path = _dotted("models", model.name)
+    name = file or model.file
+    if file and root is None:
+        problems.append(f"{key_path}: this yard was started without models_root, so it loads no other file")
+    elif not name or "\0" in name:
+        problems.append(f"{key_path}: expected a file inside models_root ({root}), found {_shown(name)}")
+    else:
+        path = _existing_file((root or Path()) / name, key_path, name, problems, inside=root)
+        if path is not None and not problems:
+            return replace(model, path=path, file=name)
+    raise ConfigError("models", tuple(problems))
 
 
 def from_models(
-    models: Mapping[str, str | os.PathLike[str]], max_batch: int = MAX_BATCH_DEFAULT
+    models: Mapping[str, str | os.PathLike[str]],
+    max_batch: int = MAX_BATCH_DEFAULT,
+    models_root: str | os.PathLike[str] | None = None,
 ) -> YardConfig:
     """The configuration of an embedded yard: these names, these files, defaults for the rest.
 
-    The caller's own code names the files, so they may lie anywhere. Raises ConfigError.
+    The caller's own code names the files, so they may lie anywhere; what is loaded later lies in
+    `models_root`, or, without it, in the folder that all of them share. Raises ConfigError.
     """
     problems: list[str] = []
     table = _Table({"max_batch": max_batch}, "", problems, ("max_batch",))
@@ -133,10 +159,15 @@ def from_models(
     for name, file in models.items():
         resolved = _existing_file(Path(file), _dotted("models", name), os.fspath(file), problems)
         if resolved is not None:
-            found[name] = ModelConfig(name, resolved, rows)
+            found[name] = ModelConfig(name, resolved, rows, file=os.path.abspath(file))
+    root = Path(models_root).resolve() if models_root is not None else None
+    if root is None and len({model.path.parent for model in found.values()}) == 1:
+        root = next(iter(found.values())).path.parent
+    elif root is not None and not root.is_dir():
+        problems.append(f"models_root: expected a folder, found {_shown(str(models_root))}")
     if problems:
         raise ConfigError("models", tuple(problems))
-    return YardConfig(found)
+    return YardConfig(found, models_root=root, max_batch=rows)
 
 
 class _Table:
@@ -241,7 +272,7 @@ def _models(top: _Table, root: Path | None) -> dict[str, ModelConfig]:
         path = _existing_file(root / file, model.at("file"), file, top.problems, inside=root)
         if path is not None:
             found[name] = ModelConfig(
-                name, path, max_batch, batchable, warmup is not False, idempotent is not False
+                name, path, max_batch, batchable, warmup is not False, idempotent is not False, file
             )
     return found
 

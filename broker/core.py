@@ -10,6 +10,8 @@ the same from a seed.
     WorkerSaid(Done)       take the lease back, end the requests that are whole
     WorkerSaid(Failed)     one request: it fails; several: each half runs again alone
     WorkerGone             its leases go back to their lanes, LOSSES_MAX times at most
+    ModelWanted, ModelUnwanted
+                           load, swap, or let go a model while the others run (changes.py)
     CancelAsked, ClientGone, a deadline
                            end the request now; its slots are released when no lease holds them
 
@@ -30,12 +32,12 @@ from . import events as e
 from . import invariants, replies
 from .admission import Account, Admission, Connection
 from .batching import URGENT_MEMORY_NS, best_lane, lease_ns, may_lend, take
+from .changes import Changes, load
 from .config import YardConfig
 from .counters import Counters
 from .describes import Describes
 from .lanes import Lane, Part, Request
 from .registry import Batch, Model, Worker
-from .timing import TimeModel
 
 LOSSES_MAX = 2  # workers that died while they ran nothing but this request: it is given up
 _CODES = frozenset(map(int, Code))
@@ -76,6 +78,7 @@ class Core:
         self.lanes: dict[Lane, None] = {}  # lanes that may hold something; ordered, so runs replay
         self._deadlines: Deadlines[Request] = Deadlines(lambda request: request.ended)
         self._describes = Describes(self.models)
+        self._changes = Changes(self.models, self.workers, self._pace)
         self._urgent_until_ns = 0  # urgent traffic is present until then
         self._actions: list[e.Action] = []
         self._unaccounted: list[tuple[Batch, m.Done, list[Request], int]] = []
@@ -90,12 +93,14 @@ class Core:
             e.ClientGone: self._client_gone,
             e.WorkerJoined: self._worker_joined,
             e.WorkerGone: self._worker_gone,
+            e.ModelWanted: self._model_wanted,
+            e.ModelUnwanted: self._model_unwanted,
         }
         self._said: dict[type, Callable[[Worker, Any, Sequence[Any], int], None]] = {
             m.Done: self._done,
             m.BatchFailed: self._batch_failed,
             m.Loaded: self._loaded,
-            m.LoadFailed: self._load_failed,
+            m.LoadFailed: self._loaded,
         }
 
     # ---- the three questions ----------------------------------------------------------------
@@ -186,9 +191,7 @@ class Core:
             return
         arena = self.arenas[event.arena]
         try:
-            model = self.models.get(message.model)
-            if model is None:
-                raise UnknownModel(self._describes.unknown(message.model))
+            model = self.served(message.model)
             if not model.inputs:
                 raise Overloaded(f"{message.model!r} is not loaded yet", 0.1)
             rows, nbytes = model.check(message, arena.nbytes)
@@ -239,39 +242,54 @@ class Core:
     def _describe_asked(self, event: e.DescribeAsked, now_ns: int) -> None:
         self._actions += self._describes.ask(event.conn, event.message)
 
+    # ---- models -----------------------------------------------------------------------------
+
+    def served(self, name: str) -> Model:
+        """The model of that name. Raises UnknownModel."""
+        model = self.models.get(name)
+        if model is None or model.leaving:
+            raise UnknownModel(self._describes.unknown(name))
+        return model
+
+    def _model_wanted(self, event: e.ModelWanted, now_ns: int) -> None:
+        self._actions += self._changes.want(event)
+
+    def _model_unwanted(self, event: e.ModelUnwanted, now_ns: int) -> None:
+        self._actions += self._changes.unwant(event)
+        self._actions += self._describes.answer()
+
     # ---- workers ----------------------------------------------------------------------------
 
     def _worker_joined(self, event: e.WorkerJoined, now_ns: int) -> None:
         self.workers[event.worker] = Worker(event.worker, event.pid)
         self._actions.append(e.ToWorker(event.worker, m.WorkerWelcome(self.epoch, event.worker, self._pid)))
         for model in self.models.values():
-            c = model.config
-            load = m.Load(c.name, model.revision, str(c.path), c.max_batch, c.batchable, c.warmup)
-            self._actions.append(e.ToWorker(event.worker, load))
+            self._actions.append(e.ToWorker(event.worker, load(model.config, model.revision)))
+        self._changes.joined(self.workers[event.worker])
 
     def _worker_said(self, event: e.WorkerSaid, now_ns: int) -> None:
         self._said[type(event.message)](self.workers[event.worker], event.message, event.frames, now_ns)
 
-    def _loaded(self, worker: Worker, message: m.Loaded, frames: Sequence[Any], now_ns: int) -> None:
+    def _loaded(
+        self, worker: Worker, message: m.Loaded | m.LoadFailed, frames: Sequence[Any], now_ns: int
+    ) -> None:
+        """A worker has loaded a model, or can't."""
+        tried = self._changes.heard(worker, message)
         model = self.models.get(message.model)
-        if model is None or message.revision != model.revision:
+        if tried is not None:
+            self._actions += tried
+        elif model is None or message.revision != model.revision:
             self.counters.refuse("stale_load")
             return
-        try:
-            worker.models[model.name] = model.loaded(worker.id, worker.pid, message)
-            worker.timings[model.name] = timing = TimeModel(message.warmup_ns)
-            self._pace(model, timing)
-        except InvalidRequest as error:
-            self.counters.refuse("bad_load")
-            model.failures[worker.id] = f"a worker described it wrongly: {error}"
-        self._actions += self._describes.answer()
-
-    def _load_failed(self, worker: Worker, message: m.LoadFailed, frames: Sequence[Any], now_ns: int) -> None:
-        model = self.models.get(message.model)
-        if model is None or message.revision != model.revision:
-            self.counters.refuse("stale_load")
-            return
-        model.failures[worker.id] = message.text
+        elif isinstance(message, m.LoadFailed):
+            model.failures[worker.id] = message.text
+        else:
+            try:
+                worker.serve(model, message)
+                self._pace(worker, model)
+            except InvalidRequest as error:
+                self.counters.refuse("bad_load")
+                model.failures[worker.id] = f"a worker described it wrongly: {error}"
         self._actions += self._describes.answer()
 
     def _worker_gone(self, event: e.WorkerGone, now_ns: int) -> None:
@@ -282,6 +300,7 @@ class Core:
         for model in self.models.values():
             model.workers.pop(worker.id, None)
             model.failures.pop(worker.id, None)
+        self._actions += self._changes.gone(worker)
         running = next(iter(worker.leases.values()), None)
         for batch in worker.leases.values():
             del self.batches[batch.id]
@@ -405,7 +424,7 @@ class Core:
             message.copied_bytes,
             worker.id,
             worker.models[model.name].provider,
-            model.revision,
+            batch.revision,
         )
         completed: dict[int, m.Completed] = {}
         finished: list[Request] = []
@@ -437,16 +456,17 @@ class Core:
                 reply = completed[conn] = m.Completed([request.id], [queue_ns], receipt)
                 self._actions.append(e.ToClient(conn, reply))
         took_ns = message.gather_ns + message.compute_ns + message.scatter_ns
-        timing = worker.timings[model.name]
-        timing.learn(batch.rows, took_ns)
-        if batch.rows == model.max_batch:
-            self._pace(model, timing)
+        timing = worker.timings.get(model.name)
+        if timing is not None and batch.revision == model.revision:
+            timing.learn(batch.rows, took_ns)
+            if batch.rows == model.max_batch:
+                self._pace(worker, model)
         self._unaccounted.append((batch, message, finished, now_ns))
 
-    def _pace(self, model: Model, timing: TimeModel) -> None:
+    def _pace(self, worker: Worker, model: Model) -> None:
         """What a full batch is expected to take has changed."""
-        model.row_ns = timing.predict_ns(model.max_batch) / model.max_batch
-        self.admission.slowest_row_ns = max(other.row_ns for other in self.models.values())
+        model.row_ns = worker.timings[model.name].predict_ns(model.max_batch) / model.max_batch
+        self.admission.slowest_row_ns = max((other.row_ns for other in self.models.values()), default=0.0)
 
     def _answer(self, request: Request, queue_ns: int, receipt: m.BatchReceipt) -> None:
         """Reply with outputs that lie elsewhere than in slots."""
@@ -530,6 +550,8 @@ class Core:
         lane.users -= 1
         if not lane.users:
             lane.model.drop_lane(lane)
+            if lane.model.leaving:
+                self._actions += self._changes.drained(lane.model)
         self.arenas[request.arena].requests -= 1
         self._close_if_idle(request.arena)
 

@@ -22,7 +22,7 @@ class Describes:
     def ask(self, conn: int, message: m.Describe) -> list[ToClient]:
         """What to answer now: nothing, when the model is still loading."""
         model = self._models.get(message.model)
-        if message.model and model is None:
+        if message.model and (model is None or model.leaving):
             failed = m.Failed(message.request, Code.UNKNOWN_MODEL, self.unknown(message.model))
             return [ToClient(conn, failed)]
         if model is not None and model.state is m.ModelState.LOADING:
@@ -33,7 +33,7 @@ class Describes:
             given_up = waiting.pop(0)  # whoever asks so often no longer waits for the first answer
             text = f"{given_up.model!r} is loading, and {WAITING_MAX} later questions wait for a model"
             return [ToClient(conn, m.Failed(given_up.request, Code.OVERLOADED, text, 100_000_000))]
-        models = [model] if model is not None else list(self._models.values())
+        models = [model] if model is not None else self._served()
         return [ToClient(conn, m.Described(message.request, [entry.info() for entry in models]))]
 
     def answer(self) -> list[ToClient]:
@@ -46,7 +46,10 @@ class Describes:
         """The connection is gone."""
         self._waiting.pop(conn, None)
 
+    def _served(self) -> list[Model]:
+        return [model for model in self._models.values() if not model.leaving]
+
     def unknown(self, name: str) -> str:
         """The sentence for a name that is no model's."""
-        known = ", ".join(sorted(self._models)) or "none"
+        known = ", ".join(sorted(model.name for model in self._served())) or "none"
         return f"no model is called {name!r}; this yard has: {known}"

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ..transport import messages as m
+from .config import ModelConfig
 
 
 class ArenaOpened(msgspec.Struct, gc=False):
@@ -73,6 +74,23 @@ class WorkerSaid(msgspec.Struct, gc=False):
     frames: Sequence[Any] = ()
 
 
+class ModelWanted(msgspec.Struct, gc=False):
+    """An operator wants a model served from this file: a new one, or (`swap`) in place of the one of
+    that name. `admin` is whom to answer."""
+
+    admin: int
+    config: ModelConfig
+    swap: bool
+    tolerance: float | None = None
+
+
+class ModelUnwanted(msgspec.Struct, gc=False):
+    """An operator wants a model served no longer."""
+
+    admin: int
+    model: str
+
+
 class Turn(msgspec.Struct, gc=False):
     """Everything readable has been read: drop what is late, and form batches."""
 
@@ -86,6 +104,11 @@ class ToClient(msgspec.Struct, gc=False):
 class ToWorker(msgspec.Struct, gc=False):
     worker: int
     message: Any
+
+
+class ToAdmin(msgspec.Struct, gc=False):
+    admin: int
+    message: m.ModelChanged | m.Refused
 
 
 class KillWorker(msgspec.Struct, gc=False):
@@ -110,6 +133,8 @@ Event = (
     | WorkerJoined
     | WorkerGone
     | WorkerSaid
+    | ModelWanted
+    | ModelUnwanted
     | Turn
 )
-Action = ToClient | ToWorker | KillWorker | CloseArena
+Action = ToClient | ToWorker | ToAdmin | KillWorker | CloseArena

@@ -196,6 +196,8 @@ class Front:
             return
         if client.inline:
             self._reply_inline(client, action)
+        elif client.identity not in self.known:
+            return  # dropped; half of what it is owed would be worse than its connection's end
         elif action.frames:
             self._send(client.identity, [action.message], action.frames)
         else:

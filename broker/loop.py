@@ -18,22 +18,21 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from ..transport import codec
 from ..transport import messages as m
 from ..transport.deadlines import sleep_ms
 from ..transport.endpoints import Endpoint
-from ..transport.errors import BatchyardError
 from ..transport.keys import KeyFolder, start_zap
-from ..transport.sockets import MORE_NOBLOCK, NOBLOCK, POLLIN, Socket, configure, has_more, readable
+from ..transport.sockets import POLLIN, Socket, configure, has_more, readable
 from . import events as e
+from .admin import Admin
 from .arenas import Arenas
 from .back import Back
+from .config import YardConfig
 from .core import Core
 from .front import FRAMES_MAX, Front
 
 DRAIN_MAX = 64  # messages from one socket in one turn
 DRAIN_BYTES_MAX = 1 << 20  # or so many bytes of payloads, whichever comes first
-ADMIN_MAX = 4  # questions answered at one look: a flood of them must not keep others waiting
 QUEUE_MAX = 1_000  # messages to a peer that does not read; then it counts as gone
 SLOW_CHECK_NS = 5_000_000  # how often a busy loop looks at connections, deaths and the admin socket
 TURN = e.Turn()
@@ -42,26 +41,31 @@ TURN = e.Turn()
 class Loop:
     """Binds the endpoint's three sockets and serves until `stop()` or an exception from a signal."""
 
-    def __init__(
-        self, endpoint: Endpoint, core: Core, clients_max: int, spin_ns: int, keys: KeyFolder | None
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, core: Core, config: YardConfig, keys: KeyFolder | None) -> None:
         self._endpoint = endpoint
         self._core = core
-        self._spin_ns = spin_ns
+        self._spin_ns = config.spin_ns
         self._context: zmq.Context[Socket] = zmq.Context()
         self._zap = start_zap(self._context, keys) if keys is not None else None
         self._keys = keys
         self._poller = zmq.Poller()
         self._frontend = self._bind(endpoint.clients)
         self._backend = self._bind(endpoint.workers)
-        self._admin = self._bind(endpoint.admin)
+        self._admin_socket = self._bind(endpoint.admin)
         self._frontend_monitor = self._monitor(self._frontend)
         self._backend_monitor = self._monitor(self._backend)
         self._arenas = Arenas()
         self._front = Front(
-            self._frontend, endpoint, core, self._arenas, clients_max, self._act, self._settle_ended_clients
+            self._frontend,
+            endpoint,
+            core,
+            self._arenas,
+            config.limits.clients_max,
+            self._act,
+            self._settle_ended_clients,
         )
         self._back = Back(self._backend, endpoint, core, self._arenas, self._act, self._settle_ended_workers)
+        self._admin = Admin(self._admin_socket, core, config, self._act, self._snapshot)
         if self._back.sentinels.fd is not None:
             self._poller.register(self._back.sentinels.fd, zmq.POLLIN)
         self._stopping = False
@@ -114,7 +118,7 @@ class Loop:
         for watched in (self._frontend, self._backend):
             watched.disable_monitor()
         monitors = (self._frontend_monitor, self._backend_monitor)
-        for socket in (self._frontend, self._backend, self._admin, *monitors):
+        for socket in (self._frontend, self._backend, self._admin_socket, *monitors):
             socket.close(linger=0)
         if self._zap is not None:
             self._zap.stop()
@@ -171,11 +175,7 @@ class Loop:
         self._back.bury(now_ns)
         self._settle_ended_workers()
         self._settle_ended_clients()
-        for _ in range(ADMIN_MAX):
-            if not readable(self._admin):
-                break
-            identity, payload, *_rest = self._admin.recv_multipart()
-            self._answer_admin(identity, payload)
+        self._admin.look(now_ns)
 
     def _settle_ended_clients(self) -> None:
         for fd in _disconnected(self._frontend_monitor):
@@ -185,22 +185,8 @@ class Loop:
         for fd in _disconnected(self._backend_monitor):
             self._back.ended(fd, time.monotonic_ns())
 
-    def _answer_admin(self, identity: bytes, payload: bytes) -> None:
-        answer: m.BrokerToAdmin
-        try:
-            codec.admin_to_broker.decode(payload)
-            answer = m.SnapshotTaken(
-                self._core.snapshot() | self._arenas.snapshot() | self._front.inline.snapshot()
-            )
-        except BatchyardError as error:
-            self._core.counters.refuse("admin_malformed")
-            answer = m.Refused(error.code, str(error))
-        reply = codec.encode([answer])
-        try:
-            self._admin.send(identity, MORE_NOBLOCK)
-            self._admin.send(reply, NOBLOCK)
-        except zmq.ZMQError:
-            self._core.counters.refuse("admin_unreachable")  # a reader that is slow or gone costs nothing
+    def _snapshot(self) -> dict[str, Any]:
+        return self._core.snapshot() | self._arenas.snapshot() | self._front.inline.snapshot()
 
     # ---- carrying out -------------------------------------------------------------------------
 
@@ -212,6 +198,8 @@ class Loop:
                 self._front.reply(action)
             elif isinstance(action, e.ToWorker):
                 self._back.tell(action)
+            elif isinstance(action, e.ToAdmin):
+                self._admin.answer(action)
             elif isinstance(action, e.KillWorker):
                 self._back.kill(action.worker)
             else:

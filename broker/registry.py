@@ -51,15 +51,27 @@ class Worker:
         self.busy_until_ns = 0  # when what it was lent is expected to be done
         self.overdue_ns = 0  # when it counts as hung; 0: it runs nothing
 
+    def serve(self, model: Model, message: Loaded) -> None:
+        """It has loaded the model. Raises InvalidRequest, and nothing has changed, for metadata that
+        no model can have."""
+        self.models[model.name] = model.loaded(self.id, self.pid, message)
+        self.timings[model.name] = TimeModel(message.warmup_ns)
+
+    def forget(self, name: str) -> None:
+        """It serves the model no longer."""
+        self.models.pop(name, None)
+        self.timings.pop(name, None)
+
 
 class Batch:
     """Parts leased to a worker as one run."""
 
-    __slots__ = ("id", "lane", "parts", "predicted_ns", "rows", "sent_ns", "worker")
+    __slots__ = ("id", "lane", "parts", "predicted_ns", "revision", "rows", "sent_ns", "worker")
 
     def __init__(self, batch: int, lane: Lane, parts: list, rows: int, worker: Worker, sent_ns: int) -> None:  # type: ignore[type-arg]
         self.id = batch
         self.lane = lane
+        self.revision = lane.model.revision
         self.parts = parts
         self.rows = rows
         self.worker = worker
@@ -74,6 +86,7 @@ class Model:
         self.config = config
         self.name = config.name
         self.revision = 1
+        self.leaving = False  # it takes no more requests
         self.max_batch = config.max_batch
         self.inputs: list[TensorSpec] = []
         self.outputs: list[TensorSpec] = []
@@ -93,6 +106,33 @@ class Model:
         if self.workers or (self.inputs and not self.failures):
             return ModelState.READY
         return ModelState.FAILED if self.failures else ModelState.LOADING
+
+    @property
+    def users(self) -> int:
+        """Requests whose slots have not been released."""
+        return sum(lane.users for lane in self.lanes.values())
+
+    def become(self, config: ModelConfig, revision: int) -> None:
+        """Another revision takes its place; the workers that serve that are told next."""
+        self.config = config
+        self.revision = revision
+        self.workers.clear()
+        self.failures.clear()
+
+    def differs(self, message: Loaded) -> str:
+        """Why what a worker has loaded can't take this model's place under its callers; "": it can."""
+        if message.batchable != self.batchable:
+            return "one batches and the other does not: " + (message.alone_reason or self.alone_reason)
+        for kind, have, want in (
+            ("input", message.inputs, self.inputs),
+            ("output", message.outputs, self.outputs),
+        ):
+            if len(have) != len(want):
+                return f"it has {len(have)} {kind}s, and the one that serves has {len(want)}"
+            for new, old in zip(have, want, strict=True):
+                if (new.name, new.dtype, _axes(new)) != (old.name, old.dtype, _axes(old)):
+                    return f"its {kind} is {new}, and that of the one that serves is {old}"
+        return ""
 
     def loaded(self, worker: int, pid: int, message: Loaded) -> WorkerInfo:
         """A worker serves it. The first one's metadata is everyone's; all load the same file.
@@ -220,6 +260,11 @@ class Model:
         lead = [rows] if self.batchable else []
         skip = len(lead)
         return [(spec.dtype, [*lead, *(int(n) for n in spec.shape[skip:])]) for spec in self.outputs]
+
+
+def _axes(spec: TensorSpec) -> list[int | None]:
+    """A shape without the names of its free axes, which bind nobody."""
+    return [axis if isinstance(axis, int) else None for axis in spec.shape]
 
 
 def _fits(shape: Sequence[int], tail: Sequence[int | None]) -> bool:

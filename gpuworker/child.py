@@ -1,14 +1,13 @@
 """`python -m batchyard.gpuworker.child`: the process that owns the sessions and runs the batches.
 
-One thread, one DEALER. It registers, loads what it is told to, and runs batches in the order in
-which they come. When the broker goes away it registers with the next one and keeps its sessions;
-arenas belong to a broker, and are unmapped when the next one welcomes this worker.
+One DEALER, on one thread; models are loaded on another. It registers, loads what it is told to, and
+runs batches in the order in which they come. When the broker goes away it registers with the next one
+and keeps its sessions; arenas belong to a broker, and are unmapped when the next one welcomes it.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import os
 import sys
@@ -26,8 +25,9 @@ from ..transport.errors import BatchyardError, Code
 from ..transport.keys import KeyFolder
 from ..transport.sockets import configure, readable
 from . import providers
+from .loader import Loader, Outcome
 from .memory import Memory
-from .model import CannotServe, ServedModel
+from .model import ServedModel
 from .runner import ItemRefused
 from .watchdog import Watchdog
 
@@ -36,11 +36,21 @@ LOOK_AROUND_MS = 500  # how soon a broker's death is seen while nothing comes
 log = logging.getLogger("batchyard.gpuworker")
 
 
+class _Loading:
+    """A model on its way, and who asked for it: Loads of this broker, not yet answered."""
+
+    __slots__ = ("asked",)
+
+    def __init__(self, asked: m.Load) -> None:
+        self.asked = [asked]
+
+
 class Session:
     """What a worker does with a message; `send(messages, frames)` carries its answers away.
 
-    `load` makes the model that a Load names, or raises. A simulator passes a model and a memory of
-    its own; nothing else here knows onnxruntime or a segment.
+    `start_load(key, load, beside)` begins to load a model; `loaded(key, outcome)` is called when that
+    has come to its end. A simulator passes models and a memory of its own; nothing else here knows
+    onnxruntime or a segment.
     """
 
     def __init__(
@@ -48,16 +58,17 @@ class Session:
         provider: str,
         pid: int,
         send: Callable[..., None],
-        load: Callable[[m.Load], ServedModel],
+        start_load: Callable[[Any, m.Load, ServedModel | None], None],
         memory: Memory,
     ) -> None:
         self._provider = provider
         self._pid = pid
         self._send = send
-        self._load_model = load
+        self._start_load = start_load
         self._memory = memory
-        self._models: dict[str, ServedModel] = {}
-        self._loads: dict[str, tuple[Any, m.Loaded]] = {}  # what is loaded, so a new broker gets it at once
+        self._models: dict[tuple[str, int], ServedModel] = {}  # by name and revision
+        self._kept: dict[Any, ServedModel] = {}  # by what they were loaded from; of a former broker, too
+        self._loading: dict[Any, _Loading] = {}
         self._epoch = 0
         self._broker_pid = 0
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -79,9 +90,12 @@ class Session:
         self._handlers[type(message)](message)
 
     def _welcome(self, message: m.WorkerWelcome) -> None:
-        for model in self._models.values():
+        for model in self._kept.values():
             model.forget_bindings()
         self._memory.detach_all()
+        self._models.clear()  # a new broker counts revisions anew
+        for loading in self._loading.values():
+            loading.asked.clear()
         self._epoch = message.epoch
         self._broker_pid = message.pid
 
@@ -90,39 +104,75 @@ class Session:
         if message.code == Code.UNKNOWN_CONNECTION:
             self.register()
 
+    # ---- models -------------------------------------------------------------------------------
+
     def _load(self, message: m.Load) -> None:
+        """Load a model, unless it is here already: a new broker gets what the last one had at once."""
         try:
-            found = Path(message.path).stat()
-            identity = (message.path, found.st_mtime_ns, found.st_size, message.max_batch, message.batchable)
-            if message.model not in self._loads or self._loads[message.model][0] != identity:
-                model = self._load_model(message)
-                self._models[message.model] = model
-                self._loads[message.model] = (identity, _loaded(model))
-        except Exception as error:  # one model that can't be loaded must not end the others
-            if not isinstance(error, OSError | CannotServe):
-                log.exception("loading %s failed", message.model)
-            self._send([m.LoadFailed(message.model, message.revision, str(error)[:4000])])
+            key = _key(message)
+        except OSError as error:
+            self._send([m.LoadFailed(message.model, message.revision, str(error))])
             return
-        loaded = self._loads[message.model][1]
-        loaded.revision = message.revision
+        model = self._kept.get(key)
+        if model is not None:
+            self._serve(message, model, 0.0 if message.beside else None)
+        elif key in self._loading:
+            self._loading[key].asked.append(message)
+        else:
+            self._loading[key] = _Loading(message)
+            self._start_load(key, message, self._models.get((message.model, message.beside)))
+
+    def loaded(self, key: Any, outcome: Outcome) -> None:
+        """What was started under `key` is loaded, or can't be: then `outcome` says why."""
+        asked = self._loading.pop(key).asked
+        if isinstance(outcome, str):
+            self._send([m.LoadFailed(message.model, message.revision, outcome) for message in asked])
+            return
+        model, difference = outcome
+        self._kept[key] = model
+        for message in asked:
+            self._serve(message, model, difference)
+
+    def _serve(self, message: m.Load, model: ServedModel, difference: float | None) -> None:
+        self._models[message.model, message.revision] = model
+        loaded = m.Loaded(
+            message.model,
+            message.revision,
+            model.inputs,
+            model.outputs,
+            model.batchable,
+            model.alone_reason,
+            model.max_batch,
+            model.recipe.name,
+            model.placement,
+            model.warmup_ns,
+            difference=difference,
+        )
         self._send([loaded])
 
     def _unload(self, message: m.Unload) -> None:
-        self._models.pop(message.model, None)
-        self._loads.pop(message.model, None)
+        self._models.pop((message.model, message.revision), None)
+        for loading in self._loading.values():
+            loading.asked = [
+                load
+                for load in loading.asked
+                if (load.model, load.revision) != (message.model, message.revision)
+            ]
+        used = set(map(id, self._models.values()))
+        self._kept = {key: model for key, model in self._kept.items() if id(model) in used}
 
     def _attach(self, message: m.Attach) -> None:
         self._memory.attach(message.arena, message.segment, self._broker_pid)
 
     def _detach(self, message: m.Detach) -> None:
-        for model in self._models.values():
+        for model in self._kept.values():
             model.forget_bindings()
         self._memory.detach(message.arena)
 
     def _batch(self, message: m.LentBatch) -> None:
-        model = self._models.get(message.model)
+        model = self._models.get((message.model, message.revision))
         if model is None:
-            text = f"this worker has not loaded {message.model!r}"
+            text = f"this worker has not loaded revision {message.revision} of {message.model!r}"
             self._send([m.BatchFailed(self._epoch, message.batch, Code.MODEL_FAILED, text)])
             return
         try:
@@ -152,19 +202,11 @@ class Session:
             self._send([done], result.frames)
 
 
-def _loaded(model: ServedModel) -> m.Loaded:
-    return m.Loaded(
-        model.name,
-        model.revision,
-        model.inputs,
-        model.outputs,
-        model.batchable,
-        model.alone_reason,
-        model.max_batch,
-        model.recipe.name,
-        model.placement,
-        model.warmup_ns,
-    )
+def _key(load: m.Load) -> Any:
+    """What a model is loaded from. Raises OSError."""
+    found = Path(load.path).stat()
+    file = (load.path, found.st_mtime_ns, found.st_size, found.st_ino)
+    return load.model, file, load.max_batch, load.batchable, load.warmup, tuple(load.buckets)
 
 
 def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_threads: int) -> None:
@@ -184,18 +226,22 @@ def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_th
         else:
             socket.send(codec.encode(messages))
 
-    def load(message: m.Load) -> ServedModel:
-        model = ServedModel(message, providers.recipe(provider, intra_op_threads))
-        gc.collect()
-        gc.freeze()
-        return model
-
-    session = Session(provider, os.getpid(), send, load, Memory())
+    loader = Loader(lambda message: ServedModel(message, providers.recipe(provider, intra_op_threads)))
+    session = Session(provider, os.getpid(), send, loader.start, Memory())
     watchdog = Watchdog()
     socket.connect(endpoint.workers)
     session.register()
     decode = codec.broker_to_worker.decode
+    poller = zmq.Poller()
+    poller.register(socket, zmq.POLLIN)
+    poller.register(loader, zmq.POLLIN)
     while True:
+        if loader.under_way:  # otherwise a receive is all there is to wait for, and quicker
+            poller.poll(LOOK_AROUND_MS)
+            for key, outcome in loader.finished():
+                session.loaded(key, outcome)
+            if not readable(socket):
+                continue
         try:
             payload = socket.recv()
         except zmq.Again:

@@ -43,7 +43,6 @@ class ServedModel:
 
     def __init__(self, load: Load, recipe: Recipe) -> None:
         self.name = load.model
-        self.revision = load.revision
         self.recipe = recipe
         try:
             self.session = onnxruntime.InferenceSession(
@@ -62,6 +61,7 @@ class ServedModel:
         self.max_batch = load.max_batch if self.batchable else 1
         self.warmup_ns: dict[int, int] = {}
         self._skip = 1 if self.batchable else 0
+        self._free_axis = FREE_AXES[0]
         if load.warmup:
             self._warm_up()
         self._runner = Runner(
@@ -104,20 +104,20 @@ class ServedModel:
     def _warm_up(self) -> None:
         """Run every power of two up to max_batch once or more, and time it. Checks what it sees."""
         free = any(not isinstance(axis, int) for spec in self.inputs for axis in spec.shape[self._skip :])
-        for size in FREE_AXES if free else FREE_AXES[:1]:
+        for self._free_axis in FREE_AXES if free else FREE_AXES[:1]:
             try:
-                self._sweep(size)
+                self._sweep()
                 return
             except CannotServe:
                 self.warmup_ns.clear()
                 if not free:  # else the size was our guess, not a request
                     raise
 
-    def _sweep(self, free_axis: int) -> None:
+    def _sweep(self) -> None:
         started_ns = perf_counter_ns()
         rows = 1
         while rows <= self.max_batch:
-            feeds = {spec.name: self._zeros(spec, rows, free_axis) for spec in self.inputs}
+            feeds = self.canary(rows)
             if rows > 1 and sum(value.tensor_size_in_bytes() for value in feeds.values()) > WARMUP_BYTES_MAX:
                 break
             try:
@@ -139,14 +139,26 @@ class ServedModel:
             times.append(perf_counter_ns() - before_ns)
         return answers, min(times)
 
-    def _zeros(self, spec: TensorSpec, rows: int, free_axis: int) -> Any:
-        shape = [axis if isinstance(axis, int) else free_axis for axis in spec.shape]
+    def canary(self, rows: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
+        """Inputs that the model may take, by name: zeros, or drawn from `rng`; for `answers`."""
+        return {spec.name: self._value(spec, rows, rng) for spec in self.inputs}
+
+    def answers(self, feeds: dict[str, Any]) -> list[Any]:
+        """Run once, beside whatever else runs; an array for each output."""
+        return [value.numpy() for value in self.session.run_with_ort_values(None, feeds)]
+
+    def _value(self, spec: TensorSpec, rows: int, rng: np.random.Generator | None) -> Any:
+        shape = [axis if isinstance(axis, int) else self._free_axis for axis in spec.shape]
         if self.batchable:
             shape[0] = rows
         buffer = np.zeros(max(1, nbytes_of(spec.dtype, shape)), np.uint8)
         entry = dtypes.BY_CODE[spec.dtype]
         array = buffer[: prod(shape) * entry.itemsize].view(entry.numpy).reshape(shape)
-        return _OrtZeros.make(array, spec.dtype)
+        if rng is not None and entry.numpy.kind == "f":
+            array[...] = rng.standard_normal(shape)
+        elif rng is not None:  # 0 and 1 are indices that most tables have
+            array[...] = rng.integers(0, 2, shape)
+        return _OrtValues.make(array, spec.dtype)
 
     def _check_rows(self, answers: Sequence[Any], rows: int) -> bool:
         for spec, answer in zip(self.outputs, answers, strict=True):
@@ -161,8 +173,8 @@ class ServedModel:
         return True
 
 
-class _OrtZeros:
-    """Values for the warm-up, of any element type: numpy has no name for some of them."""
+class _OrtValues:
+    """Values of any element type: numpy has no name for some of them."""
 
     @staticmethod
     def make(array: Any, dtype: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from batchyard.broker import events as e
@@ -98,6 +98,8 @@ class SimBroker:
         self._slow_due_ns = 0
         self._due_ns: int | None = None
         self._acted = False
+        self.orders: set[int] = set()  # of operators, not yet answered
+        self._order_sequence = 0
 
     def _credentials(self, fd: int) -> tuple[int, int] | None:
         """What the kernel knows of the process at the other end of a worker's connection."""
@@ -119,6 +121,13 @@ class SimBroker:
             self.wake_after(0)
 
         self.world.clock.after(self.world.rng.randrange(DEATH_NOTICE_NS_MAX), report)
+
+    def order(self, make: Callable[[int], e.Event]) -> None:
+        """An operator wants a model changed: `make` is told whom to answer."""
+        self._order_sequence += 1
+        self.orders.add(self._order_sequence)
+        self._act(self.core.handle(make(self._order_sequence), self.world.clock.now_ns))
+        self.wake_after(0)
 
     def crash(self) -> None:
         self.alive = False
@@ -198,6 +207,9 @@ class SimBroker:
                 self.front.reply(action)
             elif isinstance(action, e.ToWorker):
                 self.back.tell(action)
+            elif isinstance(action, e.ToAdmin):
+                self.orders.remove(action.admin)
+                self.world.count(f"order_{type(action.message).__name__}")
             elif isinstance(action, e.KillWorker):
                 self.world.count("hung_killed")
                 self.world.check_hung(self.pid_of(action.worker))
@@ -217,6 +229,8 @@ class SimBroker:
         own = self.front.inline._number
         if self.front.inline.used_bytes:
             found.append(f"{self.front.inline.used_bytes} bytes of tensors that came as frames")
+        if self.orders:
+            found.append(f"{len(self.orders)} orders of operators were not answered")
         found += [f"arena {number} is open" for number in self.arenas.open_names if number != own]
         if self.front.known or self.front._by_conn:
             found.append("a client is still known")

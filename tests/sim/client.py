@@ -294,6 +294,8 @@ class SimClient:
             assert world.deaths >= LOSSES_MAX, "too few died"
         elif kind is errors.DeadlineExceeded:
             assert world.clock.now_ns >= ticket.sent_ns + ticket.patience_ns, "too early"
+        elif kind is errors.UnknownModel:
+            assert world.faults.get("unload_model"), f"{ticket.number}: {outcome}"
         elif kind not in (errors.Overloaded, errors.BrokerLost, errors.UnknownConnection):
             raise AssertionError(f"request {ticket.number} failed: {outcome!r}")
         self._ended(ticket, kind.__name__)

@@ -176,6 +176,7 @@ class WatchedCore(Core):
             floor_ns = seen.arrived_ns + seen.budget_ns // (2 if seen.deadline_ns else 1)
             earliest_ns = floor_ns if earliest_ns is None else min(earliest_ns, floor_ns)
         self._lent[worker][message.batch] = lent
+        assert message.revision == batch.lane.model.revision, "an old revision is lent"
         assert len(self._lent[worker]) <= CREDIT
         total = sum(stop - start for _, (start, stop) in lent)
         assert total <= batch.lane.model.max_batch, "larger than the model takes"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from batchyard.broker.events import ModelUnwanted, ModelWanted
 
 from .clock import MS
 from .stranger import Stranger
@@ -23,9 +27,12 @@ BLOWS = {
     "stop_client": 2,
     "leap": 2,
     "stranger": 3,
+    "swap_model": 4,
+    "unload_model": 1,
 }
 # What may go wrong in passing: with which probability, where a run has it at all.
 CHANCES = {"slow_run": 0.2, "slow_load": 0.3, "load_fails": 0.3, "poison": 0.12, "killer": 0.04}
+FILES = sorted(Path(__file__).parent.glob("*.py"))  # that exist, for models to be
 FAULT_SHARE = 0.35  # of all kinds, in one run
 CALM_SHARE = 0.1  # of all runs: no fault at all
 
@@ -54,6 +61,10 @@ def blow(world: World, kind: str) -> None:
         broker.stopped_until_ns = world.clock.now_ns + rng.randrange(1, 120) * MS
     elif kind == "stranger" and broker is not None:
         Stranger(world, f"stranger {world.faults[kind]}")
+    elif kind == "swap_model" and broker is not None:
+        swap(world, rng.choice(sorted(world.config.models)))
+    elif kind == "unload_model" and broker is not None:
+        unload(world, rng.choice(sorted(world.config.models)))
     elif kind in ("reset_client", "reset_worker") and broker is not None:
         links = (broker.clients if kind == "reset_client" else broker.workers).links()
         if links:
@@ -69,3 +80,27 @@ def blow(world: World, kind: str) -> None:
     elif kind == "kill_client" and clients:
         rng.choice(clients).die()
         world.clock.after(rng.randrange(30) * MS, world.start_client)
+
+
+def swap(world: World, name: str) -> None:
+    """An operator has another file for a model."""
+    assert world.broker is not None
+    model = world.broker.core.models.get(name)
+    if model is not None:
+        config = replace(model.config, path=world.rng.choice(FILES))
+        world.broker.order(lambda admin: ModelWanted(admin, config, True))
+
+
+def unload(world: World, name: str) -> None:
+    """A model goes, and after a while it comes back."""
+    assert world.broker is not None
+    config = world.config.models[name]
+
+    def load() -> None:
+        broker = world.broker
+        if broker is None or broker.core.models.get(name) is not None or not world.running:
+            return
+        broker.order(lambda admin: ModelWanted(admin, config, False))
+
+    world.broker.order(lambda admin: ModelUnwanted(admin, name))
+    world.clock.after(world.rng.randrange(60) * MS, load)

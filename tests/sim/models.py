@@ -146,7 +146,6 @@ class SimModel:
 
     def __init__(self, load: Load, warmup_ns: dict[int, int]) -> None:
         self.name = load.model
-        self.revision = load.revision
         self.recipe = _Recipe()
         self.inputs = INPUTS[load.model]
         self.outputs = OUTPUTS[load.model]

@@ -1,6 +1,6 @@
 """A worker's process: the real Session, Memory checks and Runner around a simulated model.
 
-It reads its messages in order, one at a time; a batch takes time, and may hang, or end the process.
+It reads its messages in order, one at a time, and loads beside that; a batch takes time, and may hang, or end the process.
 Until a batch is answered, or the process is dead, its bytes count as held.
 """
 
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from batchyard.gpuworker.child import LOOK_AROUND_MS, Session
-from batchyard.gpuworker.model import CannotServe
 from batchyard.gpuworker.watchdog import GRACE_NS
 from batchyard.transport import codec
 from batchyard.transport import messages as m
@@ -38,12 +37,13 @@ class SimWorker:
         self.stopped_until_ns = 0
         self.hangs_next = False
         self.memory = WorkerMemory(world)
-        self.models: dict[str, SimModel] = {}
-        self.session = Session("sim", pid, self._send, self._load, self.memory)
+        self.session = Session("sim", pid, self._send, self._start_load, self.memory)
         self.link: Link | None = None
         self._unsent: list[tuple[bytes, Sequence[Any]]] = []  # ZeroMQ keeps it for the next broker
         self._inbox: deque[tuple[Link | None, Any, int]] = deque()
+        self._loaded: deque[tuple[Any, Any]] = deque()  # what the loader's thread has finished
         self._busy = False
+        self._loads_until_ns = 0
         self._lost = False  # the connection ended, and we have not yet registered again
 
     def start(self) -> None:
@@ -99,12 +99,15 @@ class SimWorker:
 
     def _go_on(self) -> None:
         """Handle what has come, up to the next thing that takes time."""
-        while self.alive and self._inbox and not self._busy:
-            link, messages, epoch = self._inbox[0]
+        while self.alive and (self._loaded or self._inbox) and not self._busy:
             if self.world.clock.now_ns < self.stopped_until_ns:
                 self._busy = True
                 self.world.clock.at(self.stopped_until_ns, self._resume)
                 return
+            if self._loaded:
+                self.session.loaded(*self._loaded.popleft())
+                continue
+            link, messages, epoch = self._inbox[0]
             if link is not None:
                 link.unread -= 1
                 self._inbox[0] = (None, messages, epoch)
@@ -134,8 +137,6 @@ class SimWorker:
             if self.world.happens("slow_run"):
                 takes_ns *= rng.randrange(5, 30)
             return takes_ns
-        if isinstance(message, m.Load):
-            return rng.randrange(1, 400 if self.world.happens("slow_load") else 20) * MS
         return 0
 
     def _resume(self) -> None:
@@ -151,8 +152,9 @@ class SimWorker:
             self.world.clock.at(self.stopped_until_ns, lambda: self._finish(message, epoch))
             return
         if isinstance(message, m.LentBatch):
-            if message.model in self.models:
-                self.models[message.model].took_ns = 300 * US + message.rows * 350 * US
+            model: Any = self.session._models.get((message.model, message.revision))
+            if model is not None:
+                model.took_ns = 300 * US + message.rows * 350 * US
             try:
                 self.session.handle(message)
             except Killed:
@@ -165,13 +167,22 @@ class SimWorker:
         self._busy = False
         self._go_on()
 
-    def _load(self, message: m.Load) -> Any:
-        if self.world.happens("load_fails"):
-            raise CannotServe("this file is broken today")
-        sizes = {1, 2, 4, message.max_batch} if self.world.rng.random() < 0.8 else set()
-        warmup_ns = {rows: 300 * US + rows * 350 * US for rows in sorted(sizes)}
-        model = self.models[message.model] = SimModel(message, warmup_ns)
-        return model
+    def _start_load(self, key: Any, message: m.Load, beside: Any) -> None:
+        """gpuworker/loader.py: one after the other, while batches are run."""
+        rng = self.world.rng
+        takes_ns = rng.randrange(1, 400 if self.world.happens("slow_load") else 20) * MS
+        self._loads_until_ns = max(self._loads_until_ns, self.world.clock.now_ns) + takes_ns
+        outcome: Any = "this file is broken today"
+        if not self.world.happens("load_fails"):
+            sizes = {1, 2, 4, message.max_batch} if rng.random() < 0.8 else set()
+            warmup_ns = {rows: 300 * US + rows * 350 * US for rows in sorted(sizes)}
+            outcome = SimModel(message, warmup_ns), None if beside is None else 0.5
+
+        def finish() -> None:
+            self._loaded.append((key, outcome))
+            self._go_on()
+
+        self.world.clock.at(self._loads_until_ns, finish)
 
     def die(self) -> None:
         """SIGKILL: what the kernel has taken is still delivered, or not."""

@@ -76,7 +76,7 @@ class World:
         tight = rng.random() < 0.25
         limits = Limits(queue_rows_max=40, client_rows_max=24, queue_bytes_max=6_000) if tight else Limits()
         self.config = YardConfig(models, limits)
-        self._unread_max = rng.choice((6, 1000)) if "stop_client" in self._kinds else UNREAD_MAX
+        self._unread_max = rng.choice((2, 4, 1000)) if "stop_client" in self._kinds else UNREAD_MAX
         self._hash = 0
         self._hash_high = 0
         self.steps = 0
@@ -251,7 +251,8 @@ class World:
         """Every client asks for something: one that the broker has dropped learns of it so."""
         for client in self.clients:
             for conn in client.conns() if client.alive else ():
-                client.describe(conn, next(iter(self.config.models)))
+                if not any(isinstance(pending.message, m.Describe) for pending in conn.channel.pending.values()):
+                    client.describe(conn, next(iter(self.config.models)))
         if not self._at_rest() and not self.closing:
             self.clock.after(NUDGE_NS, self._nudge)
 
