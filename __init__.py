@@ -9,7 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .client import AsyncClient, Client, InferFuture, ModelInfo, Priority, Receipt, Reply, Yard, serve
+    from .client import (
+        AsyncClient,
+        Client,
+        InferFuture,
+        ModelChanged,
+        ModelInfo,
+        Operator,
+        Priority,
+        Receipt,
+        Reply,
+        Yard,
+        serve,
+    )
     from .transport.errors import (
         ArenaExhausted,
         BatchyardError,
@@ -43,8 +55,10 @@ __all__ = [
     "InferFuture",
     "InvalidRequest",
     "MalformedMessage",
+    "ModelChanged",
     "ModelFailed",
     "ModelInfo",
+    "Operator",
     "Overloaded",
     "Priority",
     "Receipt",
@@ -61,7 +75,19 @@ __all__ = [
 ]
 
 _FROM_CLIENT = frozenset(
-    {"AsyncClient", "Client", "InferFuture", "ModelInfo", "Priority", "Receipt", "Reply", "Yard", "serve"}
+    {
+        "AsyncClient",
+        "Client",
+        "InferFuture",
+        "ModelChanged",
+        "ModelInfo",
+        "Operator",
+        "Priority",
+        "Receipt",
+        "Reply",
+        "Yard",
+        "serve",
+    }
 )
 
 if not TYPE_CHECKING:  # a type checker would take any misspelt name for an object

@@ -83,7 +83,7 @@ class Admin:
         self._act(self._core.handle(event, now_ns))
 
     def _wanted(self, message: m.LoadModel | m.SwapModel) -> ModelConfig:
-        """The model as it would be. Raises ConfigError, UnknownModel."""
+        """The model as it would be. Raises InvalidRequest, UnknownModel."""
         root = self._config.models_root
         if isinstance(message, m.SwapModel):
             return with_file(self._core.served(message.model).config, message.file, root)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..transport.errors import BatchyardError, Code
+from ..transport.errors import BatchyardError, Code, InvalidRequest
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MODELS_MAX = 1024
@@ -122,7 +122,7 @@ def read(path: Path) -> YardConfig:
 def with_file(model: ModelConfig, file: str, root: Path | None) -> ModelConfig:
     """The model as it would be from this file inside `root` ("": the file that it has, looked up anew).
 
-    Raises ConfigError for a name that is none, or a file that is not there or lies elsewhere.
+    Raises InvalidRequest for a name that is none, or a file that is not there or lies elsewhere.
     """
     problems: list[str] = []
     _check_model_names((model.name,), problems)
@@ -136,7 +136,7 @@ def with_file(model: ModelConfig, file: str, root: Path | None) -> ModelConfig:
         path = _existing_file((root or Path()) / name, key_path, name, problems, inside=root)
         if path is not None and not problems:
             return replace(model, path=path, file=name)
-    raise ConfigError("models", tuple(problems))
+    raise InvalidRequest("; ".join(problems))
 
 
 def from_models(

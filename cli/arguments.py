@@ -23,10 +23,13 @@ def parser(verb: str, purpose: str, examples: str) -> argparse.ArgumentParser:
     )
 
 
-def add_yard(parser: argparse.ArgumentParser) -> None:
-    """--url and --keys: which yard is spoken to."""
-    parser.add_argument("--url", help="the yard's address (default: $BATCHYARD_URL, else this user's yard)")
-    parser.add_argument("--keys", type=Path, metavar="FOLDER", help="CURVE keys, for a yard that has them")
+def add_yard(parser: argparse.ArgumentParser, default: object = None) -> None:
+    """--url and --keys: which yard is spoken to. `default` argparse.SUPPRESS: for the parser of a word
+    behind the verb, so that both places will do."""
+    where = "the yard's address (default: $BATCHYARD_URL, else this user's yard)"
+    parser.add_argument("--url", default=default, help=where)
+    which = "CURVE keys, for a yard that has them"
+    parser.add_argument("--keys", type=Path, metavar="FOLDER", default=default, help=which)
 
 
 def count(text: str) -> int:

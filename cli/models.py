@@ -1,29 +1,91 @@
-"""`batchyard models`: what a yard serves, how it batches, and which workers run it."""
+"""`batchyard models`: what a yard serves, how it batches, and which workers run it; and how to change it."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import threading
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from ..client import Client
+from ..client import Client, ModelChanged, Operator
+from ..client.admin import TIMEOUT_S
 from ..transport import dtypes
 from ..transport.messages import ModelInfo, ModelState
 from ..transport.tensors import TensorSpec
-from .arguments import add_yard, parser
+from . import watch
+from .arguments import add_yard, count, parser, seconds
 from .text import duration, plural, table
 
 EXAMPLES = """examples:
   batchyard models
-  batchyard models --url ipc:///tmp/yard --json"""
+  batchyard models --json --url ipc:///tmp/yard
+  batchyard models load resnet18 resnet18.onnx --max-batch 16
+  batchyard models swap resnet18 resnet18-int8.onnx --tolerance 0.5
+  batchyard models unload resnet18
+  batchyard models watch models/"""
 HEADING = ("MODEL", "STATE", "REVISION", "BATCHING", "WORKERS")
 
 
 def main(argv: list[str]) -> int:
-    """0 when the yard answered, whatever state its models are in."""
-    arguments = parser("models", "What a yard serves: states, inputs, outputs, batching, workers.", EXAMPLES)
+    """0 when the yard answered, whatever state its models are in, or has made the change."""
+    options = _parser().parse_args(argv)
+    if options.order is None:
+        return _show(options)
+    operator = Operator(options.url, options.keys)
+    if options.order == "watch":
+        print(f"following {options.folder}; Ctrl-C ends it", flush=True)
+        files = watch.listing(options.folder)
+        with Client(options.url, keys=options.keys, segment="frames") as client:
+            names = {model.name for model in client.models()}
+        served = {file: name for file in files if (name := file.removesuffix(watch.SUFFIX)) in names}
+        watch.follow(options.folder, served, operator, threading.Event().wait, partial(print, flush=True))
+    elif options.order == "load":
+        said_of("loaded", operator.load(options.name, options.file, options.max_batch, options.timeout))
+    elif options.order == "swap":
+        said_of("swapped", operator.swap(options.name, options.file, options.tolerance, options.timeout))
+    else:
+        said_of("unloaded", operator.unload(options.name, options.timeout))
+    return 0
+
+
+def said_of(done: str, changed: ModelChanged) -> None:
+    """One line about a change."""
+    canary = f"; a canary's answers differ by up to {changed.difference:.3g}" if changed.difference else ""
+    print(f"{changed.model}: {done}, revision {changed.revision}{canary}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    purpose = "What a yard serves: states, inputs, outputs, batching, workers; and how to change it."
+    arguments = parser("models", purpose, EXAMPLES)
     add_yard(arguments)
     arguments.add_argument("--json", action="store_true", help="for programs: a list of objects")
-    options = arguments.parse_args(argv)
+    orders = arguments.add_subparsers(dest="order", metavar="ORDER")
+    load = orders.add_parser("load", help="serve one more model, from a file inside the yard's models_root")
+    load.add_argument("name", metavar="NAME")
+    load.add_argument("file", metavar="FILE", help="relative to models_root")
+    load.add_argument("--max-batch", type=count, metavar="ROWS", help="in one run (the yard's default)")
+    swap = orders.add_parser(
+        "swap", help="serve it from another file; no request fails, and a bad file changes nothing"
+    )
+    swap.add_argument("name", metavar="NAME")
+    swap.add_argument("file", metavar="FILE", nargs="?", help="(the file that it has, read anew)")
+    swap.add_argument(
+        "--tolerance", type=float, metavar="D", help="greatest difference of a canary's answers (any)"
+    )
+    unload = orders.add_parser("unload", help="serve it no longer; what waits for it is still run")
+    unload.add_argument("name", metavar="NAME")
+    follow = orders.add_parser("watch", help="load, swap and unload as the .onnx files of a folder do")
+    follow.add_argument("folder", metavar="FOLDER", type=Path, help="the yard's models_root")
+    for order in (load, swap, unload, follow):
+        add_yard(order, argparse.SUPPRESS)
+    for order in (load, swap, unload):
+        order.add_argument("--timeout", type=seconds, default=TIMEOUT_S, metavar="S", help="(%(default)g s)")
+    return arguments
+
+
+def _show(options: argparse.Namespace) -> int:
     with Client(options.url, keys=options.keys, segment="frames") as client:
         models = client.models()
     if options.json:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..client import Client, ModelInfo
-from ..client.admin import snapshot
+from ..client.admin import Operator
 from ..transport import endpoints, segments
 from ..transport.endpoints import Endpoint
 from ..transport.errors import BatchyardError, DeadlineExceeded
@@ -110,7 +110,7 @@ def yard(endpoint: Endpoint, keys: Path | None) -> YardFacts:
         return YardFacts()
     holder = holder or 0
     try:
-        counters = snapshot(endpoint, ANSWER_TIMEOUT_S, keys)
+        counters = Operator(endpoint.url, keys).snapshot(ANSWER_TIMEOUT_S)
         models = _models(endpoint, keys)
     except DeadlineExceeded:
         return YardFacts(holder)

@@ -18,12 +18,14 @@ from pathlib import Path
 import zmq
 
 from ..broker import config as configuration
+from ..broker.config import YardConfig
 from ..client import ModelInfo, Yard
 from ..transport import endpoints
 from ..transport.endpoints import Endpoint
 from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, EndpointInUse, InvalidRequest
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelState
+from . import watch
 from .arguments import add_yard, count, parser
 from .models import batching
 from .text import plural
@@ -35,7 +37,7 @@ WORKERS_PATIENCE_S = 10.0  # for the other workers, once some worker has loaded 
 LOOK_S = 0.1
 EXAMPLES = """examples:
   batchyard up
-  batchyard up --config examples/batchyard.toml --workers 2
+  batchyard up --config examples/batchyard.toml --workers 2 --watch
   batchyard up --url tcp://0.0.0.0:7070 --keys keys"""
 NO_CONFIG = """there is no {path}. A yard is told what to serve; the least that it needs is
 
@@ -51,7 +53,7 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     if not options.config.exists():
         raise InvalidRequest(NO_CONFIG.format(path=options.config))
-    configuration.read(options.config)
+    config = configuration.read(options.config)
     if importlib.util.find_spec("onnxruntime") is None:
         raise BatchyardError("workers need onnxruntime: pip install onnxruntime, or ask `batchyard doctor`")
     url = options.url or endpoints.default_url()
@@ -64,6 +66,8 @@ def main(argv: list[str]) -> int:
             _say(f"starting a yard at {yard.url}: broker and {plural(options.workers, 'worker')}")
             if started(yard, options.workers, stop):
                 _say(f"listening at {yard.url}; Ctrl-C ends it")
+                if options.watch and config.models_root is not None:
+                    _follow(config, yard, stop)
                 _watch(yard, stop)
             _say("stopping")
     finally:
@@ -166,6 +170,16 @@ def _watch(yard: Yard, stop: threading.Event) -> None:
                 _say(f"{process.name} ended and was started again (process {process.pid})")
 
 
+def _follow(config: YardConfig, yard: Yard, stop: threading.Event) -> None:
+    """Let the yard's models follow the files of models_root, on a thread of its own."""
+    root = config.models_root
+    assert root is not None
+    served = {model.path.name: name for name, model in config.models.items() if model.path.parent == root}
+    _say(f"following the .onnx files of {root}")
+    arguments = (root, served, yard.operator, stop.wait, _say)
+    threading.Thread(target=watch.follow, args=arguments, name="batchyard-watch", daemon=True).start()
+
+
 def _on_signals(stop: threading.Event) -> Callable[[], None]:
     """Let signals set `stop`; what is returned puts the old handlers back."""
     numbers = [signal.SIGINT, signal.SIGTERM]
@@ -197,6 +211,9 @@ def _parser() -> argparse.ArgumentParser:
         type=count,
         metavar="N",
         help=f"of each worker (cores / workers; cores here: {os.cpu_count() or 1})",
+    )
+    arguments.add_argument(
+        "--watch", action="store_true", help="load, swap and unload models as the files of models_root do"
     )
     add_yard(arguments)
     return arguments

@@ -3,7 +3,8 @@
 Imports pyzmq, numpy, and msgspec alone; the server's side is only ever started as processes.
 """
 
-from ..transport.messages import ModelInfo, Priority
+from ..transport.messages import ModelChanged, ModelInfo, Priority
+from .admin import Operator
 from .aio import AsyncClient
 from .client import Client
 from .futures import InferFuture
@@ -14,7 +15,9 @@ __all__ = [
     "AsyncClient",
     "Client",
     "InferFuture",
+    "ModelChanged",
     "ModelInfo",
+    "Operator",
     "Priority",
     "Receipt",
     "Reply",

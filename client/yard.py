@@ -23,10 +23,9 @@ from typing import IO, Any, Self
 
 import zmq
 
-from ..transport.endpoints import Endpoint
 from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, InvalidRequest, from_wire
 from ..transport.processes import Backoff, ChildProcess
-from .admin import snapshot
+from .admin import Operator
 from .aio import AsyncClient
 from .client import Client
 
@@ -44,6 +43,7 @@ def serve(
     url: str | None = None,
     timeout: float = START_TIMEOUT_S,
     log: IO[bytes] | None = None,
+    models_root: str | os.PathLike[str] | None = None,
 ) -> Yard:
     """Start a broker and `workers` workers for these models, and return when every model is ready.
 
@@ -52,12 +52,16 @@ def serve(
     threads: intra-op threads of each worker; default: cores divided by workers.
     url: where to listen; default: a private place that is removed at the end.
     log: a file for what the processes say; default: this program's stderr.
+    models_root: the folder that `Yard.operator` may load and swap models from; default: the one that
+        these models lie in, if it is the same for all.
 
     A context manager; without `with`, `close()` ends it, or the end of this program. Raises
     ModelFailed when a model can't be loaded, InvalidRequest for names, files, or numbers that can't
     be, EndpointInUse, Unauthorized, DeadlineExceeded when nothing is ready within `timeout` seconds.
     """
     arguments = [*_model_arguments(models), "--max-batch", str(max_batch)]
+    if models_root is not None:
+        arguments += ["--models-root", os.path.abspath(models_root)]
     yard = Yard(arguments, workers, threads, url, log=log, quiet=True)
     named = models if isinstance(models, Mapping) else {Path(models).stem: models}
     try:
@@ -109,7 +113,8 @@ class Process:
 
 
 class Yard:
-    """A running broker with its workers. `url` is where clients find it; `processes` are its own."""
+    """A running broker with its workers. `url` is where clients find it, `operator` loads, swaps, and
+    unloads models; `processes` are its own."""
 
     def __init__(
         self,
@@ -126,7 +131,7 @@ class Yard:
         self._pid = os.getpid()
         self._folder = tempfile.mkdtemp(prefix="yard-") if url is None and zmq.has("ipc") else None  # 0700
         self.url = url or (f"ipc://{self._folder}" if self._folder is not None else _free_tcp_url())
-        self._endpoint = Endpoint.parse(self.url)
+        self.operator = Operator(self.url, keys)
         common = ["--url", self.url, "--lifeline", *(["--quiet"] if quiet else [])]
         if keys is not None:
             common += ["--keys", str(keys)]
@@ -194,7 +199,7 @@ class Yard:
 
     def snapshot(self, timeout: float = 5.0) -> dict[str, Any]:
         """The broker's cumulative counters. Raises DeadlineExceeded."""
-        return snapshot(self._endpoint, timeout, self._keys)
+        return self.operator.snapshot(timeout)
 
     def _watch(self) -> None:
         """Start again what dies, with growing patience."""

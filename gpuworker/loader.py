@@ -69,9 +69,7 @@ class Loader:
             self._wake_write.send(b"\0")
 
 
-def load_beside(
-    make: Callable[[m.Load], ServedModel], load: m.Load, beside: ServedModel | None
-) -> Outcome:
+def load_beside(make: Callable[[m.Load], ServedModel], load: m.Load, beside: ServedModel | None) -> Outcome:
     """Make a model and compare it with the one that serves; whatever is wrong with it is told."""
     try:
         model = make(load)

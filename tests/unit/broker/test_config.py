@@ -40,7 +40,7 @@ def problems(yard: Path, text: str) -> tuple[str, ...]:
 def test_one_model_and_nothing_else_means_the_defaults(yard: Path) -> None:
     config = written(yard, ONE_MODEL)
     path = (yard / "digits.onnx").resolve()
-    assert config.models == {"digits": ModelConfig("digits", path, 32, None, True)}
+    assert config.models == {"digits": ModelConfig("digits", path, 32, None, True, file="digits.onnx")}
     assert config.limits == Limits(65536, 4294967296, 16384, 2147483648, 1024)
     assert config.budgets_ns == (5_000_000, 25_000_000, 100_000_000, 1_000_000_000)
     assert config.spin_ns == 100_000
@@ -58,6 +58,7 @@ def test_every_key_is_read(yard: Path) -> None:
         max_batch = 1024
         batchable = false
         warmup = false
+        idempotent = false
         [limits]
         queue_rows_max = 1
         queue_bytes_max = 2
@@ -74,7 +75,7 @@ def test_every_key_is_read(yard: Path) -> None:
         """,
     )
     path = (yard / "files" / "a.onnx").resolve()
-    assert config.models == {"resnet.18": ModelConfig("resnet.18", path, 1024, False, False)}
+    assert config.models == {"resnet.18": ModelConfig("resnet.18", path, 1024, False, False, False, "a.onnx")}
     assert config.limits == Limits(1, 2, 3, 4, 5)
     assert config.budgets_ns == (500_000, 1_000_000, 2_000_000, 3_000_000)
     assert config.spin_ns == 0

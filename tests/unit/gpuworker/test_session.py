@@ -30,7 +30,7 @@ def greeted(arenas: Any) -> tuple[Session, list[Any]]:
     def send(messages: list[Any], frames: Any = ()) -> None:
         said.extend(messages)
 
-    session = Session("cpu", 4711, send, lambda load: None, arenas)  # type: ignore[arg-type,return-value]
+    session = Session("cpu", 4711, send, lambda key, load, beside: None, arenas)  # type: ignore[arg-type,return-value]
     session.register()
     session.handle(m.WorkerWelcome(7, 1, 42))
     session.handle(m.Attach(3, SegmentHandle("memfd", "5", 4096)))
@@ -57,12 +57,14 @@ def test_a_welcome_ends_what_an_earlier_broker_had_attached() -> None:
 def test_a_welcome_drops_the_bindings_into_what_is_unmapped() -> None:
     forgotten: list[int] = []
     model: Any = SimpleNamespace(
-        name="net", revision=1, inputs=[], outputs=[], batchable=True, alone_reason="", max_batch=4, placement="",
+        name="net", inputs=[], outputs=[], batchable=True, alone_reason="", max_batch=4, placement="",
         recipe=SimpleNamespace(name="cpu"), warmup_ns={}, forget_bindings=lambda: forgotten.append(1),
     )  # fmt: skip
     arenas: Any = Arenas()
-    session = Session("cpu", 4711, lambda messages, frames=(): None, lambda load: model, arenas)
+    started: list[Any] = []
+    session = Session("cpu", 4711, lambda messages, frames=(): None, lambda *job: started.append(job), arenas)
     session.handle(m.Load("net", 1, __file__, 4, None, False))
+    session.loaded(started[0][0], (model, None))
     session.register()
     assert not forgotten
     session.handle(m.WorkerWelcome(8, 1, 43))

@@ -1,0 +1,140 @@
+"""A folder that is the truth about a yard's models: new files are loaded, changed ones swapped, and the
+models of those that vanish let go. `batchyard models watch`, and `batchyard up --watch`.
+
+`NAME.onnx` is the model NAME, unless the yard's configuration has given the file another name.
+Subfolders are not looked at. A file counts when two looks have found it the same, so that one which is
+still being written is left alone; and what was refused is tried again when it changes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from ..client import Operator
+from ..transport.errors import BatchyardError, DeadlineExceeded, Overloaded
+
+SUFFIX = ".onnx"
+LOOK_S = 1.0
+CHANGE_TIMEOUT_S = 300.0
+
+PAST = {"load": "loaded", "swap": "swapped", "unload": "unloaded"}
+
+Stamp = tuple[int, int, int]  # modified (ns), bytes, inode
+
+
+class Change(NamedTuple):
+    """What the folder asks for: "load", "swap" or "unload"."""
+
+    kind: str
+    model: str
+    file: str
+
+
+class FolderWatch:
+    """What is to be done, from one listing to the next. Pure.
+
+    `served`: files of the folder that the yard serves already -> under which name.
+    """
+
+    def __init__(self, served: Mapping[str, str]) -> None:
+        self._names = dict(served)
+        self._served: dict[str, Stamp | None] = dict.fromkeys(served)  # None: as it was at the first look
+        self._refused: dict[str, Stamp] = {}
+        self._before: dict[str, Stamp] = {}
+
+    def look(self, listing: Mapping[str, Stamp]) -> list[Change]:
+        """The changes that this listing asks for; `done` or `refused` ends each."""
+        found = []
+        for file, stamp in listing.items():
+            if self._served.get(file, stamp) is None:
+                self._served[file] = stamp
+            if self._before.get(file) != stamp or self._refused.get(file) == stamp:
+                continue
+            if file not in self._served:
+                found.append(Change("load", self._name(file), file))
+            elif self._served[file] != stamp:
+                found.append(Change("swap", self._name(file), file))
+        gone = [file for file in self._served if file not in listing and file not in self._before]
+        found += [Change("unload", self._name(file), file) for file in gone]
+        self._before = dict(listing)
+        return found
+
+    def done(self, change: Change) -> None:
+        """The yard has made the change."""
+        if change.kind == "unload":
+            del self._served[change.file]
+        else:
+            self._served[change.file] = self._before[change.file]
+
+    def refused(self, change: Change) -> None:
+        """The yard will not make it."""
+        if change.kind == "unload":
+            del self._served[change.file]  # it is not there to be let go
+        else:
+            self._refused[change.file] = self._before[change.file]
+
+    def _name(self, file: str) -> str:
+        return self._names.get(file, file.removesuffix(SUFFIX))
+
+
+def listing(folder: Path) -> dict[str, Stamp]:
+    """The models of a folder. Raises OSError."""
+    found = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(SUFFIX):
+                try:
+                    status = entry.stat()
+                except OSError:  # it has just gone
+                    continue
+                found[entry.name] = (status.st_mtime_ns, status.st_size, status.st_ino)
+    return dict(sorted(found.items()))
+
+
+def follow(
+    folder: Path,
+    served: Mapping[str, str],
+    operator: Operator,
+    wait: Callable[[float], bool],
+    say: Callable[[str], None],
+) -> None:
+    """Make the yard follow the folder until `wait(seconds)` is true. A broker that was started again
+    has its configuration's models, and is told of the others anew."""
+    watch = FolderWatch(served)
+    broker = None
+    while True:
+        try:
+            pid = operator.snapshot()["pid"]
+            if broker not in (None, pid):
+                watch = FolderWatch(served)
+            broker = pid
+            for line in _apply(watch, listing(folder), operator):
+                say(line)
+        except DeadlineExceeded:
+            pass  # no broker just now
+        except OSError as error:
+            say(f"{folder} cannot be read: {error.strerror or error}")
+        if wait(LOOK_S):
+            return
+
+
+def _apply(watch: FolderWatch, found: Mapping[str, Stamp], operator: Operator) -> Iterator[str]:
+    for change in watch.look(found):
+        try:
+            if change.kind == "load":
+                revision = operator.load(change.model, change.file, timeout=CHANGE_TIMEOUT_S).revision
+            elif change.kind == "swap":
+                revision = operator.swap(change.model, change.file, timeout=CHANGE_TIMEOUT_S).revision
+            else:
+                revision = operator.unload(change.model, timeout=CHANGE_TIMEOUT_S).revision
+        except (DeadlineExceeded, Overloaded):
+            return  # asked again at the next look
+        except BatchyardError as error:
+            watch.refused(change)
+            yield f"{change.file}: {change.kind} refused: {error}"
+        else:
+            watch.done(change)
+            yield f"{change.model}: {PAST[change.kind]}, revision {revision}"
