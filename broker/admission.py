@@ -8,12 +8,15 @@ to come back is worth more than a late one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 
 from ..transport.errors import BatchyardError, InvalidRequest, Overloaded
 from .config import Limits
 from .lanes import Request
 from .registry import Model, Worker
 
+# Of the yard's bounds, by priority: a queue that fills is closed for LOW first, and never full of it.
+SHARES = (1.0, 0.95, 0.9, 0.8)
 RETRY_AFTER_MIN_NS = 1_000_000
 FAR_FACTOR = 4
 FAR_NS = 2_000_000_000
@@ -49,6 +52,8 @@ class Admission:
         self.nbytes = 0
         self.slowest_row_ns = 0.0  # of all models; see Model.row_ns
         self._limits = limits
+        self._rows_max = [ceil(limits.queue_rows_max * share) for share in SHARES]
+        self._nbytes_max = [ceil(limits.queue_bytes_max * share) for share in SHARES]
         self._models = models
         self._workers = workers
 
@@ -68,12 +73,12 @@ class Admission:
         """
         limits = self._limits
         if (
-            self.rows + rows > limits.queue_rows_max
-            or self.nbytes + nbytes > limits.queue_bytes_max
+            self.rows + rows > self._rows_max[priority]
+            or self.nbytes + nbytes > self._nbytes_max[priority]
             or account.rows + rows > limits.client_rows_max
             or account.nbytes + nbytes > limits.client_bytes_max
         ):
-            raise self._full(account, model, rows, nbytes, now_ns)
+            raise self._full(account, model, rows, nbytes, priority, now_ns)
         # A far deadline needs no forecast: even the slowest model would be through by then.
         if deadline_ns and self.rows and self.rows * self.slowest_row_ns * FAR_FACTOR > deadline_ns - FAR_NS:
             finish_ns = self.finish_ns(model, rows, priority, now_ns) - now_ns
@@ -102,11 +107,14 @@ class Admission:
         own_ns = min(worker.timings[model.name].predict_ns(min(rows, model.max_batch)) for worker in serving)
         return free_ns + max(own_ns, int(ahead_ns / len(serving)))
 
-    def _full(self, account: Account, model: Model, rows: int, nbytes: int, now_ns: int) -> BatchyardError:
+    def _full(
+        self, account: Account, model: Model, rows: int, nbytes: int, priority: int, now_ns: int
+    ) -> BatchyardError:
         limits = self._limits
+        part = f"{SHARES[priority]:.0%} of " if priority else ""
         bounds = (
-            ("queue_rows_max", "the yard", self.rows, rows, limits.queue_rows_max),
-            ("queue_bytes_max", "the yard", self.nbytes, nbytes, limits.queue_bytes_max),
+            (f"{part}queue_rows_max", "the yard", self.rows, rows, self._rows_max[priority]),
+            (f"{part}queue_bytes_max", "the yard", self.nbytes, nbytes, self._nbytes_max[priority]),
             ("client_rows_max", "this client", account.rows, rows, limits.client_rows_max),
             ("client_bytes_max", "this client", account.nbytes, nbytes, limits.client_bytes_max),
         )

@@ -14,7 +14,9 @@ from .registry import Batch, Worker
 
 CREDIT = 2  # batches lent to a worker: one running, one prefetched
 URGENT_MEMORY_NS = 1_000_000_000  # urgent traffic is present for so long after an urgent request
-LEAD_NS = 500_000  # before a running batch ends: lend the next one now, or the worker would wait for us
+LEAD_NS = 2_000_000  # before a running batch ends: lend the next one, or the worker would wait for us
+URGENT_LEAD_NS = 500_000  # the same while urgent requests come: what is lent can't be overtaken
+NEVER_NS = 1 << 62
 HUNG_MIN_NS = 5_000_000_000  # no batch is overdue sooner; a machine that swaps is not hung
 HUNG_FACTOR = 20  # nor before so many times its expected time
 HUNG_UNKNOWN_NS = 120_000_000_000  # when nothing is expected yet
@@ -33,20 +35,20 @@ def best_lane(lanes: Iterable[Lane], worker: Worker) -> Lane | None:
     return best
 
 
-def may_lend(lane: Lane, worker: Worker, urgent_present: bool, now_ns: int) -> bool:
-    """Whether the worker should have this lane's next batch now.
+def lend_ns(lane: Lane, worker: Worker, urgent_present: bool) -> int:
+    """When the worker should have this lane's next batch, as things are: 0 means now.
 
-    A busy worker is lent its next batch only when that is no smaller than what it runs. Otherwise
-    the first request to arrive would leave alone, and batches would stay small for ever. While
-    urgent requests come, nothing else is lent ahead until the running batch is nearly done: what
-    is lent can't be overtaken.
+    A busy worker is lent its next batch when the running one is nearly done, so that what comes
+    until then can still go ahead of it or into it; and only when it is no smaller than what runs.
+    Otherwise the first request to arrive would leave alone, and batches would stay small for ever.
     """
     if not worker.leases:
-        return True
-    if urgent_present and lane.head_priority() != Priority.URGENT and worker.busy_until_ns > now_ns + LEAD_NS:
-        return False
+        return 0
     running = next(iter(worker.leases.values()))
-    return lane.rows >= min(lane.model.max_batch, running.rows)
+    if lane.rows < min(lane.model.max_batch, running.rows):
+        return NEVER_NS
+    lead_ns = URGENT_LEAD_NS if urgent_present and lane.head_priority() != Priority.URGENT else LEAD_NS
+    return worker.busy_until_ns - lead_ns
 
 
 def take(lane: Lane, worker: Worker, urgent_present: bool, urgent_wait_ns: int, now_ns: int) -> list[Part]:

@@ -31,7 +31,7 @@ from ..transport.messages import Priority
 from . import events as e
 from . import invariants, replies
 from .admission import Account, Admission, Connection
-from .batching import URGENT_MEMORY_NS, best_lane, lease_ns, may_lend, take
+from .batching import NEVER_NS, URGENT_MEMORY_NS, best_lane, lease_ns, lend_ns, take
 from .changes import Changes, load
 from .config import YardConfig
 from .counters import Counters
@@ -80,6 +80,7 @@ class Core:
         self._describes = Describes(self.models)
         self._changes = Changes(self.models, self.workers, self._pace)
         self._urgent_until_ns = 0  # urgent traffic is present until then
+        self._lend_due_ns = NEVER_NS  # when some busy worker is to be lent its next batch
         self._actions: list[e.Action] = []
         self._unaccounted: list[tuple[Batch, m.Done, list[Request], int]] = []
         self._handlers: dict[type, Callable[[Any, int], None]] = {
@@ -116,6 +117,8 @@ class Core:
     def next_deadline_ns(self) -> int | None:
         """When Turn must be handled even if nothing happens; None: not at all."""
         due_ns = self._deadlines.next_ns()
+        if self._lend_due_ns != NEVER_NS and (due_ns is None or self._lend_due_ns < due_ns):
+            due_ns = self._lend_due_ns
         for worker in self.workers.values():
             if worker.overdue_ns and (due_ns is None or worker.overdue_ns < due_ns):
                 due_ns = worker.overdue_ns
@@ -346,6 +349,7 @@ class Core:
                 worker.overdue_ns = 0  # said once; its death gives its batches back
                 self.counters.workers_hung += 1
                 self._actions.append(e.KillWorker(worker.id))
+        self._lend_due_ns = NEVER_NS
         if self.lanes:
             for worker in self.workers.values():
                 if not worker.leases:
@@ -368,7 +372,11 @@ class Core:
         """Give the worker the best batch there is, if there is one that it should have."""
         best = best_lane(self.lanes, worker)
         urgent_present = now_ns < self._urgent_until_ns
-        if best is None or not may_lend(best, worker, urgent_present, now_ns):
+        if best is None:
+            return
+        due_ns = lend_ns(best, worker, urgent_present)
+        if due_ns > now_ns:
+            self._lend_due_ns = min(self._lend_due_ns, due_ns)
             return
         parts = take(best, worker, urgent_present, self._budgets_ns[Priority.URGENT], now_ns)
         rows = 0

@@ -81,14 +81,17 @@ MUTANTS = [
     # ---- batching
     Mutant("the latest virtual deadline goes first", BATCHING, "if best is None or head_ns < best_ns:", "if best is None or head_ns > best_ns:"),
     Mutant("a worker is lent a model that it has not loaded", BATCHING, "if head_ns is None or lane.model.name not in worker.models:", "if head_ns is None:"),
-    Mutant("an idle worker waits for a fuller batch", BATCHING, "    if not worker.leases:\n        return True\n", "    if not worker.leases:\n        return lane.rows >= min(2, lane.model.max_batch)\n"),
+    Mutant("an idle worker waits for a fuller batch", BATCHING, "    if not worker.leases:\n        return 0\n", "    if not worker.leases:\n        return 0 if lane.rows >= min(2, lane.model.max_batch) else NEVER_NS\n"),
+    Mutant("the next batch is bound long before it can run", BATCHING, "    return worker.busy_until_ns - lead_ns\n", "    return 0\n"),
+    Mutant("nobody wakes up to lend the next batch", CORE, "            self._lend_due_ns = min(self._lend_due_ns, due_ns)\n", ""),
     Mutant("a batch is larger than the model takes", BATCHING, "    rows_max = lane.model.max_batch\n", "    rows_max = lane.model.max_batch + 1\n"),
     Mutant("a lease of which nothing is known lasts for ever", BATCHING, "        return HUNG_UNKNOWN_NS\n", "        return 0\n"),
     # ---- admission
     Mutant("rows of ended requests still count", ADMISSION, "        self.rows -= request.rows\n", ""),
     Mutant("a client's bytes are not counted", ADMISSION, "        connection.account.nbytes += request.nbytes\n", ""),
     Mutant("a client's bound on rows is not held", ADMISSION, "            or account.rows + rows > limits.client_rows_max\n", ""),
-    Mutant("the yard's bound on rows is one too high", ADMISSION, "self.rows + rows > limits.queue_rows_max\n            or", "self.rows + rows > limits.queue_rows_max + 1\n            or"),
+    Mutant("the yard's bound on rows is one too high", ADMISSION, "self.rows + rows > self._rows_max[priority]\n            or", "self.rows + rows > self._rows_max[priority] + 1\n            or"),
+    Mutant("LOW may fill the whole queue", ADMISSION, "SHARES = (1.0, 0.95, 0.9, 0.8)", "SHARES = (1.0, 1.0, 1.0, 1.0)"),
     Mutant("a hopeless request is admitted", ADMISSION, "            if finish_ns > deadline_ns:\n", "            if finish_ns > deadline_ns * 1000:\n"),
     # ---- registry
     Mutant("an input may lie outside the arena", REGISTRY, "            if nbytes > arena_nbytes - tensor.offset:\n                check_range(tensor.offset, nbytes, arena_nbytes)  # says what is wrong\n", ""),

@@ -735,9 +735,9 @@ def test_past_a_bound_a_request_is_refused_at_once_with_when_to_come_back(
     world.client(1)
     world.worker(1)
     for number in range(1, 11):
-        world.submit(1, number)
+        world.submit(1, number, priority=URGENT)
     assert world.outcomes(1) == {}
-    world.submit(1, 11)
+    world.submit(1, 11, priority=URGENT)
     assert world.outcomes(1) == {11: "OVERLOADED"}
     assert world.last(1).retry_after_ns >= MS
     assert who in world.last(1).text
@@ -745,8 +745,24 @@ def test_past_a_bound_a_request_is_refused_at_once_with_when_to_come_back(
     batch = world.turn()[0]
     world.done(1, batch)  # four rows ended: there is room for four
     for number in range(12, 16):
-        world.submit(1, number)
+        world.submit(1, number, priority=URGENT)
     assert set(world.outcomes(1)) == {11, *numbers(batch)}
+
+
+@pytest.mark.parametrize(("priority", "rows"), [(LOW, 80), (NORMAL, 90), (HIGH, 95), (URGENT, 100)])
+def test_a_queue_that_fills_is_closed_for_the_lowest_class_first(priority: Priority, rows: int) -> None:
+    world = World(queue_rows_max=100)
+    world.client(1)
+    world.worker(1)
+    for number in range(1, rows + 1):
+        world.submit(1, number, priority=LOW if number <= 80 else URGENT)
+    assert world.outcomes(1) == {}
+    world.submit(1, 101, priority=priority)
+    assert world.outcomes(1) == {101: "OVERLOADED"}
+    if priority:
+        assert f"{rows}% of queue_rows_max" in world.last(1).text
+        world.submit(1, 102, priority=Priority(priority - 1))
+        assert 102 not in world.outcomes(1)
 
 
 def test_one_clients_bound_leaves_room_for_the_others() -> None:
@@ -933,7 +949,19 @@ def test_a_batch_is_no_larger_than_its_nearest_deadline_allows(paced: World) -> 
     paced.submit(1, 1, deadline_ns=25 * MS)
     for number in range(2, 5):
         paced.submit(1, number)
-    assert [batch.rows for batch in paced.turn()] == [2, 2]  # the second is lent ahead
+    assert [batch.rows for batch in paced.turn()] == [2]
+
+
+def test_what_is_lent_ahead_is_bound_only_when_the_running_batch_is_nearly_done(paced: World) -> None:
+    for number in range(1, 9):
+        paced.submit(1, number)
+    assert [batch.rows for batch in paced.turn()] == [4]  # 40 ms
+    assert paced.core.next_deadline_ns() == paced.now_ns + 38 * MS
+    assert paced.turn(37 * MS) == []
+    paced.submit(1, 9, priority=HIGH)  # it still goes ahead of what waited longer
+    (ahead,) = paced.turn(1 * MS)
+    assert numbers(ahead)[0] == 9
+    assert paced.core.next_deadline_ns() != paced.now_ns
 
 
 def test_without_deadlines_the_batch_is_full(paced: World) -> None:
