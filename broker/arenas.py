@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from ..transport import segments
 from ..transport.segments import Segment, SegmentHandle
@@ -66,6 +67,18 @@ class Arenas:
     def handle(self, number: int) -> SegmentHandle:
         """How a worker opens it."""
         return self._by_number[number].handle
+
+    def read(self, number: int, offset: int, nbytes: int) -> Any:
+        """Bytes of an arena as they are now; None where they don't lie in it, or can't be read without
+        trusting its client not to shrink it."""
+        entry = self._by_number[number]
+        if nbytes < 0 or offset + nbytes > entry.handle.nbytes:
+            return None
+        if entry.fd is not None:
+            data = os.pread(entry.fd, nbytes, offset)
+            return data if len(data) == nbytes else None
+        own = entry.key[0] == "own" or sys.platform == "win32"  # there a mapped segment can't shrink
+        return entry.segment.buffer[offset : offset + nbytes] if own and entry.segment else None
 
     def close(self, number: int) -> None:
         """Let go of an arena; its memory is freed when the last worker has unmapped it."""

@@ -26,6 +26,8 @@ QUEUE_ROWS_MAX = 1 << 30
 QUEUE_BYTES_MAX = 1 << 48
 CLIENTS_MAX = 65536
 BUDGET_MS_MAX = 3_600_000
+CACHE_BYTES_DEFAULT = 64 << 20
+CACHE_MS_MAX = 86_400_000
 SPIN_US_DEFAULT = 100
 SPIN_US_MAX = 10_000
 FOUND_CHARS_MAX = 80  # of a wrong value, in an error
@@ -39,6 +41,16 @@ LIMITS_ALLOWED = {
     "clients_max": (1, CLIENTS_MAX),
 }
 
+MODEL_KEYS = (
+    "file",
+    "max_batch",
+    "batchable",
+    "warmup",
+    "idempotent",
+    "join",
+    "cache_ms",
+    "cache_bytes",
+)
 CLASSES = ("urgent", "high", "normal", "low")
 BUDGETS_NS_DEFAULT = (5_000_000, 25_000_000, 100_000_000, 1_000_000_000)
 
@@ -67,6 +79,9 @@ class ModelConfig:
     batchable: bool | None = None  # None: decided from the model's symbolic axis 0
     warmup: bool = True
     idempotent: bool = True  # a request may run again when something died under it
+    join: bool = False  # requests with the same content are run once
+    cache_ns: int = 0  # how long a result answers requests with the same content; 0: no longer than they wait
+    cache_bytes: int = CACHE_BYTES_DEFAULT  # of results kept
     file: str = ""  # as it was named, under models_root: for when it is read anew
 
 
@@ -259,7 +274,7 @@ def _models(top: _Table, root: Path | None) -> dict[str, ModelConfig]:
     section = _Table(tables, "models", top.problems, tuple(tables))
     found: dict[str, ModelConfig] = {}
     for name in tables:
-        model = section.table(name, ("file", "max_batch", "batchable", "warmup", "idempotent"))
+        model = section.table(name, MODEL_KEYS)
         if not isinstance(tables[name], dict):
             continue
         file = model.string("file", "the model's file, inside models_root")
@@ -267,12 +282,24 @@ def _models(top: _Table, root: Path | None) -> dict[str, ModelConfig]:
         batchable = model.boolean("batchable")
         warmup = model.boolean("warmup")
         idempotent = model.boolean("idempotent")
+        join = model.boolean("join")
+        cache_ms = model.milliseconds("cache_ms", 0, CACHE_MS_MAX)
+        cache_bytes = model.integer("cache_bytes", CACHE_BYTES_DEFAULT, 1, QUEUE_BYTES_MAX)
         if file is None or root is None:
             continue
         path = _existing_file(root / file, model.at("file"), file, top.problems, inside=root)
         if path is not None:
             found[name] = ModelConfig(
-                name, path, max_batch, batchable, warmup is not False, idempotent is not False, file
+                name,
+                path,
+                max_batch,
+                batchable,
+                warmup is not False,
+                idempotent is not False,
+                join is True,
+                round(cache_ms * 1e6),
+                cache_bytes,
+                file,
             )
     return found
 

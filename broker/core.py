@@ -26,7 +26,7 @@ from typing import Any
 
 from ..transport import messages as m
 from ..transport.deadlines import Deadlines
-from ..transport.errors import BatchyardError, Code, InvalidRequest, Overloaded, UnknownModel
+from ..transport.errors import BatchyardError, Code, InvalidRequest, Overloaded, UnknownModel, WorkerLost
 from ..transport.messages import Priority
 from . import events as e
 from . import invariants, replies
@@ -36,6 +36,7 @@ from .changes import Changes, load
 from .config import YardConfig
 from .counters import Counters
 from .describes import Describes
+from .identical import Key, follow, followers_of, key_of, leave
 from .lanes import Lane, Part, Request
 from .registry import Batch, Model, Worker
 
@@ -94,6 +95,7 @@ class Core:
             e.ClientGone: self._client_gone,
             e.WorkerJoined: self._worker_joined,
             e.WorkerGone: self._worker_gone,
+            e.Quarantined: self._quarantined,
             e.ModelWanted: self._model_wanted,
             e.ModelUnwanted: self._model_unwanted,
         }
@@ -198,6 +200,9 @@ class Core:
             if not model.inputs:
                 raise Overloaded(f"{message.model!r} is not loaded yet", 0.1)
             rows, nbytes = model.check(message, arena.nbytes)
+            key = key_of(model.revision, event.digest, message.inputs) if event.digest else None
+            if key is not None and self._answered(event.conn, message, model, key, now_ns):
+                return
             self.admission.check(
                 connection.account, model, rows, nbytes, message.priority, message.deadline_ns, now_ns
             )
@@ -223,8 +228,96 @@ class Core:
         self.admission.add(connection, request)
         arena.requests += 1
         lane.users += 1
+        if key is not None and model.identical.shares:
+            request.key = key
+            leader = model.identical.leader(key)
+            if leader is not None:
+                self._join(request, leader)
+                return
+            model.identical.lead(request)
         lane.push(Part(request, 0, rows))
         self.lanes[lane] = None
+
+    # ---- identical work: see identical.py ----------------------------------------------------
+
+    def _answered(self, conn: int, message: m.Submit, model: Model, key: Key, now_ns: int) -> bool:
+        """Answer from what is kept. Raises WorkerLost for a content that kills workers."""
+        left_ns = model.identical.quarantined_ns(key, now_ns)
+        if left_ns:
+            raise WorkerLost(
+                f"{LOSSES_MAX} workers died of this very input of {model.name!r}; it is refused for another "
+                f"{left_ns / 1e9:.0f} s"
+            )
+        kept = model.identical.result(key, now_ns)
+        if kept is None:
+            return False
+        answer = m.Answer(message.request, 0, kept.receipt(model.revision), kept.outputs)
+        self._actions.append(e.ToClient(conn, answer, kept.frames))
+        self.counters.spared(model.name, "cached")
+        self.counters.end(model.name, message.priority, "ok")
+        return True
+
+    def _join(self, request: Request, leader: Request) -> None:
+        """Wait for the leader's result; or lead, if that would wait longer for its turn."""
+        lane = request.lane
+        self.counters.spared(request.model.name, "joined")
+        if request.virtual_ns < leader.virtual_ns and lane.withdraw(leader):
+            followers = request.model.identical.depose(leader)
+            self._lead(request, [leader, *followers])
+        else:
+            follow(request, leader)
+
+    def _lead(self, request: Request, followers: list[Request]) -> None:
+        """It waits in the lane, for itself and for those who are like it."""
+        request.model.identical.lead(request)
+        for follower in followers:
+            follow(follower, request)
+        request.lane.push(Part(request, 0, request.rows))
+        self.lanes[request.lane] = None
+
+    def _abdicate(self, request: Request) -> None:
+        """A leader will give no result that can be shared: the next one leads."""
+        followers = request.model.identical.depose(request)
+        if followers:
+            self._lead(followers[0], followers[1:])
+
+    def _share(
+        self, request: Request, is_true: bool, batch: Batch, receipt: m.BatchReceipt, now_ns: int
+    ) -> None:
+        """A request that may have followers is done: give them its result, if it is the result of what
+        they sent."""
+        model = request.model
+        found = replies.gathered(request) if is_true and batch.revision == model.revision else None
+        if found is None or request.key is None:
+            self._abdicate(request)
+            return
+        outputs, frames = found
+        model.identical.keep(request.key, outputs, frames, batch.rows, now_ns)
+        for follower in followers_of(request):
+            queue_ns = max(0, batch.sent_ns - follower.arrived_ns)
+            self._end(follower, "ok")
+            self._release(follower)
+            self.counters.end(model.name, follower.priority, "ok")
+            total_ns = now_ns - follower.arrived_ns
+            self.counters.observe(model.name, follower.priority, total_ns, queue_ns, 1)
+            answer = m.Answer(follower.id, queue_ns, receipt, outputs)
+            self._actions.append(e.ToClient(follower.conn, answer, frames))
+        model.identical.depose(request)
+
+    def _give_up(self, request: Request) -> None:
+        """Workers have died of it: nobody else is to."""
+        text = f"{request.losses} workers died while they ran this request alone"
+        model = request.model
+        self._actions.append(e.Quarantine(model.name, request.arena, request.inputs))
+        for victim in (*followers_of(request), request):
+            self._fail(victim, Code.WORKER_LOST, text)
+
+    def _quarantined(self, event: e.Quarantined, now_ns: int) -> None:
+        model = self.models.get(event.model)
+        if model is not None:
+            model.identical.quarantine(key_of(model.revision, event.digest, event.inputs), now_ns)
+
+    # ---- cancels and questions ---------------------------------------------------------------
 
     def _cancel_asked(self, event: e.CancelAsked, now_ns: int) -> None:
         connection = self.connections.get(event.conn)
@@ -336,8 +429,7 @@ class Core:
         request = part.request
         request.losses += 1
         if request.losses >= LOSSES_MAX:
-            text = f"{request.losses} workers died while they ran this request alone"
-            self._fail(request, Code.WORKER_LOST, text)
+            self._give_up(request)
 
     # ---- batches ----------------------------------------------------------------------------
 
@@ -441,13 +533,16 @@ class Core:
             rows = part.stop - part.start
             request.rows_leased -= rows
             request.rows_done += rows
-            if request.ended:
-                self._release_if_free(request)
-                continue
             if elsewhere is not None and index in elsewhere:
                 if request.parts is None:
                     request.parts = []
                 request.parts.append((part.start, elsewhere[index], frames))
+            if request.key is not None and not request.rows_leased:
+                whole = rows == request.rows and index not in message.changed
+                self._share(request, whole, batch, receipt, now_ns)
+            if request.ended:
+                self._release_if_free(request)
+                continue
             if request.rows_done < request.rows:
                 continue
             conn = request.conn
@@ -455,7 +550,7 @@ class Core:
             self._end(request, "ok")
             self._release(request)
             finished.append(request)
-            if request.parts is not None:
+            if request.parts is not None or (request.key is not None and rows == request.rows):
                 self._answer(request, queue_ns, receipt)
             elif conn in completed:
                 completed[conn].requests.append(request.id)
@@ -478,9 +573,10 @@ class Core:
 
     def _answer(self, request: Request, queue_ns: int, receipt: m.BatchReceipt) -> None:
         """Reply with outputs that lie elsewhere than in slots."""
-        found = replies.answer(request, queue_ns, receipt)
+        found = replies.gathered(request)
         if found is not None:
-            self._actions.append(e.ToClient(request.conn, found[0], found[1]))
+            answer = m.Answer(request.id, queue_ns, receipt, found[0])
+            self._actions.append(e.ToClient(request.conn, answer, found[1]))
             return
         self.counters.refuse("missing_frame")
         failed = m.Failed(request.id, Code.WORKER_LOST, "a worker's answer lacked its tensors")
@@ -523,12 +619,16 @@ class Core:
     def _end(self, request: Request, outcome: str) -> None:
         """The client's request is over: it no longer waits or counts. Its slots may still be held."""
         request.ended = True
-        if request.rows_waiting:
+        if request.leader is not None:
+            leave(request)
+        elif request.rows_waiting:
             request.lane.forget(request)
         self.admission.remove(self.connections[request.conn], request)
         if outcome != "ok":  # that is for tally()
             self.counters.end(request.model.name, request.priority, outcome)
             if not request.rows_leased:
+                if request.key is not None:
+                    self._abdicate(request)
                 self._release(request)
 
     def _fail(self, request: Request, code: int, text: str) -> None:
@@ -542,6 +642,8 @@ class Core:
         request = part.request
         request.rows_leased -= part.stop - part.start
         if request.ended:
+            if request.key is not None and not request.rows_leased:
+                self._abdicate(request)
             self._release_if_free(request)
 
     def _release_if_free(self, request: Request) -> None:

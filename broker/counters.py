@@ -55,6 +55,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.requests: dict[tuple[str, int, str], int] = {}  # (model, priority, outcome)
+        self.identical: dict[tuple[str, str], int] = {}  # (model, "joined" or "cached")
         self.refused: dict[str, int] = {}  # reason
         self.workers_lost = 0
         self.workers_hung = 0  # and killed for it
@@ -68,6 +69,10 @@ class Counters:
 
     def refuse(self, reason: str) -> None:
         self.refused[reason] = self.refused.get(reason, 0) + 1
+
+    def spared(self, model: str, how: str) -> None:
+        """A request has cost no run: it "joined" another's, or its result was "cached"."""
+        self.identical[model, how] = self.identical.get((model, how), 0) + 1
 
     def end(self, model: str, priority: int, outcome: str, count: int = 1) -> None:
         key = (model, priority, outcome)
@@ -99,6 +104,7 @@ class Counters:
         """Plain values for the wire."""
         return {
             "requests": [[*key, count] for key, count in self.requests.items()],
+            "identical": [[*key, count] for key, count in self.identical.items()],
             "refused": dict(self.refused),
             "workers_lost": self.workers_lost,
             "workers_hung": self.workers_hung,

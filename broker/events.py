@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ..transport import messages as m
+from ..transport.tensors import Tensor
 from .config import ModelConfig
 
 
@@ -43,6 +44,7 @@ class Submitted(msgspec.Struct, gc=False):
     conn: int
     arena: int
     message: m.Submit
+    digest: bytes = b""  # of its content, where the model asks for it
 
 
 class CancelAsked(msgspec.Struct, gc=False):
@@ -72,6 +74,14 @@ class WorkerSaid(msgspec.Struct, gc=False):
     worker: int
     message: m.Loaded | m.LoadFailed | m.Done | m.BatchFailed
     frames: Sequence[Any] = ()
+
+
+class Quarantined(msgspec.Struct, gc=False):
+    """The digest of a content that workers have died of; the answer to Quarantine."""
+
+    model: str
+    inputs: list[Tensor]
+    digest: bytes
 
 
 class ModelWanted(msgspec.Struct, gc=False):
@@ -117,6 +127,14 @@ class KillWorker(msgspec.Struct, gc=False):
     worker: int
 
 
+class Quarantine(msgspec.Struct, gc=False):
+    """Workers have died of this content: tell its digest, while it is still there."""
+
+    model: str
+    arena: int
+    inputs: list[Tensor]
+
+
 class CloseArena(msgspec.Struct, gc=False):
     """No connection and no lease refers to the arena any more."""
 
@@ -133,8 +151,9 @@ Event = (
     | WorkerJoined
     | WorkerGone
     | WorkerSaid
+    | Quarantined
     | ModelWanted
     | ModelUnwanted
     | Turn
 )
-Action = ToClient | ToWorker | ToAdmin | KillWorker | CloseArena
+Action = ToClient | ToWorker | ToAdmin | KillWorker | Quarantine | CloseArena

@@ -14,10 +14,19 @@ import zmq
 
 from ..transport import codec
 from ..transport import messages as m
+from ..transport.digests import CONTENT_BYTES_MAX, digest
 from ..transport.endpoints import Endpoint
-from ..transport.errors import BatchyardError, Code, MalformedMessage, Overloaded, WrongVersion
+from ..transport.errors import (
+    BatchyardError,
+    Code,
+    InvalidRequest,
+    MalformedMessage,
+    Overloaded,
+    WrongVersion,
+)
 from ..transport.segments import Segment
 from ..transport.sockets import MORE_NOBLOCK, NOBLOCK, Socket
+from ..transport.tensors import Tensor, nbytes_of
 from . import events as e
 from .arenas import Arenas
 from .core import Core
@@ -111,7 +120,27 @@ class Front:
                 failed = m.Failed(message.request, error.code, str(error), retry_ns)
                 self._outbox.setdefault(client.identity, []).append(failed)
                 return
-        self._act(self._core.handle(e.Submitted(client.conn, client.arena, message), now_ns))
+        model = self._core.models.get(message.model)
+        digest = b""
+        if model is not None and model.identical.wants_digest:
+            digest = self.digest(client.arena, message.inputs)
+        self._act(self._core.handle(e.Submitted(client.conn, client.arena, message, digest), now_ns))
+
+    def digest(self, arena: int, inputs: Sequence[Tensor]) -> bytes:
+        """Of a request's content as it is now; b"" where it is too large, or not where it should be."""
+        parts = []
+        room = CONTENT_BYTES_MAX
+        for tensor in inputs:
+            try:
+                nbytes = nbytes_of(tensor.dtype, tensor.shape)
+            except InvalidRequest:  # the core will say so
+                return b""
+            room -= nbytes
+            part = self._arenas.read(arena, tensor.offset, nbytes) if room >= 0 else None
+            if part is None:
+                return b""
+            parts.append(part)
+        return digest(parts)
 
     def _greet(
         self, identity: bytes, message: m.Hello, fd: int, client: Client | None, now_ns: int

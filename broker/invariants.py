@@ -22,7 +22,13 @@ def check(core: Core) -> None:
         assert request.rows_leased == leased.get(key, 0), f"request {request.id}: leased rows miscounted"
         ranges = sorted(covered[key])
         rows = sum(stop - start for start, stop in ranges)
-        assert rows == request.rows - request.rows_done, f"request {request.id}: rows lost or doubled"
+        due = request.rows - request.rows_done if request.leader is None else 0
+        assert rows == due, f"request {request.id}: rows lost or doubled"
+        if request.leader is not None:
+            followers = request.leader.followers
+            assert followers is not None, f"request {request.id} follows nobody"
+            assert request in followers, f"request {request.id} is not waited for"
+            assert request.leader.rows_leased or id(request.leader) in live, f"{request.id} waits for nobody"
         for (_, stop), (start, _) in itertools.pairwise(ranges):
             assert stop <= start, f"request {request.id}: rows {start}..{stop} are in two places"
     _check_totals(core, held_by_arena)

@@ -11,6 +11,7 @@ Pure: no clock, no sockets. Must not import anything but transport.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ..transport.messages import Item, Submit
 from ..transport.tensors import Slot, Tensor
 
 if TYPE_CHECKING:
+    from .identical import Key
     from .registry import Model
     from .timing import TimeModel
 
@@ -28,8 +30,9 @@ class Request:
     """One admitted request, from Submit to its outcome and the release of its slots."""
 
     __slots__ = (
-        "arena", "arrived_ns", "conn", "deadline_ns", "ended", "id", "inputs", "lane", "losses", "model",
-        "nbytes", "outputs", "parts", "priority", "rows", "rows_done", "rows_leased", "virtual_ns",
+        "arena", "arrived_ns", "conn", "deadline_ns", "ended", "followers", "id", "inputs", "key", "lane",
+        "leader", "losses", "model", "nbytes", "outputs", "parts", "priority", "rows", "rows_done",
+        "rows_leased", "virtual_ns",
     )  # fmt: skip
 
     def __init__(
@@ -52,7 +55,10 @@ class Request:
         self.rows_leased = 0  # rows that a worker may be touching now
         self.losses = 0  # workers that died while they ran nothing but a part of it
         self.ended = False  # the client has been told its outcome
-        self.parts: list[tuple[int, list[Tensor], list[Any]]] | None = None  # outputs not in its slots
+        self.parts: list[tuple[int, list[Tensor], Sequence[Any]]] | None = None  # outputs not in its slots
+        self.key: Key | None = None  # of its content; see identical.py
+        self.leader: Request | None = None  # whose result it waits for, instead of waiting in its lane
+        self.followers: dict[Request, None] | None = None
 
     @property
     def rows_waiting(self) -> int:
@@ -74,6 +80,8 @@ class Part:
         request = self.request
         rows = request.rows
         if self.stop - self.start == rows:
+            if request.key is not None:  # others may want the result: it comes back as frames
+                return Item(request.arena, request.inputs, [], request.key[1])
             return Item(request.arena, request.inputs, request.outputs)
         taken = self.stop - self.start
         inputs = [
@@ -200,6 +208,18 @@ class Lane:
             if len(live) * 2 <= len(heap):
                 heapify(live)
                 self._heap = live
+
+    def withdraw(self, request: Request) -> bool:
+        """Take a request out that waits as a whole; False when it does not."""
+        for index, entry in enumerate(self._heap):
+            part = entry[2]
+            if part.request is request and part.stop - part.start == request.rows:
+                self._heap[index] = self._heap[-1]
+                self._heap.pop()
+                heapify(self._heap)
+                self._count(request, -request.rows)
+                return True
+        return False
 
     def waiting(self) -> list[Part]:
         """Every live part, unordered; for validate()."""

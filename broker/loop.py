@@ -202,6 +202,11 @@ class Loop:
                 self._admin.answer(action)
             elif isinstance(action, e.KillWorker):
                 self._back.kill(action.worker)
+            elif isinstance(action, e.Quarantine):
+                digest = self._front.digest(action.arena, action.inputs)
+                if digest:
+                    told = e.Quarantined(action.model, action.inputs, digest)
+                    self._core.handle(told, time.monotonic_ns())
             else:
                 self._arenas.close(action.arena)
                 self._back.detach(action.arena)

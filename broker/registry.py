@@ -13,6 +13,7 @@ from ..transport.errors import InvalidRequest, Overloaded
 from ..transport.messages import Loaded, ModelInfo, ModelState, Submit, WorkerInfo
 from ..transport.tensors import Slot, Tensor, TensorSpec, check_range, nbytes_of
 from .config import ModelConfig
+from .identical import Identical
 from .lanes import Lane, Request
 from .timing import TimeModel
 
@@ -86,6 +87,7 @@ class Model:
         self.config = config
         self.name = config.name
         self.revision = 1
+        self.identical = Identical(config)
         self.leaving = False  # it takes no more requests
         self.max_batch = config.max_batch
         self.inputs: list[TensorSpec] = []
@@ -118,6 +120,7 @@ class Model:
         self.revision = revision
         self.workers.clear()
         self.failures.clear()
+        self.identical.forget_results()
 
     def differs(self, message: Loaded) -> str:
         """Why what a worker has loaded can't take this model's place under its callers; "": it can."""

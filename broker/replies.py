@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..transport import messages as m
 from ..transport.tensors import Tensor
+from .identical import Outputs
 from .lanes import Request
 
 
-def answer(request: Request, queue_ns: int, receipt: m.BatchReceipt) -> tuple[m.Answer, list[Any]] | None:
-    """(the message, its frames), parts in the order of their rows and frames numbered anew.
+def gathered(request: Request) -> tuple[Outputs, list[Any]] | None:
+    """A request's outputs, parts in the order of their rows and frames numbered anew; and the frames.
 
     None when a worker named a frame that it did not send.
     """
@@ -24,4 +24,4 @@ def answer(request: Request, queue_ns: int, receipt: m.BatchReceipt) -> tuple[m.
             frames.append(behind[tensor.frame - 1])
             tensors.append(Tensor(tensor.dtype, tensor.shape, 0, len(frames)))
         parts.append(tensors)
-    return m.Answer(request.id, queue_ns, receipt, parts), frames
+    return parts, frames

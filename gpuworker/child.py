@@ -198,6 +198,7 @@ class Session:
                 result.scatter_ns,
                 result.copied_bytes,
                 result.elsewhere,
+                result.changed,
             )
             self._send([done], result.frames)
 

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ..transport.digests import digest
 from ..transport.errors import InvalidRequest
 from ..transport.messages import Item, ItemOutputs, LentBatch
 from ..transport.tensors import Tensor, TensorSpec, nbytes_of
@@ -41,7 +42,7 @@ class ItemRefused(Exception):
 class Result:
     """What a batch's run took, and the outputs that did not go into slots."""
 
-    __slots__ = ("compute_ns", "copied_bytes", "elsewhere", "frames", "gather_ns", "scatter_ns")
+    __slots__ = ("changed", "compute_ns", "copied_bytes", "elsewhere", "frames", "gather_ns", "scatter_ns")
 
     def __init__(self) -> None:
         self.gather_ns = 0
@@ -49,6 +50,7 @@ class Result:
         self.scatter_ns = 0
         self.copied_bytes = 0
         self.elsewhere: list[ItemOutputs] = []
+        self.changed: list[int] = []  # items that are not what their digest says
         self.frames: list[Any] = []
 
 
@@ -173,7 +175,9 @@ class Runner:
         rows = sum(item.inputs[0].shape[0] for item in items) if self.batchable else 1
         shapes = tuple(tuple(tensor.shape[self._skip :]) for tensor in items[0].inputs)
         buffers = self._buffers_for(shapes, rows)
-        adjacent = self._in_place and all(map(_adjacent, items, items[1:]))
+        # What others want too is copied first: its client could change it between digest and run.
+        private = any(item.digest for item in items)
+        adjacent = self._in_place and not private and all(map(_adjacent, items, items[1:]))
         bound = []
         for index in range(len(self.inputs)):
             buffer = buffers[index]
@@ -184,6 +188,8 @@ class Runner:
                 bound.append(buffer.address)
                 self._gather(items, arenas, index, buffer)
                 result.copied_bytes += nbytes
+        if private:
+            self._compare(items, buffers, first, result)
         outputs = buffers[len(self.inputs) :]
         slotted = all(item.outputs for item in items)
         for index, buffer in enumerate(outputs):
@@ -211,6 +217,20 @@ class Runner:
             nbytes = buffer.row_nbytes * (tensor.shape[0] if self.batchable else 1)
             view[at : at + nbytes] = arena.view[tensor.offset : tensor.offset + nbytes]
             at += nbytes
+
+    def _compare(self, items: Sequence[Item], buffers: Sequence[_Buffer], first: int, result: Result) -> None:
+        """Note the items whose gathered inputs are not what their digest says."""
+        at = 0
+        for number, item in enumerate(items):
+            rows = item.inputs[0].shape[0] if self.batchable else 1
+            if item.digest:
+                parts = [
+                    buffer.view[at * buffer.row_nbytes : (at + rows) * buffer.row_nbytes]
+                    for buffer in buffers[: len(self.inputs)]
+                ]
+                if digest(parts) != item.digest:
+                    result.changed.append(first + number)
+            at += rows
 
     def _scatter(
         self,

@@ -210,6 +210,12 @@ class SimBroker:
             elif isinstance(action, e.ToAdmin):
                 self.orders.remove(action.admin)
                 self.world.count(f"order_{type(action.message).__name__}")
+            elif isinstance(action, e.Quarantine):
+                self.world.count("quarantined")
+                digest = self.front.digest(action.arena, action.inputs)
+                if digest:
+                    told = e.Quarantined(action.model, action.inputs, digest)
+                    self.core.handle(told, self.world.clock.now_ns)
             elif isinstance(action, e.KillWorker):
                 self.world.count("hung_killed")
                 self.world.check_hung(self.pid_of(action.worker))

@@ -170,7 +170,13 @@ class SimClient:
         does = world.what_an_item_does()
         number = world.next_number()
         shape_rows = ALONE_ROWS if model == "alone" else rows
-        inputs = make_inputs(model, number, shape_rows, does, rng.randrange(1000), rng.choice((4, 6)))
+        again = world.again(model)
+        if again is not None:  # what somebody has asked before
+            does, inputs = again
+            shape_rows = len(inputs[0])
+        else:
+            inputs = make_inputs(model, number, shape_rows, does, rng.randrange(1000), rng.choice((4, 6)))
+            world.asked.setdefault(model, []).append((does, inputs))
         ticket = Ticket(number, model, does, inputs)
         deadline_ns = rng.choice((0, 0, 2, 8, 30, 200, 900)) * MS
         timeout_ns = rng.choice((50, 400, 1500)) * MS
@@ -194,6 +200,10 @@ class SimClient:
         world.count("requests")
         world.trace(self.name, "asks", number, model, shape_rows, does, deadline_ns)
         self._put(conn, pending.message, frames)
+        if pending.arrays is not None and does == FINE and world.happens("change"):
+            ticket.changed = True  # a user who does not keep to the rules
+            overwrite = lambda: self._overwrite(ticket, given)  # noqa: E731
+            world.clock.after(rng.randrange(2 * MS), lambda: self.when_awake(overwrite))
         expires_ns = ticket.sent_ns + ticket.patience_ns + GRACE_NS
         conn.expiries.add(expires_ns, pending)
         world.clock.at(expires_ns, lambda: self.when_awake(lambda: self._expire(conn)))
@@ -206,6 +216,13 @@ class SimClient:
         placed = memory.array(memory.alloc(array.nbytes), array.dtype, array.shape)
         placed[...] = array
         return placed
+
+    @staticmethod
+    def _overwrite(ticket: Ticket, given: dict[str, Array]) -> None:
+        """The user writes over inputs that lie in shared memory, while their request is under way."""
+        if not ticket.outcome:
+            for array in given.values():
+                array[:, -1] += 1
 
     def _cancel(self, conn: Conn, ticket: Ticket) -> None:
         if ticket.outcome or conn.closed or ticket.pending is None:
@@ -275,6 +292,8 @@ class SimClient:
         world = self.world
         if isinstance(outcome, Reply):
             assert ticket.does == FINE, "an item that can't be run has a result"
+            if ticket.changed:
+                ticket.expected = [array.copy() for array in outcome.arrays]
             assert _equal(outcome.arrays, ticket.expected), f"request {ticket.number} has another's result"
             self.holding += 1
             kept = [outcome]
@@ -289,7 +308,7 @@ class SimClient:
             return
         kind = type(outcome)
         if kind is errors.ModelFailed:
-            assert ticket.does == POISON, f"{ticket.number} failed for another's fault: {outcome}"
+            assert ticket.does == POISON or ticket.changed, f"{ticket.number} failed for another's fault: {outcome}"
         elif kind is errors.WorkerLost:
             assert world.deaths >= LOSSES_MAX, "too few died"
         elif kind is errors.DeadlineExceeded:

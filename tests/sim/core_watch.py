@@ -190,17 +190,25 @@ class WatchedCore(Core):
         for seen in self.seen.values():
             if seen.retried:
                 return  # halves of a failed batch go first, whatever waits
-        for (_, number), seen in self.seen.items():
+        for (conn, number), seen in self.seen.items():
+            if self._follows(conn, number):
+                continue
             if not (seen.outcome or seen.lent or seen.done) and seen.model in models:
                 assert seen.arrived_ns + seen.budget_ns >= earliest_ns, f"request {number} was overtaken"
 
+    def _follows(self, conn: int, number: int) -> bool:
+        """Whether another request is run for it; that this one is there, validate() holds."""
+        connection = self.connections.get(conn)
+        request = connection.requests.get(number) if connection is not None else None
+        return request is not None and request.leader is not None
+
     def _after_turn(self, now_ns: int) -> None:
         waiting = set()
-        for (_, number), seen in self.seen.items():
+        for (conn, number), seen in self.seen.items():
             if seen.outcome:
                 continue
             assert not seen.deadline_ns or seen.deadline_ns > now_ns, f"request {number} was not expired"
-            if not seen.lent:
+            if not seen.lent and not self._follows(conn, number):
                 waiting.add(seen.model)
         for number, worker in self.workers.items():
             served = waiting & set(worker.models)

@@ -121,6 +121,12 @@ class SimArenas:
     def handle(self, number: int) -> SegmentHandle:
         return self._world.segments[self.open_names[number]].handle
 
+    def read(self, number: int, offset: int, nbytes: int) -> Any:
+        segment = self._world.segments[self.open_names[number]]
+        if nbytes < 0 or offset + nbytes > segment.nbytes:
+            return None
+        return bytes(segment.buffer[offset : offset + nbytes])
+
     def close(self, number: int) -> None:
         if self.open_names.pop(number, None) is None:
             self._world.violated(f"arena {number} was closed twice")

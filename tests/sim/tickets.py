@@ -30,6 +30,7 @@ class Ticket:
         self.pending: Pending | None = None
         self.conn: Conn | None = None
         self.client_died = False
+        self.changed = False  # its user has written over its inputs: any result will do
 
 
 class Conn:

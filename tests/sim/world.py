@@ -10,7 +10,7 @@ import logging
 import random
 import zlib
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ STEPS_MAX = 60_000
 UNREAD_MAX = 10_000  # messages to a peer that does not read
 NUDGE_NS = 2 * SECOND
 TRACE_TAIL = 40
+SHARED_SHARE = 0.3  # of all models
 CROWD_SHARE = 0.03  # of all runs: ten times the requests
 WHERE = Path(__file__).resolve()  # a file that exists, for models to be
 
@@ -65,6 +66,7 @@ class World:
         self.broker: SimBroker | None = None
         self.workers: dict[int, SimWorker] = {}  # the living, by pid
         self.clients: list[SimClient] = []
+        self.asked: dict[str, list[tuple[int, list[Any]]]] = {}  # by model: what an item does, its inputs
         self.closing = False
         self.running = True  # there are faults and requests
         rng = self.rng
@@ -73,6 +75,10 @@ class World:
         self._kinds = {kind for kind in kinds if rng.random() < FAULT_SHARE and not calm}
         names = [name for name in INPUTS if rng.random() < 0.7] or ["net"]
         models = {name: ModelConfig(name, WHERE, MAX_BATCH[name]) for name in names}
+        for name, model in models.items():  # some join identical requests, some keep results
+            cache_ns = rng.choice((0, 20, 300)) * MS
+            if rng.random() < SHARED_SHARE:
+                models[name] = replace(model, join=rng.random() < 0.8, cache_ns=cache_ns, cache_bytes=2_000)
         tight = rng.random() < 0.25
         limits = Limits(queue_rows_max=40, client_rows_max=24, queue_bytes_max=6_000) if tight else Limits()
         self.config = YardConfig(models, limits)
@@ -110,6 +116,14 @@ class World:
 
     def what_an_item_does(self) -> int:
         return KILLER if self.happens("killer") else POISON if self.happens("poison") else FINE
+
+    def again(self, model: str) -> tuple[int, list[Any]] | None:
+        """What was asked of the model before, now and then where identical requests are shared."""
+        shared = self.config.models[model]
+        if not (shared.join or shared.cache_ns) or model not in self.asked or self.rng.random() < 0.5:
+            return None
+        self.count("again")
+        return self.rng.choice(self.asked[model][-4:])
 
     def next_number(self) -> int:
         self._numbers += 1

@@ -44,7 +44,7 @@ class World:
                 self.closed.append(action.arena)
             elif isinstance(action, e.ToClient):
                 self.told.setdefault(action.conn, []).append(action.message)
-            elif isinstance(action.message, m.Batch):
+            elif isinstance(action, e.ToWorker) and isinstance(action.message, m.Batch):
                 self.lent.setdefault(action.worker, []).append(action.message)
         return actions
 
