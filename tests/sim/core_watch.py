@@ -168,6 +168,10 @@ class WatchedCore(Core):
             assert not seen.outcome, f"request {request.id} has ended, and is lent"
             assert not seen.deadline_ns or seen.deadline_ns > now_ns, "expired, and lent"
             assert item.arena == request.arena
+            assert request.leader is None, f"request {request.id} waits for another's result, and is lent"
+            if request.key is not None and request.model.config.join:
+                leads = request.model.identical.leader(request.key) is request
+                assert leads, f"request {request.id} is lent beside one that is like it"
             rows = (part.start, part.stop)
             for start, stop in seen.lent + seen.done:
                 assert part.stop <= start or stop <= part.start, f"rows {rows} are run twice"

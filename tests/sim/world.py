@@ -289,6 +289,8 @@ class World:
                 client.close()
         broker = self.broker
         assert broker is not None
+        for (_, how), count in broker.core.counters.identical.items():
+            self.faults[how] = self.faults.get(how, 0) + count
         quiet_ns = self.clock.now_ns + 150 * SECOND
         self.clock.at(quiet_ns, lambda: None)
         self._step_until(lambda: self.clock.now_ns >= quiet_ns, 150 * SECOND)
