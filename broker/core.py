@@ -228,7 +228,7 @@ class Core:
         self.admission.add(connection, request)
         arena.requests += 1
         lane.users += 1
-        if key is not None and model.identical.shares:
+        if key is not None and model.identical.shares and rows <= model.max_batch:
             request.key = key
             leader = model.identical.leader(key)
             if leader is not None:

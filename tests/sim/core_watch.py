@@ -169,7 +169,8 @@ class WatchedCore(Core):
             assert not seen.deadline_ns or seen.deadline_ns > now_ns, "expired, and lent"
             assert item.arena == request.arena
             assert request.leader is None, f"request {request.id} waits for another's result, and is lent"
-            if request.key is not None and request.model.config.join:
+            whole = part.stop - part.start == request.rows
+            if request.key is not None and request.model.config.join and whole:
                 leads = request.model.identical.leader(request.key) is request
                 assert leads, f"request {request.id} is lent beside one that is like it"
             rows = (part.start, part.stop)
