@@ -55,12 +55,13 @@ def take(lane: Lane, worker: Worker, urgent_present: bool, urgent_wait_ns: int, 
     """The parts of the batch: as many rows as the model takes and every member's deadline allows.
 
     While urgent requests come, a batch without one is kept to a time that an urgent request may
-    have to wait behind it.
+    have to wait behind it. Where only some sizes are run, padding must be cheaper than a smaller size.
     """
     timing = worker.timings[lane.model.name]
     rows_max = lane.model.max_batch
     if urgent_present and lane.head_priority() != Priority.URGENT:
         rows_max = timing.rows_within(rows_max, urgent_wait_ns)
+    rows_max = timing.worth_taking(min(rows_max, lane.rows)) if lane.rows else rows_max
     return lane.take(rows_max, max(now_ns, worker.busy_until_ns), timing)
 
 

@@ -191,7 +191,9 @@ class Changes:
 def load(config: ModelConfig, revision: int, beside: int = 0, tolerance: float | None = None) -> m.Load:
     """What a worker is told to load."""
     c = config
-    return m.Load(c.name, revision, str(c.path), c.max_batch, c.batchable, c.warmup, [], beside, tolerance)
+    return m.Load(
+        c.name, revision, str(c.path), c.max_batch, c.batchable, c.warmup, list(c.buckets), beside, tolerance
+    )
 
 
 def _refused(admin: int, code: Code, text: str) -> e.Action:

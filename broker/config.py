@@ -8,6 +8,7 @@ room imports no runtime and no onnx; that a file is a model is for the worker to
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ QUEUE_ROWS_MAX = 1 << 30
 QUEUE_BYTES_MAX = 1 << 48
 CLIENTS_MAX = 65536
 BUDGET_MS_MAX = 3_600_000
+BUCKETS_MAX = 64  # batch sizes of one model
 CACHE_BYTES_DEFAULT = 64 << 20
 CACHE_MS_MAX = 86_400_000
 SPIN_US_DEFAULT = 100
@@ -50,6 +52,7 @@ MODEL_KEYS = (
     "join",
     "cache_ms",
     "cache_bytes",
+    "buckets",
 )
 CLASSES = ("urgent", "high", "normal", "low")
 BUDGETS_NS_DEFAULT = (5_000_000, 25_000_000, 100_000_000, 1_000_000_000)
@@ -82,6 +85,7 @@ class ModelConfig:
     join: bool = False  # requests with the same content are run once
     cache_ns: int = 0  # how long a result answers requests with the same content; 0: no longer than they wait
     cache_bytes: int = CACHE_BYTES_DEFAULT  # of results kept
+    buckets: tuple[int, ...] = ()  # the only batch sizes to run, rising; empty: the provider decides
     file: str = ""  # as it was named, under models_root: for when it is read anew
 
 
@@ -241,6 +245,19 @@ class _Table:
             self.wrong(key, "true or false")
         return None
 
+    def buckets(self, key: str, largest: int) -> tuple[int, ...]:
+        """Batch sizes, rising, the last of them `largest`; empty where the key is absent."""
+        value = self.content.get(key, [])
+        if isinstance(value, list) and len(value) <= BUCKETS_MAX and value[-1:] in ([], [largest]):
+            whole = all(isinstance(size, int) and not isinstance(size, bool) for size in value)
+            if whole and all(before < size for before, size in itertools.pairwise([0, *value])):
+                return tuple(value)
+        self.problems.append(
+            f"{self.at(key)}: expected rising batch sizes, at most {BUCKETS_MAX}, the last of them max_batch "
+            f"= {largest}; found {value}"
+        )
+        return ()
+
     def string(self, key: str, expected: str) -> str | None:
         value = self.content.get(key)
         if isinstance(value, str) and value and "\0" not in value:
@@ -285,6 +302,7 @@ def _models(top: _Table, root: Path | None) -> dict[str, ModelConfig]:
         join = model.boolean("join")
         cache_ms = model.milliseconds("cache_ms", 0, CACHE_MS_MAX)
         cache_bytes = model.integer("cache_bytes", CACHE_BYTES_DEFAULT, 1, QUEUE_BYTES_MAX)
+        buckets = model.buckets("buckets", max_batch)
         if file is None or root is None:
             continue
         path = _existing_file(root / file, model.at("file"), file, top.problems, inside=root)
@@ -299,6 +317,7 @@ def _models(top: _Table, root: Path | None) -> dict[str, ModelConfig]:
                 join is True,
                 round(cache_ms * 1e6),
                 cache_bytes,
+                buckets,
                 file,
             )
     return found

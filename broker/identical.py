@@ -59,16 +59,8 @@ class Identical:
         self._results: dict[Key, Kept] = {}  # least recently asked for first
         self._quarantined: dict[Key, int] = {}  # until when
         self.kept_bytes = 0
-
-    @property
-    def wants_digest(self) -> bool:
-        """Whether it matters what is in a request."""
-        return self._join or bool(self._ttl_ns) or bool(self._quarantined)
-
-    @property
-    def shares(self) -> bool:
-        """Whether a result may be another request's, too."""
-        return self._join or bool(self._ttl_ns)
+        self.shares = config.join or config.cache_ns > 0  # a result may be another request's, too
+        self.wants_digest = self.shares  # it matters what is in a request
 
     # ---- runs that are joined -----------------------------------------------------------------
 
@@ -134,12 +126,14 @@ class Identical:
         if len(self._quarantined) >= QUARANTINED_MAX:
             del self._quarantined[next(iter(self._quarantined))]
         self._quarantined[key] = now_ns + QUARANTINE_NS
+        self.wants_digest = True
 
     def quarantined_ns(self, key: Key, now_ns: int) -> int:
         """How long this content is still refused; 0: it is not."""
         until_ns = self._quarantined.get(key, 0)
         if until_ns and until_ns <= now_ns:
             del self._quarantined[key]
+            self.wants_digest = self.shares or bool(self._quarantined)
         return max(0, until_ns - now_ns)
 
 

@@ -56,7 +56,7 @@ class Worker:
         """It has loaded the model. Raises InvalidRequest, and nothing has changed, for metadata that
         no model can have."""
         self.models[model.name] = model.loaded(self.id, self.pid, message)
-        self.timings[model.name] = TimeModel(message.warmup_ns)
+        self.timings[model.name] = TimeModel(message.warmup_ns, message.buckets)
 
     def forget(self, name: str) -> None:
         """It serves the model no longer."""

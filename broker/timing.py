@@ -10,6 +10,7 @@ Pure.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 
 SLOWER_WEIGHT = 0.5
 FASTER_WEIGHT = 0.125
@@ -17,16 +18,20 @@ POINTS_MAX = 64  # sizes that are remembered; a model's maximum may be 1024
 
 
 class TimeModel:
-    """Predicts the time of a batch. `seed`: {rows: ns} of the warm-up sweep; may be empty."""
+    """Predicts the time of a batch. `seed`: {rows: ns} of the warm-up sweep; may be empty. `buckets`:
+    the only sizes that are run, rising; smaller batches are padded. Empty: any size."""
 
-    __slots__ = ("_ns", "_rows")
+    __slots__ = ("_buckets", "_ns", "_rows")
 
-    def __init__(self, seed: dict[int, int] | None = None) -> None:
+    def __init__(self, seed: dict[int, int] | None = None, buckets: Sequence[int] = ()) -> None:
+        self._buckets = buckets
         self._ns: dict[int, float] = {rows: float(ns) for rows, ns in (seed or {}).items() if rows > 0}
         self._rows = sorted(self._ns)
 
     def predict_ns(self, rows: int) -> int:
         """Expected time of a batch of so many rows; 0 when nothing is known."""
+        if self._buckets:
+            rows = self._padded(rows)
         known = self._rows
         found = self._ns.get(rows)
         if found is not None:
@@ -49,6 +54,8 @@ class TimeModel:
 
     def learn(self, rows: int, took_ns: int) -> None:
         """A batch of so many rows took so long."""
+        if self._buckets:
+            rows = self._padded(rows)
         known = self._ns.get(rows)
         if known is None:
             if len(self._rows) >= POINTS_MAX:
@@ -58,6 +65,28 @@ class TimeModel:
             return
         weight = SLOWER_WEIGHT if took_ns > known else FASTER_WEIGHT
         self._ns[rows] = known + (took_ns - known) * weight
+
+    def _padded(self, rows: int) -> int:
+        """The size that a batch of so many rows is run as."""
+        buckets = self._buckets
+        return buckets[min(bisect_left(buckets, rows), len(buckets) - 1)]
+
+    def worth_taking(self, rows: int) -> int:
+        """Of so many rows that wait, how many to run now: all of them, padded, or a full smaller bucket
+        and the rest later, whichever is expected to take less time."""
+        if not self._buckets:
+            return rows
+        return self._cheapest(rows)[1]
+
+    def _cheapest(self, rows: int) -> tuple[int, int]:
+        """(time for all of these rows, how many of them to run first)."""
+        padded_ns = self.predict_ns(rows)
+        below = bisect_left(self._buckets, rows) - 1
+        if below < 0 or rows in self._buckets:
+            return padded_ns, rows
+        full = self._buckets[below]
+        split_ns = self.predict_ns(full) + self._cheapest(rows - full)[0]
+        return (split_ns, full) if split_ns < padded_ns else (padded_ns, rows)
 
     def rows_within(self, rows_max: int, budget_ns: int) -> int:
         """The most rows, up to `rows_max`, whose batch is expected to take no longer than the

@@ -146,7 +146,8 @@ class Session:
             model.recipe.name,
             model.placement,
             model.warmup_ns,
-            difference=difference,
+            model.buckets,
+            difference,
         )
         self._send([loaded])
 

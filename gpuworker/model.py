@@ -59,6 +59,7 @@ class ServedModel:
             self.alone_reason = "batchyard.toml says batchable = false"
         self.batchable = not self.alone_reason
         self.max_batch = load.max_batch if self.batchable else 1
+        self.buckets = self._choose_buckets(load, recipe)
         self.warmup_ns: dict[int, int] = {}
         self._skip = 1 if self.batchable else 0
         self._free_axis = FREE_AXES[0]
@@ -72,6 +73,7 @@ class ServedModel:
             self.batchable,
             self.max_batch,
             recipe.in_place,
+            self.buckets,
         )
 
     def run(self, batch: LentBatch, memory: Memory) -> Result:
@@ -99,10 +101,16 @@ class ServedModel:
                     )
         return ""
 
+    def _choose_buckets(self, load: Load, recipe: Recipe) -> list[int]:
+        """The batch sizes that are run, rising; empty: any."""
+        if not self.batchable or not (load.buckets or recipe.static_shapes):
+            return []
+        return load.buckets or _doubling(self.max_batch)
+
     # ---- warm-up ------------------------------------------------------------------------------
 
     def _warm_up(self) -> None:
-        """Run every power of two up to max_batch once or more, and time it. Checks what it sees."""
+        """Run every bucket, or every power of two up to max_batch, and time it. Checks what it sees."""
         free = any(not isinstance(axis, int) for spec in self.inputs for axis in spec.shape[self._skip :])
         for self._free_axis in FREE_AXES if free else FREE_AXES[:1]:
             try:
@@ -115,10 +123,11 @@ class ServedModel:
 
     def _sweep(self) -> None:
         started_ns = perf_counter_ns()
-        rows = 1
-        while rows <= self.max_batch:
+        must = set(self.buckets)  # a size that has not been run may be slow, or fail
+        for rows in self.buckets or _doubling(self.max_batch):
             feeds = self.canary(rows)
-            if rows > 1 and sum(value.tensor_size_in_bytes() for value in feeds.values()) > WARMUP_BYTES_MAX:
+            nbytes = sum(value.tensor_size_in_bytes() for value in feeds.values())
+            if rows > 1 and nbytes > WARMUP_BYTES_MAX and rows not in must:
                 break
             try:
                 answers, self.warmup_ns[rows] = self._timed_run(feeds)
@@ -126,9 +135,8 @@ class ServedModel:
                 raise CannotServe(f"its first run failed: {_first_line(error)}") from None
             if self.batchable and not self._check_rows(answers, rows):
                 return
-            if perf_counter_ns() - started_ns > WARMUP_NS_MAX:
+            if perf_counter_ns() - started_ns > WARMUP_NS_MAX and not must:
                 break
-            rows = min(rows * 2, self.max_batch) if rows < self.max_batch else rows + 1
 
     def _timed_run(self, feeds: dict[str, Any]) -> tuple[list[Any], int]:
         """(outputs, the better of two times): the first run of a size also allocates."""
@@ -168,9 +176,18 @@ class ServedModel:
                 self.max_batch = 1
                 self._skip = 0
                 self.alone_reason = f"output {spec.name!r} has shape {shape} for {rows} rows"
+                self.buckets = []
                 self.warmup_ns.clear()
                 return False
         return True
+
+
+def _doubling(most: int) -> list[int]:
+    """1, 2, 4 and so on, and `most`."""
+    sizes = [1]
+    while sizes[-1] < most:
+        sizes.append(min(sizes[-1] * 2, most))
+    return sizes
 
 
 class _OrtValues:

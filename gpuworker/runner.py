@@ -9,6 +9,7 @@ bound in place, or scattered from a buffer, or sent back when no slot was reserv
 from __future__ import annotations
 
 import ctypes
+from bisect import bisect_left
 from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import Any
@@ -70,7 +71,7 @@ class Runner:
     """Runs batches on a session.
 
     `batchable`: axis 0 of every input and output counts rows. `in_place`: a run may read and write
-    the arenas' own memory.
+    the arenas' own memory. `buckets`: the only batch sizes to run, rising; empty: any.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Runner:
         batchable: bool,
         max_batch: int,
         in_place: bool,
+        buckets: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.session = session
@@ -90,6 +92,7 @@ class Runner:
         self.batchable = batchable
         self.max_batch = max_batch
         self._in_place = in_place
+        self._buckets = buckets
         self._skip = 1 if batchable else 0
         self._bindings: dict[Any, Any] = {}
         self._known: dict[bytes, Any] = {}  # handles of one item -> binding; None: seen once
@@ -137,6 +140,8 @@ class Runner:
         address = memory.range(item.arena, 0, 0).address
         shapes = tuple(tuple(tensor.shape[self._skip :]) for tensor in item.inputs)
         rows = item.inputs[0].shape[0] if self.batchable else 1
+        if self._size(rows) != rows:
+            return  # a padded run is not in place
         places = [tensor.offset for tensor in item.inputs] + [slot.offset for slot in item.outputs]
         known[handles] = self._binding(rows, shapes, tuple(address + offset for offset in places), True)
 
@@ -173,11 +178,13 @@ class Runner:
     ) -> None:
         started_ns = perf_counter_ns()
         rows = sum(item.inputs[0].shape[0] for item in items) if self.batchable else 1
+        size = self._size(rows)
         shapes = tuple(tuple(tensor.shape[self._skip :]) for tensor in items[0].inputs)
-        buffers = self._buffers_for(shapes, rows)
+        buffers = self._buffers_for(shapes, size)
         # What others want too is copied first: its client could change it between digest and run.
         private = any(item.digest for item in items)
-        adjacent = self._in_place and not private and all(map(_adjacent, items, items[1:]))
+        own = private or size != rows
+        adjacent = self._in_place and not own and all(map(_adjacent, items, items[1:]))
         bound = []
         for index in range(len(self.inputs)):
             buffer = buffers[index]
@@ -187,6 +194,8 @@ class Runner:
             else:
                 bound.append(buffer.address)
                 self._gather(items, arenas, index, buffer)
+                # What an earlier batch left there may be what made it fail.
+                buffer.array[nbytes : buffer.row_nbytes * size] = 0
                 result.copied_bytes += nbytes
         if private:
             self._compare(items, buffers, first, result)
@@ -195,14 +204,14 @@ class Runner:
         for index, buffer in enumerate(outputs):
             in_place = adjacent and slotted and buffer.row_nbytes * rows >= IN_PLACE_MIN_BYTES
             bound.append(arenas[0].address + items[0].outputs[index].offset if in_place else buffer.address)
-        binding = self._binding(rows, shapes, tuple(bound), bool(outputs))
+        binding = self._binding(size, shapes, tuple(bound), bool(outputs))
         computing_ns = perf_counter_ns()
         self.session.run_with_iobinding(binding)
         computed_ns = perf_counter_ns()
         if outputs:
             self._scatter(items, arenas, bound[len(self.inputs) :], outputs, first, result)
         else:
-            self._send_back(items, binding.get_outputs(), first, result)
+            self._send_back(items, binding.get_outputs(), size, first, result)
         result.gather_ns += computing_ns - started_ns
         result.compute_ns += computed_ns - computing_ns
         result.scatter_ns += perf_counter_ns() - computed_ns
@@ -265,14 +274,17 @@ class Runner:
                 result.elsewhere.append(ItemOutputs(first + number, tensors))
             rows_before += rows
 
-    def _send_back(self, items: Sequence[Item], values: Sequence[Any], first: int, result: Result) -> None:
+    def _send_back(
+        self, items: Sequence[Item], values: Sequence[Any], size: int, first: int, result: Result
+    ) -> None:
         """Outputs whose sizes nobody knew before the run go back as frames."""
         arrays = [_bytes_of(value, spec) for value, spec in zip(values, self.outputs, strict=True)]
-        total = sum(item.inputs[0].shape[0] for item in items) if self.batchable else 1
-        if len(items) > 1 and any(not shape or shape[0] != total for shape, _ in arrays):
+        rows = sum(item.inputs[0].shape[0] for item in items) if self.batchable else 1
+        cut = len(items) > 1 or rows != size
+        if cut and any(not shape or shape[0] != size for shape, _ in arrays):
             # Cutting them would hand one client another's rows. Alone, each request is right.
             raise ValueError(
-                f"the outputs of {self.name!r} have {[shape for shape, _ in arrays]} for {total} rows: its "
+                f"the outputs of {self.name!r} have {[shape for shape, _ in arrays]} for {size} rows: its "
                 "axis 0 is not the batch; set batchable = false for it"
             )
         at = 0
@@ -281,7 +293,7 @@ class Runner:
             tensors = []
             for spec, (shape, flat) in zip(self.outputs, arrays, strict=True):
                 part, part_shape = flat, shape
-                if len(items) > 1:
+                if cut:
                     stride = flat.nbytes // max(1, shape[0])
                     part = flat[at * stride : (at + rows) * stride]
                     part_shape = [rows, *shape[1:]]
@@ -290,6 +302,11 @@ class Runner:
                 tensors.append(Tensor(spec.dtype, part_shape, 0, len(result.frames)))
             result.elsewhere.append(ItemOutputs(first + number, tensors))
             at += rows
+
+    def _size(self, rows: int) -> int:
+        """The batch size that so many rows are run as."""
+        buckets = self._buckets
+        return buckets[bisect_left(buckets, rows)] if buckets else rows
 
     # ---- bindings -----------------------------------------------------------------------------
 

@@ -11,13 +11,15 @@ class Recipe:
     """How a session is made for one provider.
 
     `options` is an onnxruntime.SessionOptions; `providers` what InferenceSession takes;
-    `in_place` whether a run may read and write the arenas' own memory (host providers only).
+    `in_place` whether a run may read and write the arenas' own memory (host providers only);
+    `static_shapes` whether every batch size that is new costs it much, so that only some are run.
     """
 
     name: str
     options: Any
     providers: list[Any] = field(default_factory=list)
     in_place: bool = True
+    static_shapes: bool = False
 
 
 def available() -> list[str]:

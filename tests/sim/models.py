@@ -120,7 +120,8 @@ class SimSession:
             raise Killed
         if (does == POISON).any():
             raise RuntimeError("poison")
-        if model == "pair" and not (inputs[0][:, :2] + 1 == inputs[1]).all():
+        asked = inputs[0][:, 0] != 0  # the others are padding
+        if model == "pair" and not (inputs[0][asked, :2] + 1 == inputs[1][asked]).all():
             raise RuntimeError("the rows of the two inputs do not belong together")
         outputs = answers(model, inputs)
         binding.values = []
@@ -153,10 +154,12 @@ class SimModel:
         self.alone_reason = "" if self.batchable else "its axis 0 is fixed"
         self.max_batch = load.max_batch if self.batchable else 1
         self.placement = "sim"
+        self.buckets = list(load.buckets) if self.batchable else []
         self.warmup_ns = warmup_ns
         self.took_ns = 0
         self._runner = Runner(
-            self.name, SimSession(self.name), self.inputs, self.outputs, self.batchable, self.max_batch, True
+            self.name, SimSession(self.name), self.inputs, self.outputs, self.batchable, self.max_batch, True,
+            self.buckets,
         )
 
     def run(self, batch: LentBatch, memory: Any) -> Result:

@@ -32,6 +32,7 @@ UNREAD_MAX = 10_000  # messages to a peer that does not read
 NUDGE_NS = 2 * SECOND
 TRACE_TAIL = 40
 SHARED_SHARE = 0.3  # of all models
+BUCKETS_SHARE = 0.2
 CROWD_SHARE = 0.03  # of all runs: ten times the requests
 WHERE = Path(__file__).resolve()  # a file that exists, for models to be
 
@@ -79,6 +80,9 @@ class World:
             cache_ns = rng.choice((0, 20, 300)) * MS
             if rng.random() < SHARED_SHARE:
                 models[name] = replace(model, join=rng.random() < 0.8, cache_ns=cache_ns, cache_bytes=2_000)
+        for name, model in models.items():  # some run only some sizes
+            if rng.random() < BUCKETS_SHARE:
+                models[name] = replace(model, buckets=(1, 3, MAX_BATCH[name]) if MAX_BATCH[name] > 3 else (2, 3))
         tight = rng.random() < 0.25
         limits = Limits(queue_rows_max=40, client_rows_max=24, queue_bytes_max=6_000) if tight else Limits()
         self.config = YardConfig(models, limits)

@@ -62,6 +62,7 @@ def test_every_key_is_read(yard: Path) -> None:
         join = true
         cache_ms = 1.5
         cache_bytes = 9
+        buckets = [1, 8, 1024]
         [limits]
         queue_rows_max = 1
         queue_bytes_max = 2
@@ -78,7 +79,7 @@ def test_every_key_is_read(yard: Path) -> None:
         """,
     )
     path = (yard / "files" / "a.onnx").resolve()
-    assert config.models == {"resnet.18": ModelConfig("resnet.18", path, 1024, False, False, False, True, 1_500_000, 9, "a.onnx")}
+    assert config.models == {"resnet.18": ModelConfig("resnet.18", path, 1024, False, False, False, True, 1_500_000, 9, (1, 8, 1024), "a.onnx")}
     assert config.limits == Limits(1, 2, 3, 4, 5)
     assert config.budgets_ns == (500_000, 1_000_000, 2_000_000, 3_000_000)
     assert config.spin_ns == 0
