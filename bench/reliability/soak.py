@@ -6,6 +6,7 @@ that were long enough, each from its own start: the first seconds are warm-up an
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ def run(demand: Demand, say: Say) -> list[Figure]:
         ):
             kills = _kill_in_turn(yard, clients, demand, lives, say)
         left = before.over(_at_rest(yard))
+        own_held = proc.descriptors(os.getpid()) - own_before
+        gc.collect()
         own_left = proc.descriptors(os.getpid()) - own_before
     return [
         *(Figure(f"kills: {kind}", count) for kind, count in kills.items()),
@@ -89,6 +92,7 @@ def run(demand: Demand, say: Say) -> list[Figure]:
         Figure("wrong answers", ledger.outcomes[WRONG], at_most=0),
         Figure("latest outcome after its deadline", ledger.late_worst_ns, "ns", at_most=LATE_NS),
         *(Figure(f"left: {what}", left.get(what, 0), at_most=0) for what in before.values),
+        Figure("held until Python collects garbage: this client's descriptors", own_held - own_left),
         Figure("left: this client's descriptors", own_left, at_most=0),
         Figure("left: named segments", len(proc.segments_named() - names_before), at_most=0),
         *(
