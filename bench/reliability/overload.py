@@ -27,7 +27,9 @@ from .verdict import Figure, times
 CLASSES = ("URGENT", "HIGH", "NORMAL", "LOW")
 URGENT, LOW = 0, 3
 SHARES = (0.02, 0.08, 0.40, 0.50)  # of the arrivals, by class
-CAPACITY_IN_FLIGHT = 16
+CAPACITY_IN_FLIGHT = 32
+CAPACITY_SLICES = 8
+OVERLOADED_MIN = 1.5  # or the campaign has not done what it says
 URGENT_FACTOR_MAX = 3.0  # promised: p99 under overload, against p99 alone
 IN_TIME_MIN = 0.99  # promised, of what is let in
 REFUSED_NS = 5_000_000  # promised: a refusal is known so soon
@@ -40,7 +42,7 @@ class Demand:
     alone_seconds: float = demand(20.0, "of URGENT arrivals alone, half before and half after")
     capacity_seconds: float = demand(4.0, "of a closed loop, to find the capacity")
     factor: float = demand(2.0, "times capacity arrive")
-    rows: int = demand(8, "of each request")
+    rows: int = demand(16, "of each request")
     max_batch: int = demand(32, "rows of a batch, at most")
     urgent_deadline_s: float = demand(0.05, "of each URGENT request")
     high_deadline_s: float = demand(0.2, "of each HIGH request")
@@ -56,14 +58,7 @@ class Demand:
 
 def run(demand: Demand, say: Say) -> list[Figure]:
     with field.opened(1, max_batch=demand.max_batch, rows=demand.rows) as yard:
-        closed = closed_loop(
-            yard.client,
-            MODEL,
-            list(yard.truth.inputs),
-            CAPACITY_IN_FLIGHT,
-            demand.capacity_seconds,
-        )
-        capacity_per_s = rate_per_s(closed)
+        capacity_per_s = _capacity_per_s(yard, demand.capacity_seconds)
         rate = demand.factor * capacity_per_s
         say(f"capacity {capacity_per_s:,.0f} requests/s; {rate:,.0f}/s will come")
         streams = [
@@ -80,8 +75,13 @@ def run(demand: Demand, say: Say) -> list[Figure]:
         say("URGENT alone, again")
         after = _arrivals(yard, alone, half_s, demand.seed + 200)
     urgent_alone = np.concatenate([before, after])
+    arrivals_per_s = len(records) / demand.seconds
+    served_per_s = _count(records, crowd.OK) / demand.seconds
     return [
         Figure("capacity, requests/s", capacity_per_s),
+        Figure("served under overload, requests/s", served_per_s),
+        # A capacity that was measured in a bad moment makes no overload, and then nothing below counts.
+        Figure("arrivals / served", quotient(arrivals_per_s, served_per_s), "x", at_least=OVERLOADED_MIN),
         Figure("arrivals", len(records)),
         Figure(
             "arrivals over 1 ms late", _share(records["sent_ns"] - records["intended_ns"] > LATE_NS), "share"
@@ -92,6 +92,16 @@ def run(demand: Demand, say: Say) -> list[Figure]:
         Figure("rows run of what expired meanwhile", _count(records, crowd.LATE_RUNNING) * demand.rows),
         *_refused(records),
     ]
+
+
+def _capacity_per_s(yard: field.Field, seconds: float) -> float:
+    """The best of several slices of a closed loop: what disturbs the machine only ever takes away."""
+    inputs = list(yard.truth.inputs)
+    slices = (
+        closed_loop(yard.client, MODEL, inputs, CAPACITY_IN_FLIGHT, seconds / CAPACITY_SLICES)
+        for _ in range(CAPACITY_SLICES)
+    )
+    return max(rate_per_s(measured) for measured in slices)
 
 
 def _urgent(alone: Any, records: Any) -> list[Figure]:
@@ -134,7 +144,7 @@ def _let_in(records: Any, deadlines_s: tuple[float, ...]) -> list[Figure]:
 def _refused(records: Any) -> list[Figure]:
     refused = records[records["outcome"] == crowd.REFUSED]
     shares = [_share(records["outcome"][records["priority"] == one] == crowd.REFUSED) for one in range(4)]
-    took_ns = list(refused["ended_ns"] - refused["sent_ns"])
+    took_ns = [int(value) for value in refused["ended_ns"] - refused["sent_ns"]]
     p99, longest = times("refusal, from its call", took_ns, (99, 100), REFUSED_NS)
     return [
         *(Figure(f"refused, of {name}", share, "share") for name, share in zip(CLASSES, shares, strict=True)),
@@ -156,9 +166,9 @@ def _in_vain(records: Any, rows_run: int, rows: int) -> int:
 
 
 def _latencies_ns(records: Any) -> list[int]:
-    """From the intended send, of what got its result."""
-    served = records[records["outcome"] == crowd.OK]
-    return [int(value) for value in served["ended_ns"] - served["intended_ns"]]
+    """From the intended send to the outcome of what was let in: one that missed its deadline waited, too."""
+    ended = records[(records["outcome"] != crowd.REFUSED) & (records["outcome"] != crowd.NONE)]
+    return [int(value) for value in ended["ended_ns"] - ended["intended_ns"]]
 
 
 def _count(records: Any, outcome: int) -> int:
@@ -209,6 +219,6 @@ CAMPAIGN = Campaign(
     "overload",
     "twice the capacity; the admitted are in time, LOW is refused first",
     Demand(),
-    Demand(seconds=2.0, alone_seconds=2.0, capacity_seconds=0.5),
+    Demand(seconds=2.0, alone_seconds=2.0, capacity_seconds=0.8),
     run,
 )

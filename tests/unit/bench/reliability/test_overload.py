@@ -63,7 +63,8 @@ def test_rows_that_ran_in_vain_are_those_of_no_result_and_no_running_request() -
     assert overload._in_vain(made, 24, rows=8) == 8
 
 
-def test_an_urgent_latency_counts_from_the_intended_send() -> None:
-    figures = seen(overload._urgent(records((0, crowd.OK, 1)), records((0, crowd.OK, 5), (3, crowd.OK, 90))))
+def test_an_urgent_latency_counts_from_the_intended_send_and_whatever_the_end_was() -> None:
+    during = records((0, crowd.LATE_QUEUED, 5), (0, crowd.REFUSED, 70), (3, crowd.OK, 90))
+    figures = seen(overload._urgent(records((0, crowd.OK, 1)), during))
     assert figures["URGENT alone: p99"] == 2 * MS
     assert figures["URGENT p99, overload / alone"] == 3.0
