@@ -1,8 +1,8 @@
 """`overload`: twice what the yard can do, in every class; who is let in is served, and LOW stands back first.
 
-The arrivals come from processes of their own, the urgent ones apart from the crowd, so that no class's
-latency is another's Python. Requests have many rows: a batch takes milliseconds, and the yard's worker is
-the limit, not its clients.
+The arrivals of each class come from a process of their own, so that no class's latency is another's
+Python, and none is refused for what another's client has under way. Requests have many rows: a batch
+takes milliseconds, and the yard's worker is the limit, not its clients.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Demand:
     alone_seconds: float = demand(20.0, "of URGENT arrivals alone, half before and half after")
     capacity_seconds: float = demand(4.0, "of a closed loop, to find the capacity")
     factor: float = demand(2.0, "times capacity arrive")
-    rows: int = demand(16, "of each request")
+    rows: int = demand(
+        12, "of each request: many, so that clients stay light; few, so that none is cut into parts"
+    )
     max_batch: int = demand(32, "rows of a batch, at most")
     urgent_deadline_s: float = demand(0.05, "of each URGENT request")
     high_deadline_s: float = demand(0.2, "of each HIGH request")
@@ -70,8 +72,10 @@ def run(demand: Demand, say: Say) -> list[Figure]:
         before = _arrivals(yard, alone, half_s, demand.seed + 100)
         say(f"overload for {demand.seconds:g} s")
         rows_before = yard.yard.snapshot()["rows"]
-        records = _arrivals(yard, [streams[:1], streams[1:]], demand.seconds, demand.seed)
-        rows_run = yard.yard.snapshot()["rows"] - rows_before - demand.rows * 2  # each process asked once
+        records = _arrivals(yard, [[stream] for stream in streams], demand.seconds, demand.seed)
+        rows_run = (
+            yard.yard.snapshot()["rows"] - rows_before - demand.rows * len(streams)
+        )  # each process asked once before
         say("URGENT alone, again")
         after = _arrivals(yard, alone, half_s, demand.seed + 200)
     urgent_alone = np.concatenate([before, after])
