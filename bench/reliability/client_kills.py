@@ -32,7 +32,7 @@ def run(demand: Demand, say: Say) -> list[Figure]:
             nursery(yard, demand.in_flight) as clients,
         ):
             proc.kill(clients.born())  # once, for what is opened on first use and kept
-            before = _settled(yard)
+            before, descriptors_before = _settled(yard), proc.descriptors(yard.broker_pid)
             while len(reclaimed_ns) < demand.kills:
                 killed_ns = proc.kill(clients.born())
                 back_ns = proc.until(lambda: before.is_back(yard), RECLAIM_TIMEOUT_S, "the memory is back")
@@ -40,10 +40,12 @@ def run(demand: Demand, say: Say) -> list[Figure]:
                 if len(reclaimed_ns) % SAY_EVERY == 0:
                     say(f"{len(reclaimed_ns)} of {demand.kills} kills")
             left = before.over(Footprint(yard))
+            descriptors_left = proc.descriptors(yard.broker_pid) - descriptors_before
         counters = yard.yard.snapshot()
     return [
         Figure("kills", len(reclaimed_ns), at_least=demand.kills),
         *(Figure(f"left: {what}", left.get(what, 0), at_most=0) for what in before.values),
+        Figure("left: the broker's descriptors", descriptors_left, at_most=0),
         Figure("left: rows under way", counters["rows_under_way"], at_most=0),
         Figure("left: bytes under way", counters["bytes_under_way"], "bytes", at_most=0),
         *outcomes("the bystander's requests ended as", ledger.outcomes),

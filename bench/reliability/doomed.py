@@ -43,7 +43,7 @@ def nursery(yard: Field, in_flight: int) -> Iterator[Nursery]:
 
 
 class Footprint:
-    """What clients cost a yard: the broker's arenas, connections, and descriptors; memory in workers."""
+    """What clients cost a yard: the broker's arenas and connections, and memory in workers."""
 
     __slots__ = ("values",)
 
@@ -53,7 +53,7 @@ class Footprint:
             "arenas": counters["arenas"],
             "arena bytes": counters["arena_bytes"],
             "connections": counters["clients"],
-            "broker's descriptors": proc.descriptors(yard.broker_pid),
+            "arenas that the broker holds open": proc.arena_descriptors(yard.broker_pid),
             "arena bytes mapped by workers": sum(map(proc.arena_bytes_mapped, yard.worker_pids())),
         }
 

@@ -10,11 +10,15 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ..idle import PROC, descendants
 
-MAPPED = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) .*memfd:batchyard", re.MULTILINE)
+ARENA = "memfd:batchyard"  # as an arena is called in /proc
+MAPPED = re.compile(rf"^([0-9a-f]+)-([0-9a-f]+) .*{ARENA}", re.MULTILINE)
+REST_LOOKS = 20
+REST_LOOK_S = 0.01
 LOOK_S = 0.001  # how often a condition is looked at: the resolution of what is timed by it
 
 
@@ -40,11 +44,30 @@ def rss_bytes(pid: int) -> int:
 
 
 def descriptors(pid: int) -> int:
-    """Open file descriptors; 0 when the process is gone."""
+    """Open file descriptors of a process at rest: the fewest of several looks, since a question to the
+    admin socket that has just been answered is a descriptor for a moment more. 0 when it is gone."""
+    fewest = _descriptors(pid)
+    for _ in range(REST_LOOKS):
+        time.sleep(REST_LOOK_S)
+        fewest = min(fewest, _descriptors(pid))
+    return fewest
+
+
+def _descriptors(pid: int) -> int:
     try:
         return len(os.listdir(PROC / str(pid) / "fd"))
     except OSError:
         return 0
+
+
+def arena_descriptors(pid: int) -> int:
+    """Descriptors by which a process holds clients' arenas; 0 when it is gone."""
+    count = 0
+    with suppress(OSError):
+        for entry in os.scandir(PROC / str(pid) / "fd"):
+            with suppress(OSError):  # closed meanwhile
+                count += ARENA in os.readlink(entry.path)
+    return count
 
 
 def arena_bytes_mapped(pid: int) -> int:

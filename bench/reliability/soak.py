@@ -73,6 +73,7 @@ def run(demand: Demand, say: Say) -> list[Figure]:
         rate = demand.share * _capacity_per_s(yard)
         say(f"{rate:,.0f} requests/s for {demand.seconds:g} s")
         before, own_before = _at_rest(yard), proc.descriptors(os.getpid())
+        broker_before = proc.descriptors(yard.broker_pid)
         with (
             yard.yard.client() as client,
             Load(client, yard.truth, ledger, IN_FLIGHT_MAX, DEADLINE_S, rate),
@@ -80,6 +81,7 @@ def run(demand: Demand, say: Say) -> list[Figure]:
         ):
             kills = _kill_in_turn(yard, clients, demand, lives, say)
         left = before.over(_at_rest(yard))
+        broker_left = proc.descriptors(yard.broker_pid) - broker_before
         own_held = proc.descriptors(os.getpid()) - own_before
         gc.collect()
         own_left = proc.descriptors(os.getpid()) - own_before
@@ -92,6 +94,7 @@ def run(demand: Demand, say: Say) -> list[Figure]:
         Figure("wrong answers", ledger.outcomes[WRONG], at_most=0),
         Figure("latest outcome after its deadline", ledger.late_worst_ns, "ns", at_most=LATE_NS),
         *(Figure(f"left: {what}", left.get(what, 0), at_most=0) for what in before.values),
+        Figure("left: the broker's descriptors", broker_left, at_most=0),
         Figure("held until Python collects garbage: this client's descriptors", own_held - own_left),
         Figure("left: this client's descriptors", own_left, at_most=0),
         Figure("left: named segments", len(proc.segments_named() - names_before), at_most=0),
