@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from . import field, proc
 from .campaign import Campaign, Say, demand
-from .doomed import Footprint, nursery
+from .doomed import Footprint, nursery, settled
 from .ledger import WRONG, Ledger
 from .load import Load
 from .verdict import Figure, outcomes, times
@@ -32,11 +32,10 @@ def run(demand: Demand, say: Say) -> list[Figure]:
             nursery(yard, demand.in_flight) as clients,
         ):
             proc.kill(clients.born())  # once, for what is opened on first use and kept
-            before, descriptors_before = _settled(yard), proc.descriptors(yard.broker_pid)
+            before, descriptors_before = settled(yard, RECLAIM_TIMEOUT_S), proc.descriptors(yard.broker_pid)
             while len(reclaimed_ns) < demand.kills:
                 killed_ns = proc.kill(clients.born())
-                back_ns = proc.until(lambda: before.is_back(yard), RECLAIM_TIMEOUT_S, "the memory is back")
-                reclaimed_ns.append(back_ns - killed_ns)
+                reclaimed_ns.append(before.wait_back(yard, RECLAIM_TIMEOUT_S) - killed_ns)
                 if len(reclaimed_ns) % SAY_EVERY == 0:
                     say(f"{len(reclaimed_ns)} of {demand.kills} kills")
             left = before.over(Footprint(yard))
@@ -53,18 +52,6 @@ def run(demand: Demand, say: Say) -> list[Figure]:
         Figure("the bystander's wrong answers", ledger.outcomes[WRONG], at_most=0),
         *times("kill to everything reclaimed", reclaimed_ns, (50, 99, 100)),
     ]
-
-
-def _settled(yard: field.Field) -> Footprint:
-    """The footprint with the bystander alone: the same twice, a moment apart."""
-    seen = [Footprint(yard)]
-
-    def is_steady() -> bool:
-        seen.append(Footprint(yard))
-        return yard.yard.snapshot()["arenas"] == 1 and seen[-1].values == seen[-2].values
-
-    proc.until(is_steady, RECLAIM_TIMEOUT_S, "the first client's memory is back")
-    return seen[-1]
 
 
 CAMPAIGN = Campaign(

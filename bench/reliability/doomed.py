@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from . import proc
 from .field import Field
+
+STEADY_S = 0.05  # two looks so far apart show the same
 
 
 class Nursery:
@@ -57,12 +60,32 @@ class Footprint:
             "arena bytes mapped by workers": sum(map(proc.arena_bytes_mapped, yard.worker_pids())),
         }
 
-    def is_back(self, yard: Field) -> bool:
-        """Whether the yard is again as it was."""
-        return self.over(Footprint(yard)) == {}
+    def wait_back(self, yard: Field, timeout_s: float) -> int:
+        """Wait until the yard is again as it was, and return when that was seen (time.monotonic_ns).
+        Raises TimeoutError with what is left."""
+        try:
+            return proc.until(lambda: not self.over(Footprint(yard)), timeout_s, "everything is reclaimed")
+        except TimeoutError as late:
+            raise TimeoutError(f"{late}; left: {self.over(Footprint(yard))}") from None
 
     def over(self, now: Footprint) -> dict[str, int]:
         """What is more now, and by how much; less counts as well, as below zero."""
         return {
             what: now.values[what] - value for what, value in self.values.items() if now.values[what] != value
         }
+
+
+def settled(yard: Field, timeout_s: float) -> Footprint:
+    """The footprint of the field's own client alone: one arena, mapped by every worker, and steady."""
+    seen: list[Footprint] = []
+
+    def is_steady() -> bool:
+        time.sleep(STEADY_S)
+        seen.append(Footprint(yard))
+        now = seen[-1].values
+        mapped = now["arena bytes"] * yard.workers
+        alone = now["arenas"] == 1 and now["arena bytes mapped by workers"] == mapped
+        return alone and len(seen) > 1 and now == seen[-2].values
+
+    proc.until(is_steady, timeout_s, "a yard with one client")
+    return seen[-1]

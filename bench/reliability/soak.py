@@ -16,7 +16,7 @@ from ..loops import closed_loop
 from ..statistics import rate_per_s
 from . import proc
 from .campaign import Campaign, Say, demand
-from .doomed import Footprint, Nursery, nursery
+from .doomed import Footprint, Nursery, nursery, settled
 from .field import Field, opened
 from .ledger import WRONG, Ledger
 from .load import Load
@@ -150,18 +150,11 @@ def _is_up(yard: Field) -> bool:
 
 
 def _at_rest(yard: Field) -> Footprint:
-    """The footprint when nothing is under way: one arena, mapped by every worker, and nothing changes."""
-    seen: list[Footprint] = []
-
-    def is_steady() -> bool:
-        requests = yard.workers * 4  # so that every worker has met this client's arena
-        for future in [yard.client.submit(MODEL, x) for x in yard.truth.inputs[:requests]]:
-            future.result()
-        seen.append(Footprint(yard))
-        return seen[-1].values["arenas"] == 1 and len(seen) > 1 and seen[-1].values == seen[-2].values
-
-    proc.until(is_steady, BACK_TIMEOUT_S, "the yard is at rest")
-    return seen[-1]
+    """The footprint when nothing is under way."""
+    requests = yard.workers * 4  # so that every worker has met this client's arena
+    for future in [yard.client.submit(MODEL, x) for x in yard.truth.inputs[:requests]]:
+        future.result()
+    return settled(yard, BACK_TIMEOUT_S)
 
 
 CAMPAIGN = Campaign(
