@@ -27,6 +27,7 @@ examples:
   batchyard bench --json figures.json                    every figure, with the machine it holds on
   batchyard bench open --model cnn --rate 0.8x           what users feel at 80 % of capacity
   batchyard bench models ./models                        write the models, to serve them yourself
+  batchyard bench reliability --quick                    kill and overload a yard; its own --help
   batchyard bench --url tcp://127.0.0.1:5555             a yard that already serves those models
 """
 OPEN_EPILOG = """\
@@ -39,7 +40,11 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `batchyard bench` with `argv` (without the verb), and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verbs: dict[str, Callable[[list[str]], int]] = {"open": _open, "models": _models}
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "open": _open,
+        "models": _models,
+        "reliability": _reliability,
+    }
     verb = verbs.get(arguments[0]) if arguments else None
     try:
         return verb(arguments[1:]) if verb else _suite(arguments)
@@ -143,6 +148,12 @@ def _models(arguments: list[str]) -> int:
     for name in models.NAMES:
         print(models.write(name, folder))
     return 0
+
+
+def _reliability(arguments: list[str]) -> int:
+    from .reliability.main import main as reliability
+
+    return reliability(arguments)
 
 
 def _finish(options: argparse.Namespace, findings: list[Finding]) -> int:

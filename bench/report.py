@@ -93,15 +93,15 @@ def write_json(
         "arguments": arguments,
         "benchmarks": {finding.name: asdict(finding) for finding in findings},
     }
-    path.write_text(json.dumps(_without_nan(content), indent=2, allow_nan=False, default=str) + "\n")
+    path.write_text(json.dumps(without_nan(content), indent=2, allow_nan=False, default=str) + "\n")
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """NaN as null: JSON has no NaN, and a figure that doesn't exist isn't 0."""
     if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
+        return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

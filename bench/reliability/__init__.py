@@ -1,0 +1,1 @@
+"""Campaigns: real processes are killed, stopped, and overloaded, and the yard is held to its promises."""
