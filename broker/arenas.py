@@ -7,6 +7,7 @@ Connections of one process that offer the same segment share one arena.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from dataclasses import dataclass
@@ -32,10 +33,13 @@ class Arenas:
         self._by_key: dict[object, int] = {}
         self._sequence = 0
 
-    def open(self, handle: SegmentHandle, pid: int, uid: int | None) -> tuple[int, bool]:
+    def open(
+        self, handle: SegmentHandle, pid: int, uid: int | None, descriptors_max: int = sys.maxsize
+    ) -> tuple[int, bool]:
         """(number, whether it is new) of the arena that process `pid` offers.
 
-        Raises SegmentRefused for anything that is not a segment as it must be.
+        Raises SegmentRefused for anything that is not a segment as it must be, and OSError when there
+        is no descriptor below `descriptors_max` to keep it by.
         """
         if handle.backend == "memfd" and sys.platform == "linux":
             from ..transport.segments import memfd
@@ -46,6 +50,9 @@ class Arenas:
             if key in self._by_key:
                 os.close(fd)
                 return self._by_key[key], False
+            if fd >= descriptors_max:
+                os.close(fd)
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return self._add(_Open(key, memfd.handle_of(fd, handle.nbytes), fd, None)), True
         # Two clients could only share a name if one told the other: 128 random bits are the key.
         key = ("named", handle.name, pid)
