@@ -26,20 +26,20 @@ class _Open:
 
 
 class Arenas:
-    """Numbered open segments. Numbers are never reused."""
+    """Numbered open segments. Numbers are never reused. None is kept by a descriptor of
+    `descriptors_max` or more."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptors_max: int = sys.maxsize) -> None:
+        self._descriptors_max = descriptors_max
         self._by_number: dict[int, _Open] = {}
         self._by_key: dict[object, int] = {}
         self._sequence = 0
 
-    def open(
-        self, handle: SegmentHandle, pid: int, uid: int | None, descriptors_max: int = sys.maxsize
-    ) -> tuple[int, bool]:
+    def open(self, handle: SegmentHandle, pid: int, uid: int | None) -> tuple[int, bool]:
         """(number, whether it is new) of the arena that process `pid` offers.
 
         Raises SegmentRefused for anything that is not a segment as it must be, and OSError when there
-        is no descriptor below `descriptors_max` to keep it by.
+        is no descriptor to keep it by.
         """
         if handle.backend == "memfd" and sys.platform == "linux":
             from ..transport.segments import memfd
@@ -50,7 +50,7 @@ class Arenas:
             if key in self._by_key:
                 os.close(fd)
                 return self._by_key[key], False
-            if fd >= descriptors_max:
+            if fd >= self._descriptors_max:
                 os.close(fd)
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return self._add(_Open(key, memfd.handle_of(fd, handle.nbytes), fd, None)), True

@@ -79,6 +79,7 @@ class Front:
         self._arenas = arenas
         self._clients_max = clients_max
         self._descriptors_max = descriptors_max
+        self._open: set[int] = set()  # descriptors of connections that have not ended
         self._ungreeted: dict[int, int] = {}  # descriptor -> when it was accepted, in that order
         self._act = act
         self._settle_endings = settle_endings
@@ -164,6 +165,10 @@ class Front:
             # The descriptor may be one that a former connection had: its end is reported before
             # the number is free again, so the report is read now, or it would end this connection.
             self._settle_endings()
+            if fd >= 0 and fd not in self._open:
+                # It ended before its greeting was read: nothing would ever tell of this client's end.
+                self._core.counters.refuse("gone")
+                return client
             if len(self.known) >= self._clients_max:
                 raise _coded(Code.OVERLOADED, f"the yard has {self._clients_max} clients (clients_max)")
             if fd >= self._descriptors_max:
@@ -191,7 +196,7 @@ class Front:
         if not self._endpoint.is_loopback:
             raise _coded(Code.UNAUTHORIZED, "shared memory is for clients on this machine; send frames")
         pid, uid = credentials(fd) or (0, None)
-        number, is_new = self._arenas.open(message.segment, pid, uid, self._descriptors_max)
+        number, is_new = self._arenas.open(message.segment, pid, uid)
         if is_new:
             self._core.handle(e.ArenaOpened(number, message.segment.nbytes), now_ns)
         return number
@@ -212,6 +217,7 @@ class Front:
 
     def accepted(self, fd: int, now_ns: int) -> None:
         """The kernel reports a new connection on this descriptor."""
+        self._open.add(fd)
         self._ungreeted[fd] = now_ns
 
     def hang_up(self, now_ns: int) -> None:
@@ -240,6 +246,7 @@ class Front:
 
     def ended(self, fd: int, now_ns: int) -> None:
         """The kernel reports that the connection on this descriptor is closed."""
+        self._open.discard(fd)
         self._ungreeted.pop(fd, None)
         for client in [client for client in self.known.values() if client.fd == fd]:
             self.gone(client, now_ns)

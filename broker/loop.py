@@ -57,7 +57,7 @@ class Loop:
         self._admin_socket = self._bind(endpoint.admin)
         self._frontend_monitor = self._monitor(self._frontend, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._backend_monitor = self._monitor(self._backend, zmq.EVENT_DISCONNECTED)
-        self._arenas = Arenas()
+        self._arenas = Arenas(descriptors_max)
         self._front = Front(
             self._frontend,
             endpoint,

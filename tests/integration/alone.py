@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batchyard import Client
-from batchyard.client.admin import snapshot
-from batchyard.transport.endpoints import Endpoint
+from batchyard import Client, Operator
 
 END_WITHIN_S = 10
 # The constant is the broker's own: less patience makes no other broker, only a quick test.
@@ -38,7 +36,7 @@ class Alone:
         return Client(self.url, **options)
 
     def snapshot(self, timeout: float = 5.0) -> dict[str, Any]:
-        return snapshot(Endpoint.parse(self.url), timeout)
+        return Operator(self.url).snapshot(timeout)
 
     def rss_bytes(self) -> int:
         pages = int(Path(f"/proc/{self.broker.pid}/statm").read_text().split()[1])

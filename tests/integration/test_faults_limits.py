@@ -120,6 +120,25 @@ def test_connections_that_never_greet_are_closed_when_they_are_too_many(
     assert yard.broker.poll() is None
 
 
+def test_peers_whose_connections_end_before_they_are_read_are_not_remembered(
+    yard: Alone, good: Client, tools: Any
+) -> None:
+    """Their end has been reported by then, and nothing else would ever tell of it."""
+    endpoint = Endpoint.parse(yard.url)
+    greetings = ((endpoint.clients, m.Hello(None, "gone")), (endpoint.workers, m.Register(1, ["cpu"])))
+    with zmq.Context() as context:
+        for number in range(600):
+            for address, greeting in greetings:
+                with context.socket(zmq.DEALER) as peer:
+                    peer.setsockopt(zmq.LINGER, 1000)
+                    peer.connect(address)
+                    peer.send(codec.encode([greeting]))
+            if number % 10 == 0:
+                yard.snapshot()  # it keeps pace: it has few descriptors
+    tools.until(lambda: yard.snapshot()["clients"] == 1, what="only the good client")
+    tools.until(lambda: yard.snapshot()["workers"] == 1, what="only the real worker")
+
+
 POOR_CLIENT = """
 import os, resource, sys
 import batchyard, numpy as np
@@ -238,3 +257,17 @@ def test_an_admin_that_asks_without_end_and_never_reads_costs_the_others_nothing
         assert (good.infer("neg", X, timeout=5) == -1).all()
         assert yard.rss_bytes() < before + RSS_GROWTH_MAX_BYTES
     assert yard.snapshot()["workers"] == 1
+
+
+def test_an_operator_that_asks_thousands_of_things_at_once_is_refused_and_delays_nobody(
+    yard: Alone, good: Client
+) -> None:
+    """One message of 4,096 questions once kept everybody waiting for 0.15 s, and a look reads four."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as operator:
+        operator.setsockopt(zmq.LINGER, 0)
+        operator.connect(Endpoint.parse(yard.url).admin)
+        operator.send(codec.encode([m.Snapshot()] * 4096))
+        assert operator.poll(5000)
+        (answer,) = codec.broker_to_admin.decode(operator.recv())
+        assert isinstance(answer, m.Refused)
+        assert "at most" in answer.text
