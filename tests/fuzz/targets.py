@@ -6,13 +6,13 @@ but the documented errors pass for a refusal; anything else that is raised is a 
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from math import prod
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,9 @@ def segment_target() -> Target:
     """A SegmentHandle and the reading of it: descriptor numbers, inodes, names, sizes."""
     made = [segments.create(nbytes, backend) for nbytes, backend in ((4096, "memfd"), (8192, "named"))]
     for segment in made:
-        atexit.register(segment.close)  # a name outlives its process
+        Finalize(
+            None, segment.close, exitpriority=0
+        )  # a name outlives its process; atexit is not for a pool's
         segment.commit(0, 8)
         segment.buffer[:8] = b"ours" + segment.nbytes.to_bytes(4, "little")
     decode = msgspec.msgpack.Decoder(SegmentHandle).decode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -38,6 +39,21 @@ def test_a_broken_promise_is_told_with_the_input_and_how_to_feed_it_again(
     command = told[-1].split()[2:]  # without the word, and with this Python
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout in ("accepted\n", "refused\n")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "said"),
+    [
+        ("batchyard.broker.registry.check_range", "request_handles", "outside its arena"),
+        ("batchyard.gpuworker.memory.check_range", "batch_handles", "outside"),
+        ("batchyard.transport.segments.memfd._judge", "segment_handles", "not offered|another size|Error"),
+    ],
+)
+def test_a_check_that_is_missing_is_found(
+    monkeypatch: pytest.MonkeyPatch, where: str, name: str, said: str
+) -> None:
+    monkeypatch.setattr(where, lambda *arguments: None)
+    assert re.search(said, campaign.play(name, CHUNK, INPUTS).broken[0])
 
 
 @pytest.mark.skipif(not guided.is_installed(), reason="atheris is not installed")
