@@ -18,6 +18,7 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from ..transport import codec
 from ..transport import messages as m
 from ..transport.deadlines import sleep_ms
 from ..transport.endpoints import Endpoint
@@ -54,7 +55,7 @@ class Loop:
         descriptors_max = raise_limit()
         self._frontend = self._bind(endpoint.clients)
         self._backend = self._bind(endpoint.workers)
-        self._admin_socket = self._bind(endpoint.admin)
+        self._admin_socket = self._bind(endpoint.admin, codec.PAYLOAD_BYTES_MAX)  # no frames there
         self._frontend_monitor = self._monitor(self._frontend, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._backend_monitor = self._monitor(self._backend, zmq.EVENT_DISCONNECTED)
         self._arenas = Arenas(descriptors_max)
@@ -131,11 +132,11 @@ class Loop:
 
     # ---- sockets ------------------------------------------------------------------------------
 
-    def _bind(self, address: str) -> Socket:
+    def _bind(self, address: str, frame_bytes_max: int = m.INLINE_BYTES_MAX) -> Socket:
         socket = self._context.socket(zmq.ROUTER)
         configure(socket, self._endpoint)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer is an error, not silence
-        socket.setsockopt(zmq.MAXMSGSIZE, m.INLINE_BYTES_MAX)
+        socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max)
         socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
         if self._keys is not None:
             self._keys.apply_server(socket)
