@@ -33,7 +33,9 @@ class Answering(InlineTensors):
     arena = 1
     left = 2
 
-    def answer(self, conn: int, number: int, queue_ns: int, batch: m.BatchReceipt) -> tuple[m.Answer, list[bytes]]:
+    def answer(
+        self, conn: int, number: int, queue_ns: int, batch: m.BatchReceipt
+    ) -> tuple[m.Answer, list[bytes]]:
         self.left -= 1
         return m.Answer(number, queue_ns, batch, []), []
 
@@ -92,7 +94,9 @@ def listening(monkeypatch: Any, descriptors_max: int = 1000) -> tuple[Front, Cor
 HELLO = codec.encode([m.Hello(None, "test")])
 
 
-def test_a_connection_that_does_not_greet_in_time_is_closed_and_one_that_does_is_not(monkeypatch: Any) -> None:
+def test_a_connection_that_does_not_greet_in_time_is_closed_and_one_that_does_is_not(
+    monkeypatch: Any,
+) -> None:
     front, core, hung_up = listening(monkeypatch)
     for fd in (10, 11, 12):
         front.accepted(fd, 0)
