@@ -14,13 +14,14 @@ import zmq
 
 from ..transport import codec
 from ..transport import messages as m
-from ..transport.errors import BatchyardError, Code
+from ..transport.errors import BatchyardError, Code, MalformedMessage
 from ..transport.sockets import MORE_NOBLOCK, NOBLOCK, Socket, readable
 from . import events as e
 from .config import ModelConfig, YardConfig, with_file
 from .core import Core
 
-ANSWERS_MAX = 4  # questions answered at one look: a flood of them must not keep others waiting
+ANSWERS_MAX = 4  # messages read at one look: a flood of them must not keep others waiting
+QUESTIONS_MAX = 16  # in one message, for the same reason: a snapshot takes some 40 us
 ORDERS_MAX = 64  # orders under way at once
 
 
@@ -50,7 +51,10 @@ class Admin:
                 return
             identity, payload, *_rest = self._socket.recv_multipart()
             try:
-                for message in codec.admin_to_broker.decode(payload):
+                messages = codec.admin_to_broker.decode(payload)
+                if len(messages) > QUESTIONS_MAX:
+                    raise MalformedMessage(f"an operator asks {QUESTIONS_MAX} things at once at most")
+                for message in messages:
                     self._handle(identity, message, now_ns)
             except BatchyardError as error:
                 self._core.counters.refuse("admin_refused")

@@ -7,6 +7,7 @@ Connections of one process that offer the same segment share one arena.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ class _Open:
 
 
 class Arenas:
-    """Numbered open segments. Numbers are never reused."""
+    """Numbered open segments. Numbers are never reused. None is kept by a descriptor of
+    `descriptors_max` or more."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptors_max: int = sys.maxsize) -> None:
+        self._descriptors_max = descriptors_max
         self._by_number: dict[int, _Open] = {}
         self._by_key: dict[object, int] = {}
         self._sequence = 0
@@ -35,7 +38,8 @@ class Arenas:
     def open(self, handle: SegmentHandle, pid: int, uid: int | None) -> tuple[int, bool]:
         """(number, whether it is new) of the arena that process `pid` offers.
 
-        Raises SegmentRefused for anything that is not a segment as it must be.
+        Raises SegmentRefused for anything that is not a segment as it must be, and OSError when there
+        is no descriptor to keep it by.
         """
         if handle.backend == "memfd" and sys.platform == "linux":
             from ..transport.segments import memfd
@@ -46,6 +50,9 @@ class Arenas:
             if key in self._by_key:
                 os.close(fd)
                 return self._by_key[key], False
+            if fd >= self._descriptors_max:
+                os.close(fd)
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return self._add(_Open(key, memfd.handle_of(fd, handle.nbytes), fd, None)), True
         # Two clients could only share a name if one told the other: 128 random bits are the key.
         key = ("named", handle.name, pid)

@@ -20,7 +20,7 @@ from ..transport.sockets import MORE_NOBLOCK, NOBLOCK, Socket
 from . import events as e
 from .arenas import Arenas
 from .core import Core
-from .peers import Sentinels, credentials
+from .peers import HAS_CREDENTIALS, Sentinels, credentials
 
 log = logging.getLogger("batchyard.broker")
 
@@ -28,13 +28,14 @@ log = logging.getLogger("batchyard.broker")
 class WorkerPeer:
     """A registered worker's connection, and the arenas that it has been told of."""
 
-    __slots__ = ("attached", "fd", "identity", "worker")
+    __slots__ = ("attached", "complained_of", "fd", "identity", "worker")
 
     def __init__(self, identity: bytes, fd: int, worker: int) -> None:
         self.identity = identity
         self.fd = fd
         self.worker = worker
         self.attached: set[int] = set()
+        self.complained_of = False  # in the log, once: it must not fill with what a peer sends
 
 
 class Back:
@@ -67,14 +68,16 @@ class Back:
 
     def receive(self, identity: bytes, payload: bytes, frames: list[Any], fd: int, now_ns: int) -> None:
         """Handle one message. `fd` is the descriptor it came by, when the connection is unknown."""
+        peer = self.known.get(identity)
         try:
             messages = codec.worker_to_broker.decode(payload)
         except BatchyardError as error:
             self._core.counters.refuse("worker_malformed")
-            log.error("a worker's message was refused: %s", error)
+            if peer is not None and not peer.complained_of:
+                peer.complained_of = True
+                log.error("a message of worker %d was refused: %s", peer.worker, error)
             self._send(identity, [m.Refused(error.code, str(error))])
             return
-        peer = self.known.get(identity)
         for message in messages:
             if isinstance(message, m.Register):
                 peer = self._register(identity, message, fd, peer, now_ns)
@@ -84,20 +87,26 @@ class Back:
                 self._send(identity, [m.Refused(Code.UNKNOWN_CONNECTION, text)])
                 return
             else:
-                if isinstance(message, m.Loaded):
-                    log.info("worker %d serves %s by %s", peer.worker, message.model, message.provider)
-                elif isinstance(message, m.LoadFailed):
-                    log.error("worker %d cannot serve %s: %s", peer.worker, message.model, message.text)
+                if isinstance(message, m.Loaded | m.LoadFailed) and message.model in self._core.models:
+                    if isinstance(message, m.Loaded):
+                        log.info("worker %d serves %s by %s", peer.worker, message.model, message.provider)
+                    else:
+                        log.error("worker %d cannot serve %s: %s", peer.worker, message.model, message.text)
                 self._act(self._core.handle(e.WorkerSaid(peer.worker, message, frames), now_ns))
 
     def _register(
         self, identity: bytes, message: m.Register, fd: int, peer: WorkerPeer | None, now_ns: int
-    ) -> WorkerPeer:
+    ) -> WorkerPeer | None:
         if peer is not None:
             self._core.counters.refuse("worker_registered")
             return peer
         self._settle_endings()  # the descriptor may be one that a former connection had; see front.py
         found = self._credentials(fd)
+        if found is None and self._endpoint.is_ipc and HAS_CREDENTIALS:
+            # The connection ended before its greeting was read, and the report of that is read, too:
+            # nothing would ever tell of this worker's end.
+            self._core.counters.refuse("worker_gone")
+            return None
         pid = found[0] if found else message.pid
         self._worker_sequence += 1
         peer = WorkerPeer(identity, fd, self._worker_sequence)

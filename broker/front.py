@@ -6,7 +6,10 @@ decode, comes from an unknown connection, or points nowhere is counted, answered
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,10 +33,12 @@ from ..transport.tensors import Tensor, nbytes_of
 from . import events as e
 from .arenas import Arenas
 from .core import Core
+from .descriptors import hang_up
 from .inline import InlineTensors
 from .peers import credentials
 
 FRAMES_MAX = 4096  # parts of one message; a part bomb is read away and refused
+GREET_WITHIN_NS = 10_000_000_000  # a connection that has not greeted by then is closed
 
 log = logging.getLogger("batchyard.broker")
 
@@ -52,7 +57,8 @@ class Client:
 
 
 class Front:
-    """`act` carries out what the core wants; `settle_endings` reads the reports of ended connections."""
+    """`act` carries out what the core wants; `settle_endings` reads the reports of ended connections;
+    no client's descriptor has a number of `descriptors_max` or more."""
 
     def __init__(
         self,
@@ -63,6 +69,7 @@ class Front:
         clients_max: int,
         act: Callable[[list[e.Action]], None],
         settle_endings: Callable[[], None],
+        descriptors_max: int = sys.maxsize,
     ) -> None:
         self.known: dict[bytes, Client] = {}
         self.inline = InlineTensors(self._register_own)
@@ -71,6 +78,9 @@ class Front:
         self._core = core
         self._arenas = arenas
         self._clients_max = clients_max
+        self._descriptors_max = descriptors_max
+        self._open: set[int] = set()  # descriptors of connections that have not ended
+        self._ungreeted: dict[int, int] = {}  # descriptor -> when it was accepted, in that order
         self._act = act
         self._settle_endings = settle_endings
         self._by_conn: dict[int, Client] = {}
@@ -155,15 +165,23 @@ class Front:
             # The descriptor may be one that a former connection had: its end is reported before
             # the number is free again, so the report is read now, or it would end this connection.
             self._settle_endings()
+            if fd >= 0 and fd not in self._open:
+                # It ended before its greeting was read: nothing would ever tell of this client's end.
+                self._core.counters.refuse("gone")
+                return client
             if len(self.known) >= self._clients_max:
                 raise _coded(Code.OVERLOADED, f"the yard has {self._clients_max} clients (clients_max)")
+            if fd >= self._descriptors_max:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             arena = self._open_arena(message, fd, now_ns)
         except BatchyardError as error:
             self._refuse(identity, "hello", error)
             return client
         except OSError as error:  # out of descriptors or memory: the next one may have more luck
-            self._refuse(identity, "hello", _coded(Code.OVERLOADED, f"no room for this client: {error}"))
+            text = f"no room for this client: {error.strerror}"
+            self._refuse(identity, "hello", _coded(Code.OVERLOADED, text))
             return client
+        self._ungreeted.pop(fd, None)
         self._conn_sequence += 1
         client = Client(identity, fd, self._conn_sequence, arena, message.segment is None)
         self.known[identity] = self._by_conn[client.conn] = client
@@ -195,7 +213,22 @@ class Front:
         if not queue or type(queue[-1]) is not m.Refused:
             queue.append(m.Refused(error.code, str(error)))
 
-    # ---- connections that end -----------------------------------------------------------------
+    # ---- connections that begin and end -------------------------------------------------------
+
+    def accepted(self, fd: int, now_ns: int) -> None:
+        """The kernel reports a new connection on this descriptor."""
+        self._open.add(fd)
+        self._ungreeted[fd] = now_ns
+
+    def hang_up(self, now_ns: int) -> None:
+        """End connections that do not greet: what is too old, and the oldest of what is too many."""
+        while self._ungreeted:
+            fd, accepted_ns = next(iter(self._ungreeted.items()))
+            if now_ns - accepted_ns < GREET_WITHIN_NS and len(self._ungreeted) < self._descriptors_max // 4:
+                return
+            del self._ungreeted[fd]
+            self._core.counters.refuse("never_greeted")
+            hang_up(fd)
 
     def gone(self, client: Client, now_ns: int) -> None:
         """The connection is over. Idempotent."""
@@ -213,6 +246,8 @@ class Front:
 
     def ended(self, fd: int, now_ns: int) -> None:
         """The kernel reports that the connection on this descriptor is closed."""
+        self._open.discard(fd)
+        self._ungreeted.pop(fd, None)
         for client in [client for client in self.known.values() if client.fd == fd]:
             self.gone(client, now_ns)
 

@@ -18,9 +18,11 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from ..transport import codec
 from ..transport import messages as m
 from ..transport.deadlines import sleep_ms
 from ..transport.endpoints import Endpoint
+from ..transport.errors import EndpointInUse
 from ..transport.keys import KeyFolder, start_zap
 from ..transport.sockets import POLLIN, Socket, configure, has_more, readable
 from . import events as e
@@ -29,6 +31,7 @@ from .arenas import Arenas
 from .back import Back
 from .config import YardConfig
 from .core import Core
+from .descriptors import raise_limit
 from .front import FRAMES_MAX, Front
 
 DRAIN_MAX = 64  # messages from one socket in one turn
@@ -49,12 +52,13 @@ class Loop:
         self._zap = start_zap(self._context, keys) if keys is not None else None
         self._keys = keys
         self._poller = zmq.Poller()
+        descriptors_max = raise_limit()
         self._frontend = self._bind(endpoint.clients)
         self._backend = self._bind(endpoint.workers)
-        self._admin_socket = self._bind(endpoint.admin)
-        self._frontend_monitor = self._monitor(self._frontend)
-        self._backend_monitor = self._monitor(self._backend)
-        self._arenas = Arenas()
+        self._admin_socket = self._bind(endpoint.admin, codec.PAYLOAD_BYTES_MAX)  # no frames there
+        self._frontend_monitor = self._monitor(self._frontend, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._backend_monitor = self._monitor(self._backend, zmq.EVENT_DISCONNECTED)
+        self._arenas = Arenas(descriptors_max)
         self._front = Front(
             self._frontend,
             endpoint,
@@ -62,7 +66,8 @@ class Loop:
             self._arenas,
             config.limits.clients_max,
             self._act,
-            self._settle_ended_clients,
+            self._settle_clients,
+            descriptors_max,
         )
         self._back = Back(self._backend, endpoint, core, self._arenas, self._act, self._settle_ended_workers)
         self._admin = Admin(self._admin_socket, core, config, self._act, self._snapshot)
@@ -127,20 +132,27 @@ class Loop:
 
     # ---- sockets ------------------------------------------------------------------------------
 
-    def _bind(self, address: str) -> Socket:
+    def _bind(self, address: str, frame_bytes_max: int = m.INLINE_BYTES_MAX) -> Socket:
         socket = self._context.socket(zmq.ROUTER)
         configure(socket, self._endpoint)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer is an error, not silence
-        socket.setsockopt(zmq.MAXMSGSIZE, m.INLINE_BYTES_MAX)
+        socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max)
         socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
         if self._keys is not None:
             self._keys.apply_server(socket)
-        socket.bind(address)
+        try:
+            socket.bind(address)
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EADDRINUSE:
+                raise EndpointInUse(
+                    f"{address} is in use by another process: stop it, or choose another --url"
+                ) from None
+            raise
         self._poller.register(socket, zmq.POLLIN)
         return socket
 
-    def _monitor(self, socket: Socket) -> Socket:
-        monitor: Socket = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    def _monitor(self, socket: Socket, events: int) -> Socket:
+        monitor: Socket = socket.get_monitor_socket(events)
         self._poller.register(monitor, zmq.POLLIN)
         return monitor
 
@@ -174,15 +186,19 @@ class Loop:
         """Processes that died, connections that ended, and the admin socket."""
         self._back.bury(now_ns)
         self._settle_ended_workers()
-        self._settle_ended_clients()
+        self._settle_clients()
+        self._front.hang_up(now_ns)
         self._admin.look(now_ns)
 
-    def _settle_ended_clients(self) -> None:
-        for fd in _disconnected(self._frontend_monitor):
-            self._front.ended(fd, time.monotonic_ns())
+    def _settle_clients(self) -> None:
+        for event, fd in _reports(self._frontend_monitor):
+            if event == zmq.EVENT_ACCEPTED:
+                self._front.accepted(fd, time.monotonic_ns())
+            else:
+                self._front.ended(fd, time.monotonic_ns())
 
     def _settle_ended_workers(self) -> None:
-        for fd in _disconnected(self._backend_monitor):
+        for _, fd in _reports(self._backend_monitor):
             self._back.ended(fd, time.monotonic_ns())
 
     def _snapshot(self) -> dict[str, Any]:
@@ -212,11 +228,13 @@ class Loop:
                 self._back.detach(action.arena)
 
 
-def _disconnected(monitor: Socket) -> list[int]:
-    descriptors = []
+def _reports(monitor: Socket) -> list[tuple[int, int]]:
+    """(event, descriptor) of what has happened to a socket's connections, in order."""
+    reports = []
     while readable(monitor):
-        descriptors.append(recv_monitor_message(monitor)["value"])
-    return descriptors
+        said = recv_monitor_message(monitor)
+        reports.append((said["event"], said["value"]))
+    return reports
 
 
 def _source_fd(frame: Any) -> int:

@@ -14,12 +14,13 @@ import struct
 import sys
 
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
+HAS_CREDENTIALS = hasattr(socket, "SO_PEERCRED")
 HAS_PIDFD = sys.platform == "linux" and hasattr(os, "pidfd_open")
 
 
 def credentials(fd: int) -> tuple[int, int] | None:
     """(pid, uid) of the process at the other end of a unix socket; None where the kernel can't say."""
-    if not hasattr(socket, "SO_PEERCRED"):
+    if not HAS_CREDENTIALS:
         return None
     try:
         duplicate = os.dup(fd)

@@ -33,10 +33,17 @@ class _Lease(weakref.ref[Any]):
 
 
 class SlotMemory:
-    """An arena of `nbytes`, mapped. `bytes_copied` counts what was copied in; zero-copy keeps it still."""
+    """An arena of `nbytes`, mapped. `bytes_copied` counts what was copied in; zero-copy keeps it still.
+    Raises ArenaExhausted when the system has no such memory."""
 
     def __init__(self, nbytes: int, backend: str | None = None) -> None:
-        self.segment = segments.create(nbytes, backend)
+        try:
+            self.segment = segments.create(nbytes, backend)
+        except OSError as error:
+            raise ArenaExhausted(
+                f"the system gives no shared memory of {nbytes:,} bytes ({error.strerror}): ask for fewer "
+                "arena_bytes, or give it more"
+            ) from error
         self.bytes_copied = 0
         self._arena = Arena(self.segment.nbytes, self.segment.commit)
         self._view = memoryview(self.segment.buffer)

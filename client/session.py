@@ -22,6 +22,7 @@ from ..transport.endpoints import Endpoint
 from ..transport.errors import BrokerLost, DeadlineExceeded, InvalidRequest, SegmentRefused
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelInfo
+from ..transport.sockets import CONTEXT_DESCRIPTORS, SOCKET_DESCRIPTORS, require_descriptors
 from .connection import Connection
 from .memory import SlotMemory
 from .signature import Signature
@@ -72,6 +73,7 @@ class Session:
         self.lost = False
         self.signatures: dict[str, Signature] = {}
         self.memory: SlotMemory | None = None
+        require_descriptors(CONTEXT_DESCRIPTORS)
         if settings.segment != "frames":
             self.memory = SlotMemory(settings.arena_bytes, settings.segment)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -94,6 +96,7 @@ class Session:
             raise
 
     def _greet(self, give_up_s: float) -> Connection:
+        require_descriptors(SOCKET_DESCRIPTORS)
         s = self.settings
         return Connection(
             self._context,

@@ -36,7 +36,7 @@ def compare(old: ServedModel, new: ServedModel, tolerance: float | None) -> floa
     greatest = 0.0
     for name, before, after in zip((spec.name for spec in old.outputs), expected, answers, strict=True):
         greatest = max(greatest, _difference(name, before, after))
-    if tolerance is not None and greatest > tolerance:
+    if tolerance is not None and not greatest <= tolerance:  # a tolerance of NaN allows nothing
         raise CannotServe(
             f"its answers to a canary differ by up to {greatest:.3g}, and {tolerance:g} is allowed"
         )

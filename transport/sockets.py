@@ -6,11 +6,16 @@ these are asked for every message.
 
 from __future__ import annotations
 
+import os
+
 import zmq
 
 from .endpoints import Endpoint
+from .errors import Overloaded
 
 HEARTBEAT_MS = 2_000  # over tcp, where a dead machine closes nothing; ipc needs none
+CONTEXT_DESCRIPTORS = 16  # of a context with its threads, one socket, and its monitor: 12 on Linux
+SOCKET_DESCRIPTORS = 6  # of one more socket with its connection and its monitor: 4 on Linux
 
 NOBLOCK = int(zmq.NOBLOCK)
 MORE_NOBLOCK = int(zmq.SNDMORE | zmq.NOBLOCK)
@@ -29,6 +34,26 @@ def configure(socket: Socket, endpoint: Endpoint) -> None:
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
     if endpoint.is_ipv6:
         socket.setsockopt(zmq.IPV6, 1)
+
+
+def require_descriptors(count: int) -> None:
+    """Raise Overloaded unless this process may open `count` descriptors more.
+
+    libzmq ends the process, by an assertion, when it lacks one for a context: so it is asked for none
+    that may not be there. Another thread may be faster; then it is as it was without this question.
+    """
+    opened = []
+    try:
+        for _ in range(count):
+            opened.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401  # what is there is closed
+    except OSError as error:
+        raise Overloaded(
+            f"this process may open no more descriptors ({error.strerror}): close clients that are not "
+            "used, or raise its limit (ulimit -n)"
+        ) from error
+    finally:
+        for fd in opened:
+            os.close(fd)
 
 
 def readable(socket: Socket) -> bool:

@@ -30,6 +30,7 @@ class _Loopback:
     """What front and back ask of an Endpoint."""
 
     is_loopback = True
+    is_ipc = True
 
 
 class SimSentinels:
@@ -191,14 +192,15 @@ class SimBroker:
         return ready
 
     def _settle_clients(self) -> None:
-        ended, self.clients.ended_fds = self.clients.ended_fds, []
-        for fd in ended:
-            self.front.ended(fd, self.world.clock.now_ns)
+        reports, self.clients.reports = self.clients.reports, []
+        for begun, fd in reports:
+            (self.front.accepted if begun else self.front.ended)(fd, self.world.clock.now_ns)
 
     def _settle_workers(self) -> None:
-        ended, self.workers.ended_fds = self.workers.ended_fds, []
-        for fd in ended:
-            self.back.ended(fd, self.world.clock.now_ns)
+        reports, self.workers.reports = self.workers.reports, []
+        for begun, fd in reports:
+            if not begun:
+                self.back.ended(fd, self.world.clock.now_ns)
 
     def _act(self, actions: list[e.Action]) -> None:
         for action in actions:

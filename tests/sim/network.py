@@ -77,7 +77,7 @@ class Router:
     def __init__(self, broker: Any, name: str, unread_max: int) -> None:
         self.broker = broker
         self.name = name
-        self.ended_fds: list[int] = []  # what the monitor has to report
+        self.reports: list[tuple[bool, int]] = []  # (begun, descriptor): what the monitor has to say
         self._links: dict[bytes, Link] = {}
         self.unread_max = unread_max
         self._to: Link | None = None
@@ -88,11 +88,12 @@ class Router:
         self._sequence += 1
         fd = self._free_fds.pop(0) if self._free_fds else FD_FIRST + self._sequence
         self._links[b"\0" + self._sequence.to_bytes(4, "big")] = link
+        self.reports.append((True, fd))
         return self._sequence, fd
 
     def forget(self, link: Link) -> None:
         del self._links[link.identity]
-        self.ended_fds.append(link.fd)
+        self.reports.append((False, link.fd))
         self._free_fds.append(link.fd)
         self.broker.wake_after(self.broker.world.rng.randrange(NOTICE_NS_MAX))
 

@@ -1,4 +1,4 @@
-"""`python3 run soak`: the simulator's long campaign, on every core."""
+"""`python3 run soak`: the simulator's long campaign, on every core; with --fuzz, the fuzzers' instead."""
 
 from __future__ import annotations
 
@@ -75,7 +75,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: 0)")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--gate", action="store_true", help="then sow the bugs of the mutation gate")
+    parser.add_argument("--fuzz", action="store_true", help="feed the decoders and a live broker instead")
     options = parser.parse_args(arguments)
+    if options.fuzz:
+        from ..fuzz.__main__ import fuzz
+
+        return fuzz(options.seconds or 60.0, options.first, options.cores)
     seconds = options.seconds if options.seconds or options.seeds else 60.0
     started_s = time.monotonic()
     played, faults, outcomes, broken = campaign(options.first, options.seeds, seconds, options.cores)

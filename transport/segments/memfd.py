@@ -7,6 +7,7 @@ says what was found instead (an error text once leaked a private region's name: 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -112,6 +113,7 @@ def _open_checked(path: str, nbytes: int, uid: int | None, inode: int | None) ->
         # cannot exchange what we look at.
         pinned = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
+        _raise_if_ours(error)
         # The reason must not tell apart what the peer may not know (absent, not ours).
         raise SegmentRefused("the offered descriptor cannot be opened: it is closed, or not ours") from error
     try:
@@ -121,6 +123,7 @@ def _open_checked(path: str, nbytes: int, uid: int | None, inode: int | None) ->
         try:
             fd = os.open(reopen, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
+            _raise_if_ours(error)
             raise SegmentRefused("the offered memfd cannot be opened for writing") from error
     finally:
         os.close(pinned)
@@ -130,6 +133,12 @@ def _open_checked(path: str, nbytes: int, uid: int | None, inode: int | None) ->
         os.close(fd)
         raise
     return fd
+
+
+def _raise_if_ours(error: OSError) -> None:
+    """That this process, or the system, has no room for another descriptor is not the peer's fault."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error
 
 
 def _judge(fd: int, nbytes: int, uid: int | None, inode: int | None) -> None:

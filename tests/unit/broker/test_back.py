@@ -1,0 +1,40 @@
+"""The workers' side of the broker over a socket that only pretends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from batchyard.broker.back import Back
+from batchyard.broker.config import ModelConfig, YardConfig
+from batchyard.broker.core import Core
+from batchyard.broker.peers import HAS_CREDENTIALS
+from batchyard.transport import codec
+from batchyard.transport import messages as m
+from batchyard.transport.endpoints import Endpoint
+
+
+class Silent:
+    """A socket that takes whatever it is given: that a peer is gone is not seen by sending."""
+
+    def send(self, data: bytes, flags: int = 0) -> None:
+        pass
+
+
+@pytest.mark.skipif(not HAS_CREDENTIALS, reason="the kernel does not say who a peer is")
+@pytest.mark.skipif(not zmq.has("ipc"), reason="no ipc here")
+def test_a_worker_whose_connection_has_ended_before_its_greeting_was_read_is_not_remembered() -> None:
+    core = Core(YardConfig({"net": ModelConfig("net", Path("/net.onnx"))}), 1, 2)
+    socket: Any = Silent()
+    nothing: Any = None
+    endpoint = Endpoint.parse("ipc:///tmp/nowhere")
+    back = Back(socket, endpoint, core, nothing, lambda actions: None, lambda: None, lambda fd: None)
+    try:
+        back.receive(b"\0abcd", codec.encode([m.Register(1, ["cpu"])]), [], 10, 0)
+        back.flush()
+        assert not back.known
+        assert not core.workers
+    finally:
+        back.sentinels.close()
