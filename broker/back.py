@@ -186,10 +186,11 @@ class Back:
     def _send(self, identity: bytes, messages: Sequence[Any]) -> None:
         """Send without waiting. A worker that can't be reached may have gone before it was known here,
         so that nobody will report it."""
-        payload = codec.encode(messages)
+        payloads = codec.payloads(messages)
         try:
-            self._socket.send(identity, MORE_NOBLOCK)
-            self._socket.send(payload, NOBLOCK)
+            for payload in payloads:
+                self._socket.send(identity, MORE_NOBLOCK)
+                self._socket.send(payload, NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise

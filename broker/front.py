@@ -297,13 +297,14 @@ class Front:
     def _send(self, identity: bytes, messages: Sequence[Any], frames: Sequence[Any] = ()) -> None:
         """Send without waiting. A client that is gone, or that does not read, is dropped."""
         socket = self._socket
-        payload = codec.encode(messages)  # before anything is sent: half a message can't be taken back
+        payloads = codec.payloads(messages)  # before anything is sent: half a message can't be taken back
         try:
-            socket.send(identity, MORE_NOBLOCK)
-            if frames:
-                socket.send_multipart([payload, *frames], NOBLOCK)
-            else:
-                socket.send(payload, NOBLOCK)
+            for payload in payloads:
+                socket.send(identity, MORE_NOBLOCK)
+                if frames:  # they belong to the only message there is
+                    socket.send_multipart([payload, *frames], NOBLOCK)
+                else:
+                    socket.send(payload, NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise

@@ -39,6 +39,16 @@ def encode(messages: Sequence[Any]) -> bytes:
     return _encoder.encode((m.PROTOCOL_VERSION, messages))
 
 
+def payloads(messages: Sequence[Any]) -> list[bytes]:
+    """Payload frames for any number of messages, in order: as few as the other side's bounds allow."""
+    if len(messages) <= m.MESSAGES_MAX:
+        payload = encode(messages)
+        if len(payload) <= PAYLOAD_BYTES_MAX or len(messages) == 1:
+            return [payload]
+    middle = len(messages) // 2
+    return payloads(messages[:middle]) + payloads(messages[middle:])
+
+
 class Decoder(Generic[M]):
     """Reads the envelopes of one direction."""
 

@@ -252,3 +252,13 @@ def test_a_payload_of_megabytes_is_refused_before_anything_is_built_of_it() -> N
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_any_number_of_messages_goes_into_payloads_that_the_other_side_takes() -> None:
+    messages = [m.Failed(number, 5, "x" * 1500, 0, False) for number in range(9_001)]
+    payloads = codec.payloads(messages)
+    read = [message for payload in payloads for message in codec.broker_to_client.decode(payload)]
+    assert read == messages
+    assert len(codec.payloads(messages[:4096])) == 2  # too many bytes for one
+    assert codec.payloads(messages[:1]) == [codec.encode(messages[:1])]
+    assert codec.payloads([]) == [codec.encode([])]
