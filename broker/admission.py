@@ -11,14 +11,17 @@ from collections.abc import Mapping
 from math import ceil
 
 from ..transport.errors import BatchyardError, InvalidRequest, Overloaded
+from .batching import OVERDUE_SHARE
 from .config import Limits
 from .lanes import Request
 from .registry import Model, Worker
 
 # Of the yard's bounds, by priority: a queue that fills is closed for LOW first, and never full of it.
 SHARES = (1.0, 0.95, 0.9, 0.8)
+LOADS_OVER_NS = 1_000_000_000  # what classes have asked for lately: over about so long
+LOADS_EVERY_NS = 20_000_000
 RETRY_AFTER_MIN_NS = 1_000_000
-FAR_FACTOR = 4
+FAR_FACTOR = 16  # twice OVERDUE_SHARE: even what gets the least share would be through by then
 FAR_NS = 2_000_000_000
 
 
@@ -52,6 +55,11 @@ class Admission:
         self.nbytes = 0
         self.slowest_row_ns = 0.0  # of all models; see Model.row_ns
         self._limits = limits
+        self._work_ns = [0.0] * len(
+            SHARES
+        )  # of what has been admitted since `_loads` were brought up to date
+        self._loads = [0.0] * len(SHARES)  # by class: the part of the workers' time that it asks for
+        self._loads_ns = 0
         self._rows_max = [ceil(limits.queue_rows_max * share) for share in SHARES]
         self._nbytes_max = [ceil(limits.queue_bytes_max * share) for share in SHARES]
         self._models = models
@@ -91,11 +99,11 @@ class Admission:
 
     def finish_ns(self, model: Model, rows: int, priority: int, now_ns: int) -> int:
         """When a request of so many rows that came now would be done, by the time models: after what
-        is lent, and after what waits in its own class and above, in full batches. `now_ns` when
-        nothing is known.
+        is lent, and after what waits in its own class and above, in full batches, at the pace that
+        higher classes and what is overdue leave it. `now_ns` when nothing is known.
 
-        A forecast: it leaves out lower classes that have waited long and go first too, and takes
-        every worker of this model for a worker of the others.
+        A forecast: it takes every worker of this model for a worker of the others, and what higher
+        classes have asked for lately for what they will ask for.
         """
         serving = [self._workers[number] for number in model.workers]
         if not serving or not model.row_ns:
@@ -105,7 +113,20 @@ class Admission:
             ahead_ns += sum(other.waiting[: priority + 1]) * other.row_ns
         free_ns = min(max(worker.busy_until_ns, now_ns) for worker in serving)
         own_ns = min(worker.timings[model.name].predict_ns(min(rows, model.max_batch)) for worker in serving)
-        return free_ns + max(own_ns, int(ahead_ns / len(serving)))
+        share = self._share(priority, now_ns)
+        return free_ns + max(own_ns, int(ahead_ns / (len(serving) * share)))
+
+    def _share(self, priority: int, now_ns: int) -> float:
+        """The part of the workers' time that a class can count on."""
+        passed_ns = now_ns - self._loads_ns
+        if passed_ns > LOADS_EVERY_NS:
+            weight = min(1.0, passed_ns / LOADS_OVER_NS)
+            workers = max(1, len(self._workers))
+            for index, work_ns in enumerate(self._work_ns):
+                self._loads[index] += (work_ns / (passed_ns * workers) - self._loads[index]) * weight
+                self._work_ns[index] = 0.0
+            self._loads_ns = now_ns
+        return max(1 / OVERDUE_SHARE, 1 - sum(self._loads[:priority]))
 
     def _full(
         self, account: Account, model: Model, rows: int, nbytes: int, priority: int, now_ns: int
@@ -129,6 +150,7 @@ class Admission:
     def add(self, connection: Connection, request: Request) -> None:
         """The request is under way."""
         connection.requests[request.id] = request
+        self._work_ns[request.priority] += request.rows * request.model.row_ns
         connection.account.rows += request.rows
         connection.account.nbytes += request.nbytes
         self.rows += request.rows

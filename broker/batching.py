@@ -7,9 +7,10 @@ every member is expected to be in time. A busy one may hold one batch ahead, whe
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from ..transport.messages import Priority
-from .lanes import Lane, Part
+from .lanes import Heads, Lane, Part
 from .registry import Batch, Worker
 
 CREDIT = 2  # batches lent to a worker: one running, one prefetched
@@ -17,26 +18,49 @@ URGENT_MEMORY_NS = 1_000_000_000  # urgent traffic is present for so long after 
 LEAD_NS = 2_000_000  # before a running batch ends: lend the next one, or the worker would wait for us
 URGENT_LEAD_NS = 500_000  # the same while urgent requests come: what is lent can't be overtaken
 NEVER_NS = 1 << 62
+OVERDUE_SHARE = 8  # while there is more work than workers: the batches of which one goes by age
 HUNG_MIN_NS = 5_000_000_000  # no batch is overdue sooner; a machine that swaps is not hung
 HUNG_FACTOR = 20  # nor before so many times its expected time
 HUNG_UNKNOWN_NS = 120_000_000_000  # when nothing is expected yet
 
 
-def best_lane(lanes: Iterable[Lane], worker: Worker) -> Lane | None:
-    """The lane whose head has the earliest virtual deadline, of those that this worker serves."""
-    best: Lane | None = None
-    best_ns = 0
+class Choice(NamedTuple):
+    """A lane, what it would begin with, and the class that goes first in it; -1: by virtual deadline."""
+
+    lane: Lane
+    heads: Heads
+    begin: int
+
+
+def choose(lanes: Iterable[Lane], worker: Worker, now_ns: int) -> Choice | None:
+    """The lane to serve next, of those that this worker serves, and the class to begin with.
+
+    What has the earliest virtual deadline goes first, unless that has passed already: then there is
+    more work than workers, and going by it would make the highest class wait for everything older. So
+    the highest class goes first, and what is overdue has every OVERDUE_SHARE-th batch.
+    """
+    due: Choice | None = None
+    first: Choice | None = None
     for lane in lanes:
-        head_ns = lane.head_ns()
-        if head_ns is None or lane.model.name not in worker.models:
+        if lane.model.name not in worker.models:
             continue
-        if best is None or head_ns < best_ns:
-            best, best_ns = lane, head_ns
-    return best
+        heads = lane.heads()
+        if heads is None:
+            continue
+        if due is None or heads.due_ns < due.heads.due_ns:
+            due = Choice(lane, heads, -1)
+        if first is None or (heads.first_class, heads.first_ns) < (
+            first.heads.first_class,
+            first.heads.first_ns,
+        ):
+            first = Choice(lane, heads, heads.first_class)
+    if due is None or first is None or due.heads.due_ns > now_ns or worker.passed >= OVERDUE_SHARE - 1:
+        return due
+    return first if first.begin < due.heads.due_class else due
 
 
-def lend_ns(lane: Lane, worker: Worker, urgent_present: bool) -> int:
-    """When the worker should have this lane's next batch, as things are: 0 means now.
+def lend_ns(choice: Choice, worker: Worker, urgent_present: bool) -> int:
+    """When the worker should have this batch, as things are: 0 means now.
 
     A busy worker is lent its next batch when the running one is nearly done, so that what comes
     until then can still go ahead of it or into it; and only when it is no smaller than what runs.
@@ -44,25 +68,30 @@ def lend_ns(lane: Lane, worker: Worker, urgent_present: bool) -> int:
     """
     if not worker.leases:
         return 0
+    lane = choice.lane
     running = next(iter(worker.leases.values()))
     if lane.rows < min(lane.model.max_batch, running.rows):
         return NEVER_NS
-    lead_ns = URGENT_LEAD_NS if urgent_present and lane.head_priority() != Priority.URGENT else LEAD_NS
+    urgent = choice.heads.first_class == Priority.URGENT
+    lead_ns = URGENT_LEAD_NS if urgent_present and not urgent else LEAD_NS
     return worker.busy_until_ns - lead_ns
 
 
-def take(lane: Lane, worker: Worker, urgent_present: bool, urgent_wait_ns: int, now_ns: int) -> list[Part]:
+def take(
+    choice: Choice, worker: Worker, urgent_present: bool, urgent_wait_ns: int, now_ns: int
+) -> list[Part]:
     """The parts of the batch: as many rows as the model takes and every member's deadline allows.
 
-    While urgent requests come, a batch without one is kept to a time that an urgent request may
-    have to wait behind it. Where only some sizes are run, padding must be cheaper than a smaller size.
+    While urgent requests come, the others are kept to a time that an urgent request may have to wait
+    behind them. Where only some sizes are run, padding must be cheaper than a smaller size.
     """
+    lane = choice.lane
     timing = worker.timings[lane.model.name]
     rows_max = lane.model.max_batch
-    if urgent_present and lane.head_priority() != Priority.URGENT:
-        rows_max = timing.rows_within(rows_max, urgent_wait_ns)
-    rows_max = timing.worth_taking(min(rows_max, lane.rows)) if lane.rows else rows_max
-    return lane.take(rows_max, max(now_ns, worker.busy_until_ns), timing)
+    lower_max = timing.rows_within(rows_max, urgent_wait_ns) if urgent_present else 0
+    if lane.rows:
+        rows_max = timing.worth_taking(min(rows_max, lane.rows))
+    return lane.take(rows_max, max(now_ns, worker.busy_until_ns), timing, choice.begin, lower_max)
 
 
 def lease_ns(batch: Batch) -> int:

@@ -31,7 +31,7 @@ from ..transport.messages import Priority
 from . import events as e
 from . import invariants, replies
 from .admission import Account, Admission, Connection
-from .batching import NEVER_NS, URGENT_MEMORY_NS, best_lane, lease_ns, lend_ns, take
+from .batching import NEVER_NS, URGENT_MEMORY_NS, choose, lease_ns, lend_ns, take
 from .changes import Changes, load
 from .config import YardConfig
 from .counters import Counters
@@ -462,15 +462,15 @@ class Core:
 
     def _lend(self, worker: Worker, now_ns: int) -> None:
         """Give the worker the best batch there is, if there is one that it should have."""
-        best = best_lane(self.lanes, worker)
-        urgent_present = now_ns < self._urgent_until_ns
-        if best is None:
+        choice = choose(self.lanes, worker, now_ns)
+        if choice is None:
             return
-        due_ns = lend_ns(best, worker, urgent_present)
+        urgent_present = now_ns < self._urgent_until_ns
+        due_ns = lend_ns(choice, worker, urgent_present)
         if due_ns > now_ns:
             self._lend_due_ns = min(self._lend_due_ns, due_ns)
             return
-        parts = take(best, worker, urgent_present, self._budgets_ns[Priority.URGENT], now_ns)
+        parts = take(choice, worker, urgent_present, self._budgets_ns[Priority.URGENT], now_ns)
         rows = 0
         items = []
         for part in parts:
@@ -479,14 +479,15 @@ class Core:
             part.request.rows_leased += taken
             items.append(part.item())
         self._batch_sequence += 1
-        batch = Batch(self._batch_sequence, best, parts, rows, worker, now_ns)
+        worker.passed = worker.passed + 1 if choice.begin >= 0 else 0
+        batch = Batch(self._batch_sequence, choice.lane, parts, rows, worker, now_ns)
         if not worker.leases:
             self._began(worker, batch, now_ns)
         else:
             worker.busy_until_ns += batch.predicted_ns
         worker.leases[batch.id] = batch
         self.batches[batch.id] = batch
-        model = best.model
+        model = choice.lane.model
         rows = rows if model.batchable else 0
         message = m.Batch(batch.id, model.name, model.revision, rows, items, lease_ns(batch))
         self._actions.append(e.ToWorker(worker.id, message))

@@ -1,9 +1,9 @@
 """Requests, their parts, and the lanes in which they wait.
 
-A lane holds the parts of one (model, shape signature) in order of virtual deadline. A request
+A lane holds the parts of one (model, shape signature), each class in order of virtual deadline. A request
 enters as one part covering all its rows; a batch may take a prefix, and the rest goes back as a
 part of its own, so a request larger than the model's maximum is split here and nowhere else.
-Ended requests leave their parts behind in the heap; they are skipped, and swept when they are
+Ended requests leave their parts behind in their heap; they are skipped, and swept when they are
 the majority.
 
 Pure: no clock, no sockets. Must not import anything but transport.
@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..transport.messages import Item, Submit
+from ..transport.messages import Item, Priority, Submit
 from ..transport.tensors import Slot, Tensor
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .timing import TimeModel
 
 SWEEP_MIN = 64  # a smaller heap is not worth sweeping
+
+Entry = tuple[int, int, "Part"]  # virtual deadline, sequence
 
 
 class Request:
@@ -95,10 +97,19 @@ class Part:
         return Item(request.arena, inputs, outputs)
 
 
-class Lane:
-    """Waiting parts that may share a batch, earliest virtual deadline first."""
+class Heads(NamedTuple):
+    """What a lane would begin with, by either rule."""
 
-    __slots__ = ("_heap", "_sequence", "model", "retries", "rows", "signature", "users")
+    due_ns: int  # the earliest virtual deadline
+    due_class: int  # the priority of what has it
+    first_class: int  # the highest priority that waits
+    first_ns: int  # and its earliest virtual deadline
+
+
+class Lane:
+    """Waiting parts that may share a batch: by priority, and there by virtual deadline."""
+
+    __slots__ = ("_heaps", "_sequence", "model", "retries", "rows", "signature", "users")
 
     def __init__(self, model: Model, signature: tuple[tuple[int, ...], ...] = ()) -> None:
         self.model = model
@@ -106,53 +117,75 @@ class Lane:
         self.users = 0  # requests whose slots have not been released
         self.rows = 0  # of requests that have not ended
         self.retries: list[list[Part]] = []  # halves of failed batches, to be run as they are
-        self._heap: list[tuple[int, int, Part]] = []
+        self._heaps: list[list[Entry]] = [[] for _ in Priority]
         self._sequence = 0
 
     def push(self, part: Part) -> None:
         """Queue a part at its request's place."""
         self._sequence += 1
-        heappush(self._heap, (part.request.virtual_ns, self._sequence, part))
-        self._count(part.request, part.stop - part.start)
+        request = part.request
+        heappush(self._heaps[request.priority], (request.virtual_ns, self._sequence, part))
+        self._count(request, part.stop - part.start)
 
     def push_front(self, part: Part) -> None:
         """Queue a part ahead of what arrived later with the same virtual deadline."""
         self._sequence += 1
-        heappush(self._heap, (part.request.virtual_ns, -self._sequence, part))
-        self._count(part.request, part.stop - part.start)
+        request = part.request
+        heappush(self._heaps[request.priority], (request.virtual_ns, -self._sequence, part))
+        self._count(request, part.stop - part.start)
 
     def _count(self, request: Request, rows: int) -> None:
         self.rows += rows
         self.model.waiting[request.priority] += rows
 
-    def head_ns(self) -> int | None:
-        """Virtual deadline of the earliest live part; None when nothing waits."""
+    def heads(self) -> Heads | None:
+        """What it would begin with; None when nothing waits."""
         while self.retries:
-            live = [part for part in self.retries[0] if not part.request.ended]
+            live = [part.request for part in self.retries[0] if not part.request.ended]
             if live:
-                self.retries[0] = live
-                return min(part.request.virtual_ns for part in live)
+                due_ns = min(request.virtual_ns for request in live)
+                priority = min(request.priority for request in live)
+                return Heads(due_ns, priority, priority, due_ns)
             del self.retries[0]
-        heap = self._heap
-        while heap:
-            if heap[0][2].request.ended:
+        if not self.rows:
+            return None
+        due_ns = first_ns = 0
+        due_class = first_class = -1
+        for priority, heap in enumerate(self._heaps):
+            while heap and heap[0][2].request.ended:
                 heappop(heap)
-            else:
-                return heap[0][0]
-        return None
+            if heap:
+                head_ns = heap[0][0]
+                if first_class < 0:
+                    first_class, first_ns = priority, head_ns
+                if due_class < 0 or head_ns < due_ns:
+                    due_ns, due_class = head_ns, priority
+        return Heads(due_ns, due_class, first_class, first_ns) if due_class >= 0 else None
 
-    def head_priority(self) -> int:
-        """Priority of what `take` would begin with; the lane is not empty."""
-        if self.retries:
-            return min(part.request.priority for part in self.retries[0])
-        return self._heap[0][2].request.priority
+    def _next_heap(self, begin: int) -> list[Entry] | None:
+        """Where the next part comes from: the class to begin with, else the earliest virtual deadline."""
+        if begin >= 0 and self._heaps[begin]:
+            return self._heaps[begin]
+        best: list[Entry] | None = None
+        for heap in self._heaps:
+            if heap and (best is None or heap[0][0] < best[0][0]):
+                best = heap
+        return best
 
-    def take(self, rows_max: int, starts_ns: int = 0, timing: TimeModel | None = None) -> list[Part]:
-        """Remove and return up to `rows_max` rows of parts, in order; the last may be split.
+    def take(
+        self,
+        rows_max: int,
+        starts_ns: int = 0,
+        timing: TimeModel | None = None,
+        begin: int = -1,
+        lower_max: int = 0,
+    ) -> list[Part]:
+        """Remove and return up to `rows_max` rows of parts; the last may be split. In order of virtual
+        deadline, but all of class `begin` first, unless that is -1.
 
         With a time model: no more than are expected to be done by the nearest of their deadlines,
-        when the batch starts at `starts_ns`. The head goes in any case; that it can be in time was
-        judged when it was admitted.
+        when the batch starts at `starts_ns`. A deadline that can't be met any more holds nobody up.
+        `lower_max`: what is not URGENT must not make the batch larger than so many rows; 0: it may.
         """
         if self.retries:
             group = [part for part in self.retries.pop(0) if not part.request.ended]
@@ -161,36 +194,44 @@ class Lane:
                     self._count(part.request, part.start - part.stop)
                 return group
         taken: list[Part] = []
-        heap = self._heap
-        room = rows_max
+        total = 0
         nearest_ns = 0  # of the deadlines of what is taken; 0: none
         full_ns = starts_ns + timing.predict_ns(rows_max) if timing is not None else 0
-        while heap and room > 0:
+        while total < rows_max:
+            heap = self._next_heap(begin)
+            if heap is None:
+                break
             entry = heappop(heap)
             part = entry[2]
-            if part.request.ended:
+            request = part.request
+            if request.ended:
                 continue
             rows = part.stop - part.start
+            most = lower_max if lower_max and request.priority != Priority.URGENT else rows_max
+            room = most - total
             if rows > room:
-                if taken and rows <= rows_max:
+                if taken and (rows <= rows_max or room <= 0):
                     heappush(heap, entry)  # it fits into a batch whole: don't cut it in two
                     break
-                rest = Part(part.request, part.start + room, part.stop)
+                rest = Part(request, part.start + room, part.stop)
                 self._sequence += 1
                 heappush(heap, (entry[0], self._sequence, rest))
                 part.stop = part.start + room
                 rows = room
-            deadline_ns = part.request.deadline_ns
-            if deadline_ns and (not nearest_ns or deadline_ns < nearest_ns):
-                nearest_ns = deadline_ns
-            if timing is not None and taken and 0 < nearest_ns < full_ns:
-                ends_ns = starts_ns + timing.predict_ns(rows_max - room + rows)
-                if ends_ns > nearest_ns:
+            deadline_ns = request.deadline_ns
+            if timing is not None and (deadline_ns or nearest_ns):
+                # Only where a deadline is nearer than a full batch's end does it matter how much nearer.
+                ends_ns = full_ns
+                if 0 < nearest_ns < full_ns or 0 < deadline_ns < full_ns:
+                    ends_ns = starts_ns + timing.predict_ns(total + rows)
+                if taken and 0 < nearest_ns < ends_ns:
                     heappush(heap, (entry[0], entry[1], part))
                     break
+                if ends_ns <= deadline_ns and (not nearest_ns or deadline_ns < nearest_ns):
+                    nearest_ns = deadline_ns
             taken.append(part)
-            room -= rows
-            self._count(part.request, -rows)
+            total += rows
+            self._count(request, -rows)
         return taken
 
     def retry(self, group: list[Part]) -> None:
@@ -202,26 +243,28 @@ class Lane:
     def forget(self, request: Request) -> None:
         """A request has just ended: its waiting rows no longer count."""
         self._count(request, -request.rows_waiting)
-        heap = self._heap
-        if len(heap) > SWEEP_MIN and self.rows * 2 < len(heap):
+        heap = self._heaps[request.priority]
+        if len(heap) > SWEEP_MIN and self.model.waiting[request.priority] * 2 < len(heap):
             live = [entry for entry in heap if not entry[2].request.ended]
             if len(live) * 2 <= len(heap):
                 heapify(live)
-                self._heap = live
+                self._heaps[request.priority] = live
 
     def withdraw(self, request: Request) -> bool:
         """Take a request out that waits as a whole; False when it does not."""
-        for index, entry in enumerate(self._heap):
+        heap = self._heaps[request.priority]
+        for index, entry in enumerate(heap):
             part = entry[2]
             if part.request is request and part.stop - part.start == request.rows:
-                self._heap[index] = self._heap[-1]
-                self._heap.pop()
-                heapify(self._heap)
+                heap[index] = heap[-1]
+                heap.pop()
+                heapify(heap)
                 self._count(request, -request.rows)
                 return True
         return False
 
     def waiting(self) -> list[Part]:
         """Every live part, unordered; for validate()."""
-        parts = [entry[2] for entry in self._heap] + [part for group in self.retries for part in group]
+        parts = [entry[2] for heap in self._heaps for entry in heap]
+        parts += [part for group in self.retries for part in group]
         return [part for part in parts if not part.request.ended]

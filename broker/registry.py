@@ -41,7 +41,7 @@ class _Expected:
 class Worker:
     """A registered worker: what it serves and what it has been lent."""
 
-    __slots__ = ("busy_until_ns", "id", "leases", "models", "overdue_ns", "pid", "timings")
+    __slots__ = ("busy_until_ns", "id", "leases", "models", "overdue_ns", "passed", "pid", "timings")
 
     def __init__(self, worker: int, pid: int) -> None:
         self.id = worker
@@ -50,6 +50,7 @@ class Worker:
         self.leases: dict[int, Batch] = {}  # in the order they were sent; at most CREDIT
         self.timings: dict[str, TimeModel] = {}  # by model
         self.busy_until_ns = 0  # when what it was lent is expected to be done
+        self.passed = 0  # batches that went before what was overdue, one after the other
         self.overdue_ns = 0  # when it counts as hung; 0: it runs nothing
 
     def serve(self, model: Model, message: Loaded) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from batchyard.broker import events as e
-from batchyard.broker.batching import CREDIT
+from batchyard.broker.batching import CREDIT, OVERDUE_SHARE
 from batchyard.broker.config import YardConfig
 from batchyard.broker.core import LOSSES_MAX, Core
 from batchyard.transport import messages as m
@@ -40,6 +40,11 @@ class Seen:
         self.done: list[tuple[int, int]] = []
         self.retried = False
 
+    @property
+    def floor_ns(self) -> int:
+        """The earliest place that it can have."""
+        return self.arrived_ns + self.budget_ns // (2 if self.deadline_ns else 1)
+
 
 Lent = list[tuple[Seen, tuple[int, int]]]
 
@@ -52,6 +57,7 @@ class WatchedCore(Core):
         self._world = world
         self._limits = config.limits
         self.seen: dict[tuple[int, int], Seen] = {}  # by (connection, number), until released
+        self._passed: dict[int, int] = {}  # batches that went before what was overdue, by worker
         self._lent: dict[int, dict[int, Lent]] = {}  # by worker and batch
 
     def handle(self, event: e.Event, now_ns: int) -> list[e.Action]:
@@ -178,8 +184,7 @@ class WatchedCore(Core):
                 assert part.stop <= start or stop <= part.start, f"rows {rows} are run twice"
             seen.lent.append(rows)
             lent.append((seen, rows))
-            floor_ns = seen.arrived_ns + seen.budget_ns // (2 if seen.deadline_ns else 1)
-            earliest_ns = floor_ns if earliest_ns is None else min(earliest_ns, floor_ns)
+            earliest_ns = seen.floor_ns if earliest_ns is None else min(earliest_ns, seen.floor_ns)
         self._lent[worker][message.batch] = lent
         assert message.revision == batch.lane.model.revision, "an old revision is lent"
         assert len(self._lent[worker]) <= CREDIT
@@ -187,19 +192,32 @@ class WatchedCore(Core):
         assert total <= batch.lane.model.max_batch, "larger than the model takes"
         self._world.lent(self, worker, message)
         assert earliest_ns is not None, "a batch of nothing"
-        self._check_order(worker, earliest_ns)
+        self._check_order(worker, earliest_ns, now_ns)
 
-    def _check_order(self, worker: int, earliest_ns: int) -> None:
-        """Nothing that this worker serves waits with a place that was surely before this batch's."""
+    def _check_order(self, worker: int, earliest_ns: int, now_ns: int) -> None:
+        """Nothing that this worker serves waits with a place that was surely before this batch's, unless
+        it is overdue; and then not longer than for OVERDUE_SHARE batches."""
         models = self.workers[worker].models
-        for seen in self.seen.values():
-            if seen.retried:
-                return  # halves of a failed batch go first, whatever waits
+        overtaken = []
+        overdue = earliest_ns <= now_ns  # perhaps: it is not known which of its places a deadline gave it
         for (conn, number), seen in self.seen.items():
-            if self._follows(conn, number):
+            if seen.retried:  # halves of a failed batch go first, whatever waits
+                self._passed[worker] = 0
+                return
+            if seen.outcome or seen.model not in models or not self._waits(conn, number):
                 continue
-            if not (seen.outcome or seen.lent or seen.done) and seen.model in models:
-                assert seen.arrived_ns + seen.budget_ns >= earliest_ns, f"request {number} was overtaken"
+            overdue = overdue or seen.floor_ns <= now_ns
+            if seen.arrived_ns + seen.budget_ns < earliest_ns:
+                overtaken.append(number)
+        assert overdue or not overtaken, f"requests {overtaken} were overtaken"
+        self._passed[worker] = self._passed.get(worker, 0) + 1 if overtaken else 0
+        assert self._passed[worker] < OVERDUE_SHARE, "what is overdue never gets its share"
+
+    def _waits(self, conn: int, number: int) -> bool:
+        """Whether rows of it wait to be lent; that they are there, validate() holds."""
+        connection = self.connections.get(conn)
+        request = connection.requests.get(number) if connection is not None else None
+        return request is not None and request.leader is None and request.rows_waiting > 0
 
     def _follows(self, conn: int, number: int) -> bool:
         """Whether another request is run for it; that this one is there, validate() holds."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from batchyard.broker import events as e
-from batchyard.broker.batching import CREDIT
+from batchyard.broker.batching import CREDIT, OVERDUE_SHARE
 from batchyard.broker.config import BUDGETS_NS_DEFAULT, Limits, ModelConfig, YardConfig
 from batchyard.broker.core import LOSSES_MAX, Core
 from batchyard.transport import messages as m
@@ -289,8 +289,7 @@ def test_urgent_goes_before_what_came_earlier_and_may_wait_longer(world: World) 
 
 
 def test_low_is_not_starved_by_a_steady_stream_of_urgent_requests(world: World) -> None:
-    """LOW goes before every URGENT that arrives more than the difference of their budgets after it.
-    What it still waits for is what was queued by then (here: 40 ms of it, its deadline) or lent."""
+    """Once it is overdue, LOW has every OVERDUE_SHARE-th batch. Then it waits for what is lent, and runs."""
     world.submit(1, 1, rows=4, priority=LOW)
     submitted_ns = world.now_ns
     run_ns = 10 * MS
@@ -304,8 +303,24 @@ def test_low_is_not_starved_by_a_steady_stream_of_urgent_requests(world: World) 
         world.done(1, waiting.pop(0))
         assert world.now_ns - submitted_ns < 2 * BUDGETS_NS_DEFAULT[LOW], "LOW is starved"
     waited_ns = world.now_ns - submitted_ns
-    bound_ns = BUDGETS_NS_DEFAULT[LOW] - BUDGETS_NS_DEFAULT[URGENT] + 40 * MS + (CREDIT + 1) * run_ns
+    bound_ns = BUDGETS_NS_DEFAULT[LOW] + (OVERDUE_SHARE + CREDIT + 1) * run_ns
     assert BUDGETS_NS_DEFAULT[LOW] // 2 < waited_ns <= bound_ns
+
+
+def test_an_urgent_request_does_not_wait_for_everything_that_is_older(world: World) -> None:
+    """With more work than workers everything gets old; URGENT still goes first, 7 times of 8."""
+    for number in range(1, 101):
+        world.submit(1, number, rows=4)
+    waiting = world.turn(BUDGETS_NS_DEFAULT[NORMAL] * 2)
+    for number in range(101, 121):
+        world.submit(1, number, rows=4, priority=URGENT)
+    heads = []
+    for _ in range(16):
+        world.done(1, waiting.pop(0))
+        waiting += world.turn(MS)
+        heads.append(numbers(waiting[-1])[0] > 100)
+    first, second = (index for index, is_urgent in enumerate(heads) if not is_urgent)
+    assert second - first == OVERDUE_SHARE
 
 
 def test_a_low_request_with_a_near_deadline_does_not_buy_the_place_of_an_urgent_one(world: World) -> None:

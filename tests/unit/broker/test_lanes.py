@@ -8,6 +8,7 @@ import pytest
 from batchyard.broker.config import ModelConfig
 from batchyard.broker.lanes import SWEEP_MIN, Lane, Part, Request
 from batchyard.broker.registry import Model
+from batchyard.broker.timing import TimeModel
 from batchyard.transport.messages import Loaded, Submit
 from batchyard.transport.tensors import Slot, Tensor, TensorSpec
 
@@ -22,9 +23,11 @@ def lane() -> Lane:
     return model.lane([Tensor(1, [1, 4], 0)])
 
 
-def queued(lane: Lane, number: int, rows: int = 1, virtual_ns: int = 0) -> Request:
+def queued(
+    lane: Lane, number: int, rows: int = 1, virtual_ns: int = 0, priority: int = 2, deadline_ns: int = 0
+) -> Request:
     at = number * 1024
-    message = Submit(number, "net", 2, 0, [Tensor(1, [rows, 4], at)], [Slot(at + 512, rows * ROW_BYTES)])
+    message = Submit(number, "net", priority, deadline_ns, [Tensor(1, [rows, 4], at)], [Slot(at + 512, rows * ROW_BYTES)])
     request = Request(1, message, 1, lane, rows, rows * 2 * ROW_BYTES, 0)
     request.virtual_ns = virtual_ns
     lane.push(Part(request, 0, rows))
@@ -36,6 +39,12 @@ def end(request: Request) -> None:
     request.lane.forget(request)
 
 
+def due_ns(lane: Lane) -> int:
+    heads = lane.heads()
+    assert heads is not None
+    return heads.due_ns
+
+
 def taken(lane: Lane, rows_max: int) -> list[tuple[int, int, int]]:
     """(request, first row, one past the last) of what is taken."""
     return [(part.request.id, part.start, part.stop) for part in lane.take(rows_max)]
@@ -44,9 +53,9 @@ def taken(lane: Lane, rows_max: int) -> list[tuple[int, int, int]]:
 def test_the_earliest_virtual_deadline_goes_first_and_equals_in_order_of_arrival(lane: Lane) -> None:
     for number, virtual_ns in enumerate((30, 10, 20, 10), start=1):
         queued(lane, number, virtual_ns=virtual_ns)
-    assert lane.head_ns() == 10
+    assert due_ns(lane) == 10
     assert [number for number, _, _ in taken(lane, 8)] == [2, 4, 3, 1]
-    assert lane.head_ns() is None
+    assert lane.heads() is None
     assert lane.rows == 0
 
 
@@ -106,7 +115,7 @@ def test_what_ended_requests_leave_behind_is_swept_when_it_is_the_majority(lane:
     requests = [queued(lane, number, virtual_ns=-number) for number in range(1, 4 * SWEEP_MIN)]
     for request in requests[: 3 * SWEEP_MIN]:
         end(request)
-    assert len(lane._heap) <= 2 * SWEEP_MIN
+    assert sum(map(len, lane._heaps)) <= 2 * SWEEP_MIN
     assert lane.rows == len(lane.waiting()) == SWEEP_MIN - 1
     order = [number for number, _, _ in taken(lane, 1000)]
     assert order == sorted(range(3 * SWEEP_MIN + 1, 4 * SWEEP_MIN), reverse=True)
@@ -118,7 +127,7 @@ def test_a_group_to_be_retried_runs_as_it_is_and_before_everything(lane: Lane) -
     group = lane.take(2)
     queued(lane, 9, virtual_ns=1)
     lane.retry(group)
-    assert lane.head_ns() == 100
+    assert due_ns(lane) == 100
     assert lane.rows == 4
     assert [number for number, _, _ in taken(lane, 8)] == [1, 2]
     assert [number for number, _, _ in taken(lane, 8)] == [9, 3]
@@ -132,7 +141,41 @@ def test_ended_members_leave_a_group_and_an_empty_group_is_dropped(lane: Lane) -
     for request in requests[:3]:
         end(request)
     assert lane.rows == 1
-    assert lane.head_ns() == 0
+    assert due_ns(lane) == 0
     assert [number for number, _, _ in taken(lane, 8)] == [4]
-    assert lane.head_ns() is None
+    assert lane.heads() is None
     assert lane.take(8) == []
+
+
+def test_the_class_to_begin_with_goes_first_and_the_rest_by_virtual_deadline(lane: Lane) -> None:
+    for number, virtual_ns, priority in ((1, 5, 3), (2, 9, 0), (3, 8, 1), (4, 7, 0)):
+        queued(lane, number, virtual_ns=virtual_ns, priority=priority)
+    assert lane.heads() == (5, 3, 0, 7)
+    assert [part.request.id for part in lane.take(8, begin=0)] == [4, 2, 1, 3]
+
+
+def test_lower_classes_do_not_make_a_batch_longer_than_urgent_requests_may_wait(lane: Lane) -> None:
+    for number in range(1, 5):
+        queued(lane, number, virtual_ns=number, priority=0)
+    for number in range(5, 9):
+        queued(lane, number, virtual_ns=number, priority=2)
+    assert [part.request.id for part in lane.take(8, begin=0, lower_max=5)] == [1, 2, 3, 4, 5]
+    assert [part.request.id for part in lane.take(8, lower_max=2)] == [6, 7]
+    queued(lane, 9, rows=6, virtual_ns=1, priority=2)
+    assert taken_below(lane, 2) == [(9, 0, 2)]
+
+
+def taken_below(lane: Lane, lower_max: int) -> list[tuple[int, int, int]]:
+    return [(part.request.id, part.start, part.stop) for part in lane.take(8, lower_max=lower_max)]
+
+
+def test_a_deadline_that_cannot_be_met_any_more_holds_nobody_up(lane: Lane) -> None:
+    timing = TimeModel({1: 10, 2: 20, 4: 40, 8: 80})
+    queued(lane, 1, deadline_ns=5)
+    for number in range(2, 5):
+        queued(lane, number, virtual_ns=number)
+    assert len(lane.take(8, 0, timing)) == 4
+    queued(lane, 5, deadline_ns=25)
+    queued(lane, 6, virtual_ns=1, deadline_ns=15)  # too late beside another, and later still after it
+    queued(lane, 7, virtual_ns=2)
+    assert [part.request.id for part in lane.take(8, 0, timing)] == [5, 6]
