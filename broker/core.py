@@ -189,7 +189,10 @@ class Core:
         connection = self.connections.get(event.conn)
         if connection is None:
             return
-        if message.request in connection.requests:
+        known = connection.requests.get(message.request)
+        if known is not None:
+            if known.is_asked_by(message):
+                return  # said twice: the one outcome answers both
             self.counters.refuse("duplicate")
             text = f"request {message.request} is already under way on this connection"
             self._actions.append(e.ToClient(event.conn, m.Refused(Code.INVALID_REQUEST, text)))

@@ -62,6 +62,11 @@ class Request:
         self.leader: Request | None = None  # whose result it waits for, instead of waiting in its lane
         self.followers: dict[Request, None] | None = None
 
+    def is_asked_by(self, message: Submit) -> bool:
+        """Whether a message says the same, but for the time that was left when it was sent."""
+        asked = (message.model, message.priority, message.inputs, message.outputs)
+        return (self.model.name, self.priority, self.inputs, self.outputs) == asked
+
     @property
     def rows_waiting(self) -> int:
         return self.rows - self.rows_done - self.rows_leased

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
+from itertools import count
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,19 +22,29 @@ import zmq
 
 from ..transport import endpoints
 from ..transport import messages as m
-from ..transport.errors import BatchyardError, BrokerLost, Cancelled, DeadlineExceeded, InvalidRequest
+from ..transport.errors import (
+    ArenaExhausted,
+    BatchyardError,
+    BrokerLost,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+)
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelInfo, Priority
 from ..transport.sockets import readable
 from .channel import Channel, Pending, Settled
 from .client import ARENA_BYTES, TIMEOUT_S, deadline_ns_of, empty_in, patience_s, priority_of
-from .connection import Connection, refusal
+from .connection import Connection, nobody_answers, refusal
 from .readers import add_readers
 from .reply import Reply
+from .resubmit import asked, may_ask_again, nobody_came, not_again
 from .session import Session, Settings, check_name
+from .sessions import RETRY_S
 from .signature import Array, Signature
 
 LOOK_AROUND_S = 0.1  # how often the end of a connection is looked for beside its own event
+WELCOME_LOOK_S = 0.002  # how often a new connection is asked whether it is welcome
 MESSAGES_PER_SEND = 256
 
 
@@ -51,8 +64,9 @@ class AsyncClient:
         self._settings = Settings(
             url or endpoints.default_url(), arena_bytes, folder, segment, connect_timeout
         )
+        self._numbers = count(1)
         self._link: _Link | None = None
-        self._opening: asyncio.Lock = asyncio.Lock()
+        self._opening: asyncio.Task[_Link] | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -84,15 +98,35 @@ class AsyncClient:
     ) -> Reply:
         """As `Client.request`."""
         deadline_ns = deadline_ns_of(deadline, timeout)
-        link = self._link
-        if link is None or link.lost:
-            link = await self._open()
-        signature = link.session.signatures.get(model)
-        if signature is None:
-            signature = await self._describe(link, model, timeout)
-        pending, frames = link.channel.submit(signature, inputs, priority_of(priority), deadline_ns, 0.0)
-        reply: Reply = await link.settled(pending, frames, patience_s(deadline, timeout))
-        return reply
+        patience = patience_s(deadline, timeout)
+        urgency = priority_of(priority)
+        started_s = time.monotonic()
+        outage: _Outage | None = None
+        while True:
+            link = self._link
+            if link is None or link.lost:
+                link = await self._linked(started_s + patience, outage)
+            pending = None
+            waited_s = time.monotonic() - started_s if outage is not None else 0.0
+            try:
+                signature = link.session.signatures.get(model)
+                if signature is None:
+                    signature = await self._describe(link, model, min(timeout, patience) - waited_s)
+                left_ns = max(1, deadline_ns - int(waited_s * 1e9))
+                pending, frames = link.channel.submit(signature, inputs, urgency, left_ns, 0.0)
+                reply: Reply = await link.settled(pending, frames, patience - waited_s)
+                return reply
+            except BrokerLost as error:
+                asks = signature if pending is not None else None
+                if not may_ask_again(error, asks):
+                    raise not_again(error, asks) from error
+                outage = outage or _Outage(error)
+                if pending is not None:
+                    inputs = asked(pending, link.channel.memory)
+            except ArenaExhausted:
+                if outage is None or not link.channel.pending:
+                    raise
+                await asyncio.sleep(RETRY_S)  # what is under way gives room back
 
     def submit(self, model: str, inputs: Any, **options: Any) -> asyncio.Task[Array | dict[str, Array]]:
         """Start a request and return its task; cancelling that cancels the request."""
@@ -124,26 +158,17 @@ class AsyncClient:
 
     async def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
         """As `Client.empty`."""
-        link = self._link
-        if link is None or link.lost:
-            link = await self._open()
+        link = await self._linked(inf)
         return empty_in(link.session, shape, dtype)
 
     async def models(self) -> list[ModelInfo]:
         """As `Client.models`."""
-        link = self._link
-        if link is None or link.lost:
-            link = await self._open()
-        infos: list[ModelInfo] = await link.settled(link.channel.describe(""), (), TIMEOUT_S)
-        return infos
+        return await self._ask("", TIMEOUT_S)
 
     async def wait_ready(self, model: str, timeout: float = TIMEOUT_S) -> ModelInfo:
         """As `Client.wait_ready`."""
-        link = self._link
-        if link is None or link.lost:
-            link = await self._open()
         check_name(model)
-        infos: list[ModelInfo] = await link.settled(link.channel.describe(model), (), timeout)
+        infos = await self._ask(model, timeout)
         Signature(infos[0])
         return infos[0]
 
@@ -158,34 +183,84 @@ class AsyncClient:
         signature = link.session.signatures[model] = Signature(infos[0])
         return signature
 
-    async def _open(self) -> _Link:
-        """The link, made anew if there is none or its broker went away."""
-        async with self._opening:
-            if self._closed:
-                raise BrokerLost("this client has been closed")
-            if self._link is None or self._link.lost:
-                if self._link is not None:
-                    self._link.session.close()
-                # Connecting waits for the broker's welcome, so it happens off the loop, once.
-                session = Session(self._settings)
-                try:
-                    connection = await asyncio.to_thread(session.connect)
-                except BaseException:
-                    session.close()
+    async def _ask(self, model: str, timeout: float) -> list[ModelInfo]:
+        """Ask for a model's metadata ("": all), and ask the next broker when one goes away."""
+        give_up_s = time.monotonic() + timeout
+        outage: _Outage | None = None
+        while True:
+            link = await self._linked(give_up_s, outage)
+            try:
+                left_s = give_up_s - time.monotonic()
+                infos: list[ModelInfo] = await link.settled(link.channel.describe(model), (), left_s)
+                return infos
+            except BrokerLost as error:
+                if not may_ask_again(error, None):
                     raise
-                if self._was_closed():  # meanwhile
-                    connection.close()
-                    session.close()
-                    raise BrokerLost("this client has been closed")
-                self._link = _Link(session, connection)
-            return self._link
+                outage = outage or _Outage(error)
 
-    def _was_closed(self) -> bool:
-        return self._closed
+    async def _linked(self, give_up_s: float, outage: _Outage | None = None) -> _Link:
+        """The link, made anew if there is none or its broker went away.
+
+        Waits up to the connect timeout, and in an outage for as long as the caller: it has lost its
+        broker. Raises BrokerLost when nobody answers, Cancelled when `close` was called in an outage.
+        """
+        while True:
+            link = self._link
+            if link is not None and not link.lost:
+                return link
+            if self._closed:
+                raise (
+                    Cancelled("the client was closed")
+                    if outage
+                    else BrokerLost("this client has been closed")
+                )
+            if self._opening is None or self._opening.done():
+                self._opening = asyncio.ensure_future(self._open())
+                self._opening.add_done_callback(_retrieve)
+            opening = self._opening
+            # One attempt serves all who wait, and goes on when one of them is cancelled.
+            left_s = give_up_s - time.monotonic()
+            await asyncio.wait({opening}, timeout=left_s if left_s < TIMEOUT_S else TIMEOUT_S)
+            error = opening.exception() if opening.done() and not opening.cancelled() else None
+            if opening.done() and error is None:
+                continue
+            left_s = give_up_s - time.monotonic()
+            if left_s <= 0:
+                if outage is None:
+                    raise nobody_answers(self._settings.endpoint, self._settings.connect_timeout_s)
+                raise outage.nobody_came(error)
+            if error is not None:
+                if outage is None:
+                    raise error
+                await asyncio.sleep(min(RETRY_S, left_s))
+
+    async def _open(self) -> _Link:
+        """Connect. Raises BrokerLost when nobody answers within the connect timeout."""
+        if self._link is not None:
+            self._link.session.close()
+        session = Session(self._settings, self._numbers)
+        connection: Connection | None = None
+        started_s = time.monotonic()
+        try:
+            connection = session.greet()
+            while not (readable(connection.socket) and connection.welcomed()):
+                connection.check()
+                if time.monotonic() - started_s >= self._settings.connect_timeout_s:
+                    raise nobody_answers(self._settings.endpoint, self._settings.connect_timeout_s)
+                await asyncio.sleep(WELCOME_LOOK_S)
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            session.close()
+            raise
+        self._link = _Link(session, connection)
+        return self._link
 
     async def close(self) -> None:
         """End every request under way with Cancelled, and let go of the connection and its memory."""
         self._closed = True
+        if self._opening is not None:
+            self._opening.cancel()
         link, self._link = self._link, None
         if link is not None:
             link.close(Cancelled("the client was closed"))
@@ -303,6 +378,24 @@ class _Link:
         self._stop_readers()
         _settle(self.channel.lose(error))
         self._connection.close()
+
+
+class _Outage:
+    """Since when a call is without a broker, and how it lost the last."""
+
+    def __init__(self, error: BrokerLost) -> None:
+        self._how = str(error)  # not the error, whose traceback keeps the lost session
+        self._since_s = time.monotonic()
+
+    def nobody_came(self, why: BaseException | None) -> BrokerLost:
+        said = None if isinstance(why, BrokerLost) else why
+        return nobody_came(self._how, time.monotonic() - self._since_s, said or "")
+
+
+def _retrieve(opening: asyncio.Task[_Link]) -> None:
+    """Who waited may have gone: an error that nobody looks at is no mistake."""
+    if not opening.cancelled():
+        opening.exception()
 
 
 def _settle(settled: Sequence[Settled]) -> None:

@@ -36,7 +36,8 @@ class Pending:
         self.rows = rows
         self.inputs: list[int] = []  # slots that we made for it
         self.outputs: list[int] = []
-        self.arrays: list[Array] | None = None  # the caller's, kept alive while a worker reads them
+        # Kept while somebody may read them: the caller's, in which a worker reads; or what we sent.
+        self.arrays: list[Array] | None = None
         self.message: Any = None
         self.settled = False
         self.waiter: Any = None
@@ -76,7 +77,7 @@ class Channel:
         pending = Pending(next(self._numbers), signature, rows)
         memory = self.memory
         if memory is None:
-            tensors, frames = _as_frames(signature, arrays)
+            pending.arrays, tensors, frames = _as_frames(signature, arrays)
             slots: list[Slot] = []
         else:
             frames = []
@@ -243,7 +244,10 @@ class Channel:
         pending.arrays = None
 
 
-def _as_frames(signature: Signature, arrays: Sequence[Array]) -> tuple[list[Tensor], list[Any]]:
+def _as_frames(signature: Signature, arrays: Sequence[Array]) -> tuple[list[Array], list[Tensor], list[Any]]:
+    """(copies, their descriptors, their bytes): the caller's own arrays may change before they are sent,
+    or sent again."""
+    copies = []
     tensors = []
     frames: list[Any] = []
     for want, array in zip(signature.inputs, arrays, strict=True):
@@ -252,9 +256,11 @@ def _as_frames(signature: Signature, arrays: Sequence[Array]) -> tuple[list[Tens
                 f"{array.nbytes} bytes are more than travel over tcp at once ({m.INLINE_BYTES_MAX}): "
                 "send fewer rows"
             )
-        frames.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        copy = np.array(array, order="C")
+        copies.append(copy)
+        frames.append(copy.reshape(-1).view(np.uint8).data)
         tensors.append(Tensor(want.code, list(array.shape), 0, len(frames)))
-    return tensors, frames
+    return copies, tensors, frames
 
 
 def _from_frame(tensor: Tensor, frames: Sequence[Any]) -> Array:

@@ -1,7 +1,7 @@
 """`Client`: the blocking client, safe to share between threads.
 
-`infer` and `request` talk on a socket that the calling thread holds alone for the call, with no
-hop to a helper thread. `submit`, `map`, and `cancel` go through one I/O thread, started on first use.
+`infer`, `request`, and `map` talk on a socket that the calling thread holds alone for the call, with
+no hop to a helper thread. `submit` and `cancel` go through one I/O thread, started on first use.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 
 from ..transport import endpoints
 from ..transport.dtypes import CODE_BY_NUMPY
-from ..transport.errors import ArenaExhausted, BrokerLost, InvalidRequest, UnknownConnection
+from ..transport.errors import ArenaExhausted, BrokerLost, InvalidRequest
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelInfo, Priority
 from ..transport.tensors import nbytes_of
@@ -29,8 +28,9 @@ from .connection import Connection
 from .futures import InferFuture, IoThread
 from .reply import Reply
 from .session import Session, Settings, check_name
+from .sessions import Sessions
 from .signature import Array, Signature
-from .window import Window
+from .window import Window, results
 
 ARENA_BYTES = 64 << 20
 TIMEOUT_S = 30.0
@@ -39,9 +39,6 @@ SECONDS_MAX = 1e9
 # 25 ms after which a waiting call looks up (connection.py) it is less than the promised 50 ms.
 BROKERS_WORD_S = 0.02
 ROOM_LOOK_S = 0.01  # how often a caller that waits for room reads what its own connection is told
-
-
-T = TypeVar("T")
 
 
 class Client:
@@ -67,16 +64,15 @@ class Client:
     ) -> None:
         folder = KeyFolder(Path(keys)) if keys is not None else None
         url = url or endpoints.default_url()
-        self._settings = Settings(url, arena_bytes, folder, segment, connect_timeout)
-        self._session: Session | None = None
+        self._sessions = Sessions(Settings(url, arena_bytes, folder, segment, connect_timeout))
         self._io: IoThread | None = None
         self._lock = threading.Lock()
         self._closed = False
-        self._bytes_copied_before = 0  # by sessions that are over
+        self._pid = os.getpid()
         _clients.add(self)
 
     def __repr__(self) -> str:
-        return f"<Client of {self._settings.endpoint.url}{', closed' if self._closed else ''}>"
+        return f"<Client of {self._sessions.settings.endpoint.url}{', closed' if self._closed else ''}>"
 
     # ---- requests -----------------------------------------------------------------------------
 
@@ -97,8 +93,9 @@ class Client:
         deadline: seconds after which the broker drops the work; default: `timeout`.
         timeout: seconds that this call waits at most.
 
-        The arrays may be views of shared memory; dropping them gives it back. Raises
-        InvalidRequest, UnknownModel, Overloaded, DeadlineExceeded, WorkerLost, ModelFailed,
+        The arrays may be views of shared memory; dropping them gives it back. When the broker goes
+        away meanwhile, the request is sent again to the next one, unless the model is not idempotent.
+        Raises InvalidRequest, UnknownModel, Overloaded, DeadlineExceeded, WorkerLost, ModelFailed,
         BrokerLost, ArenaExhausted.
         """
         return self.request(model, inputs, priority=priority, deadline=deadline, timeout=timeout).value
@@ -142,7 +139,7 @@ class Client:
                 raise
             return reply
 
-        return self._use(run, give_up_s)
+        return self._sessions.use(run, give_up_s, model)
 
     def _patiently(
         self,
@@ -181,9 +178,12 @@ class Client:
         the request wherever it is, and `reply` has the receipt. Raises at once what is wrong with
         the call itself; waits for room in the arena up to `timeout`.
         """
-        return self._io_thread().submit(
-            model, inputs, priority_of(priority), deadline_ns_of(deadline, timeout), timeout
-        )
+        urgency = priority_of(priority)
+        deadline_ns = deadline_ns_of(deadline, timeout)
+        io = self._io
+        if io is None or io.ended:
+            io = self._start_io()
+        return io.submit(model, inputs, urgency, deadline_ns, timeout)
 
     def map(
         self,
@@ -207,28 +207,8 @@ class Client:
         check_name(model)
         deadline_ns = deadline_ns_of(deadline, timeout)
         patience = patience_s(deadline, timeout)
-        urgency = priority_of(priority)
-        give_up_s = time.monotonic() + patience
-        # Asked anew: a connection that idled through a broker's restart is replaced here, while
-        # nothing is under way yet.
-        self._use(lambda session, connection: session.describe(connection, model, give_up_s), give_up_s)
-        session = self._open()
-        connection = session.borrow(give_up_s)
-        under_way: Window | None = None
-        try:
-            signature = session.signature(connection, model, give_up_s)
-            under_way = Window(connection, signature, window, urgency, deadline_ns, patience)
-            for reply in under_way.results(inputs):
-                yield reply.value
-        except BrokerLost:
-            session.discard(connection)
-            raise
-        except BaseException:  # also a caller that wants no more
-            if under_way is not None:
-                under_way.cancel()
-            session.give_back(connection)
-            raise
-        session.give_back(connection)
+        mapping = Window(iter(inputs), window, priority_of(priority), deadline_ns, patience)
+        return results(mapping, self._sessions, model)
 
     def cancel(self, future: InferFuture) -> bool:
         """Cancel a request of `submit`; the same as `future.cancel()`."""
@@ -240,22 +220,24 @@ class Client:
         """An uninitialised array in shared memory: requests that use it, or a C-contiguous part of
         it, copy nothing. Its slot is freed with its last view. Don't write to it while a request
         reads it. Raises ArenaExhausted. (Over tcp: an ordinary array.)"""
-        session = self._session
+        session = self._sessions.current
         if session is None or session.lost:
-            session = self._open()
+            session = self._sessions.open()
         return empty_in(session, shape, dtype)
 
     def models(self) -> list[ModelInfo]:
         """Every model of the yard: inputs, outputs, whether it batches and if not why, its workers."""
         give_up_s = time.monotonic() + TIMEOUT_S
-        return self._use(lambda session, connection: session.describe(connection, "", give_up_s), give_up_s)
+        return self._sessions.use(
+            lambda session, connection: session.describe(connection, "", give_up_s), give_up_s
+        )
 
     def wait_ready(self, model: str, timeout: float = TIMEOUT_S) -> ModelInfo:
         """Wait until a model is ready. Raises UnknownModel, ModelFailed with the reason why it can't
         be loaded, or DeadlineExceeded."""
         check_name(model)
         give_up_s = time.monotonic() + timeout
-        (info,) = self._use(
+        (info,) = self._sessions.use(
             lambda session, connection: session.describe(connection, model, give_up_s), give_up_s
         )
         Signature(info)
@@ -264,68 +246,25 @@ class Client:
     @property
     def bytes_copied(self) -> int:
         """Bytes that this client has copied into shared memory so far."""
-        session = self._session
-        memory = session.memory if session is not None else None
-        return self._bytes_copied_before + (memory.bytes_copied if memory is not None else 0)
+        return self._sessions.bytes_copied
 
-    # ---- sessions -----------------------------------------------------------------------------
+    # ---- the I/O thread -----------------------------------------------------------------------
 
-    def _open(self) -> Session:
-        """The session, made anew if there is none or the broker of the last one went away."""
+    def _start_io(self) -> IoThread:
+        """The I/O thread, started if there is none."""
         with self._lock:
             if self._closed:
                 raise BrokerLost("this client has been closed")
-            session = self._session
-            if session is None or session.lost:
-                if session is not None:
-                    self._retire(session)
-                session = self._session = Session(self._settings)
-            return session
-
-    def _retire(self, session: Session) -> None:
-        if session.memory is not None:
-            self._bytes_copied_before += session.memory.bytes_copied
-        session.close()
-
-    def _use(self, work: Callable[[Session, Connection], T], give_up_s: float) -> T:
-        """Do something on a connection of the calling thread's own.
-
-        A broker that was restarted while we were idle does not know our connections. It has run
-        nothing of ours, so the work is done once more, in a new session.
-        """
-        for _ in range(2):
-            session = self._session
-            if session is None or session.lost:
-                session = self._open()
-            try:
-                return session.use(partial(work, session), give_up_s)
-            except UnknownConnection as error:
-                unknown = error
-        raise BrokerLost(f"the broker forgets its connections: {unknown}")
-
-    def _io_thread(self) -> IoThread:
-        """The current session's I/O thread, started on first use; a former session's is closed."""
-        while True:
-            session = self._session
-            if session is None or session.lost:
-                session = self._open()
-            former = self._io
-            if former is not None and former.session is session:
-                return former
-            with self._lock:
-                if self._session is not session or self._io is not former:
-                    continue  # another thread was faster: never replace its newer one by ours
-                self._io = io = IoThread(session)
-            if former is not None:
-                former.close()  # not under the lock: a callback on that thread may be waiting for it
-            return io
+            if self._io is None or self._io.ended:
+                self._io = IoThread(self._sessions)
+            return self._io
 
     def _begin_anew(self) -> None:
-        """Forget the session without closing it: its sockets and memory are another process's."""
-        _abandoned.append((self._session, self._io))
+        """Forget what is another process's, without closing it."""
+        _abandoned.append((self._sessions.abandon(), self._io))
         self._lock = threading.Lock()
-        self._session = None
         self._io = None
+        self._pid = os.getpid()
 
     # ---- the end ------------------------------------------------------------------------------
 
@@ -336,12 +275,10 @@ class Client:
         with self._lock:
             self._closed = True
             io, self._io = self._io, None
-            session, self._session = self._session, None
         # Not under the lock: a callback on the I/O thread may be waiting for it.
         if io is not None:
             io.close()
-        if session is not None:
-            self._retire(session)
+        self._sessions.close()
 
     def __enter__(self) -> Self:
         return self
@@ -352,7 +289,7 @@ class Client:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_session", None) is not None and os.getpid() == self._session.pid:  # type: ignore[union-attr]
+        if getattr(self, "_pid", 0) == os.getpid():
             self.close()
 
 

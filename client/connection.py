@@ -22,6 +22,7 @@ from ..transport.keys import KeyFolder
 from ..transport.sockets import configure, has_more, readable
 from .channel import Channel, Pending, Settled
 from .memory import SlotMemory
+from .resubmit import MessageRefused
 
 LOOK_AROUND_MS = 25  # how late a lost broker or a passed timeout is noticed while waiting
 
@@ -29,7 +30,7 @@ _ENDINGS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_
 
 
 class Connection:
-    """A greeted connection and its channel. Raises BrokerLost, Unauthorized, or what the broker says."""
+    """A connection and its channel, to be used once it is `welcomed`."""
 
     def __init__(
         self,
@@ -38,10 +39,10 @@ class Connection:
         keys: KeyFolder | None,
         memory: SlotMemory | None,
         numbers: count[int],
-        timeout_s: float,
         open_sockets: set[zmq.Socket[bytes]],
     ) -> None:
-        """`open_sockets` is told of every socket that has to be closed before the context ends."""
+        """Greets whatever broker there is or will be. `open_sockets` is told of every socket that has
+        to be closed before the context ends."""
         self.endpoint = endpoint
         self.channel = Channel(memory, numbers)
         self.greeted = False
@@ -58,29 +59,31 @@ class Connection:
                 keys.apply_client(self.socket)
             self.monitor = self.socket.get_monitor_socket(_ENDINGS)
             open_sockets.add(self.monitor)
-            self._greet(memory, timeout_s)
+            self.socket.connect(self.endpoint.clients)
+            handle = memory.segment.handle if memory is not None else None
+            self.send([m.Hello(handle, f"python {os.getpid()}")])
         except BaseException:
             self.close()
             raise
 
-    def _greet(self, memory: SlotMemory | None, timeout_s: float) -> None:
-        self.socket.connect(self.endpoint.clients)
-        handle = memory.segment.handle if memory is not None else None
-        self.send([m.Hello(handle, f"python {os.getpid()}")])
-        deadline_s = time.monotonic() + timeout_s
-        while True:
-            for message in self.receive()[0]:
-                if isinstance(message, m.Welcome):
-                    self.greeted = True
-                    return
-                if isinstance(message, m.Refused):
-                    raise errors.from_wire(message.code, message.text)
-            self.check()
-            if time.monotonic() > deadline_s:
-                raise errors.BrokerLost(
-                    f"no broker answers at {self.endpoint.url} (waited {timeout_s:g} s); start one with "
-                    "`batchyard up`, or set BATCHYARD_URL to the one that runs"
-                )
+    def welcomed(self) -> bool:
+        """Whether the broker has answered the greeting; waits for it up to LOOK_AROUND_MS. Raises
+        BrokerLost when the connection ended, Unauthorized, or what the broker says."""
+        for message in self.receive()[0]:
+            if isinstance(message, m.Welcome):
+                self.greeted = True
+                return True
+            if isinstance(message, m.Refused):
+                raise errors.from_wire(message.code, message.text)
+        self.check()
+        return False
+
+    def await_welcome(self, timeout_s: float) -> None:
+        """Return when `welcomed`; raise BrokerLost when that took longer."""
+        give_up_s = time.monotonic() + timeout_s
+        while not self.welcomed():
+            if time.monotonic() >= give_up_s - LOOK_AROUND_MS / 2e3:
+                raise nobody_answers(self.endpoint, timeout_s)
 
     def send(self, messages: Sequence[Any], frames: Sequence[Any] = ()) -> None:
         """Send one envelope. Raises BrokerLost when the broker takes nothing."""
@@ -182,4 +185,12 @@ def refusal(message: m.Refused) -> errors.BatchyardError:
     """
     if message.code == errors.Code.UNKNOWN_CONNECTION:
         return errors.UnknownConnection(message.text)
-    return errors.BrokerLost(f"the broker refused this connection: {message.text}")
+    return MessageRefused(f"the broker refused this connection: {message.text}")
+
+
+def nobody_answers(endpoint: Endpoint, waited_s: float) -> errors.BrokerLost:
+    """What a call ends with that found no broker."""
+    return errors.BrokerLost(
+        f"no broker answers at {endpoint.url} (waited {waited_s:.3g} s); start one with "
+        "`batchyard up`, or set BATCHYARD_URL to the one that runs"
+    )

@@ -121,6 +121,13 @@ class SlotMemory:
         self._leases[offset] = lease
         return owner.reshape(shape)
 
+    def view(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+        """What lies at an offset, to be read; keeps the mapping, but no slot."""
+        count = prod(shape)
+        if not count:
+            return np.empty(shape, dtype)
+        return np.frombuffer(self.segment.buffer, dtype, count, offset).reshape(shape)
+
     def _expired(self, lease: Any) -> None:
         self._leases.pop(lease.offset, None)
         self._freed.put(lease.offset)

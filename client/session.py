@@ -10,7 +10,6 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from itertools import count
 from math import inf
 from typing import TypeVar
@@ -67,7 +66,8 @@ class Session:
     """Connections are borrowed by one thread at a time and returned; there are as many as were
     ever needed at once."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, numbers: count[int]) -> None:
+        """`numbers` are the client's own: no two requests of it share one, in whichever session."""
         self.settings = settings
         self.pid = os.getpid()
         self.lost = False
@@ -79,7 +79,7 @@ class Session:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._open_sockets: set[zmq.Socket[bytes]] = set()
         weakref.finalize(self, _close_sockets, self._context, self._open_sockets).atexit = False
-        self._numbers = count(1)
+        self._numbers = numbers
         self._idle: list[Connection] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -88,25 +88,26 @@ class Session:
     def connect(self, give_up_s: float = inf) -> Connection:
         """A new connection, the caller's to close or to give back. Raises BrokerLost when nobody
         answers by `give_up_s` (time.monotonic) or within the connect timeout."""
+        connection = self.greet()
         try:
-            return self._greet(give_up_s)
+            connection.await_welcome(
+                max(0.0, min(self.settings.connect_timeout_s, give_up_s - time.monotonic()))
+            )
         except SegmentRefused as error:
+            connection.close()
             if self.lost or self._closed:  # another call has given this session's memory up meanwhile
                 raise BrokerLost("the broker went away while this call connected") from error
             raise
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
-    def _greet(self, give_up_s: float) -> Connection:
+    def greet(self) -> Connection:
+        """A new connection that is not welcome yet."""
         require_descriptors(SOCKET_DESCRIPTORS)
         s = self.settings
-        return Connection(
-            self._context,
-            s.endpoint,
-            s.keys,
-            self.memory,
-            self._numbers,
-            max(0.0, min(s.connect_timeout_s, give_up_s - time.monotonic())),
-            self._open_sockets,
-        )
+        return Connection(self._context, s.endpoint, s.keys, self.memory, self._numbers, self._open_sockets)
 
     def borrow(self, give_up_s: float = inf) -> Connection:
         """A connection for the calling thread alone, until `give_back`."""
@@ -128,21 +129,6 @@ class Session:
         self.give_up()
         self._lent.discard(connection)
         connection.close()
-
-    def use(self, work: Callable[[Connection], T], give_up_s: float) -> T:
-        """Do something with a connection of the calling thread's own. When the broker turns out to
-        be gone, so is this session."""
-        connection = self.borrow(give_up_s)
-        try:
-            result = work(connection)
-        except BrokerLost:
-            self.discard(connection)
-            raise
-        except BaseException:
-            self.give_back(connection)
-            raise
-        self.give_back(connection)
-        return result
 
     def describe(self, connection: Connection, model: str, give_up_s: float) -> list[ModelInfo]:
         """Ask for a model's metadata ("": all), waiting until it is ready or has failed."""

@@ -47,6 +47,7 @@ class Signature:
             raise ModelFailed(f"{info.name!r} cannot be served: {reason}")
         self.name = info.name
         self.batchable = info.batchable
+        self.idempotent = info.idempotent
         self._skip = skip = 1 if info.batchable else 0
         self.inputs = [_Input(spec, skip) for spec in info.inputs]
         self.outputs = info.outputs

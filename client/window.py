@@ -1,122 +1,225 @@
 """`map`'s engine: a window of requests under way on one connection, results in order.
 
 No futures and no thread: the caller's own thread fills the window, waits, and hands results out.
-Places that have come free are filled together, so that requests leave as one message.
+Places that have come free are filled together, so that requests leave as one message. `Window` is
+pure, `results` drives it; the simulator drives one, too.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..transport import messages as m
-from ..transport.errors import ArenaExhausted, DeadlineExceeded
-from .channel import Pending
+from ..transport.errors import ArenaExhausted, BatchyardError, BrokerLost, DeadlineExceeded
+from .channel import Channel, Pending
 from .connection import Connection, refusal
 from .reply import Reply
+from .resubmit import Lost, may_ask_again, not_again
+from .session import Session
+from .sessions import Sessions
 from .signature import Signature
 
 _END = object()
 REFILL_SHARE = 8  # refill when an eighth of the window is free: one message for many requests
 
+Envelope = tuple[list[Any], Sequence[Any]]  # messages, and the frames behind them
+
 
 class Window:
-    """At most `size` requests at once, each with so long to run; `patience_s` is the caller's."""
+    """At most `size` requests at once, each with `deadline_ns` to run; `patience_s` is the caller's."""
 
     def __init__(
-        self,
-        connection: Connection,
-        signature: Signature,
-        size: int,
-        priority: int,
-        deadline_ns: int,
-        patience_s: float,
+        self, source: Iterator[Any], size: int, priority: int, deadline_ns: int, patience_s: float
     ) -> None:
-        self._connection = connection
-        self._signature = signature
+        self.patience_s = patience_s
+        # In order, with when to give up. `waiter` is what a request has come to: a Reply, or an error.
+        self.under_way: deque[tuple[Pending | Lost, float]] = deque()
+        self._source = source
         self._size = size
+        self.refill_at = size - max(1, size // REFILL_SHARE)  # requests; -1 when there is no more input
         self._priority = priority
         self._deadline_ns = deadline_ns
-        self._patience_s = patience_s
-        self._under_way: deque[tuple[Pending, float]] = deque()  # in order, with when to give up
+        self._channel: Channel
+        self._signature: Signature
+        self._more = True
         self._kept: list[Any] = []  # an input that the arena had no room for
+        self.lost = 0  # requests that lost their broker
 
-    def results(self, inputs: Iterable[Any]) -> Iterator[Reply]:
-        """One reply per input, in order. The first error is raised."""
-        source = iter(inputs)
-        under_way = self._under_way
-        share = max(1, self._size // REFILL_SHARE)
-        more = True
-        while True:
-            if more and self._size - len(under_way) >= share:
-                more = self._fill(source)
-            if not under_way:
-                return
-            pending, give_up_s = under_way[0]
-            if pending.waiter is None:
-                if more:
-                    more = self._fill(source)
-                self._await(pending, give_up_s)
-            under_way.popleft()
-            if isinstance(pending.waiter, Exception):
-                raise pending.waiter
-            yield pending.waiter
+    def begin(self, channel: Channel, signature: Signature) -> None:
+        """Ask on this connection from now on."""
+        self._channel = channel
+        self._signature = signature
 
-    def _fill(self, source: Iterator[Any]) -> bool:
-        """Submit until the window or the arena is full; False when there is no more input.
+    @property
+    def wants_filling(self) -> bool:
+        """Whether `fill` has something to do: enough room, or else nothing to do but to wait."""
+        if len(self.under_way) <= self.refill_at:
+            return True
+        return bool((self._more or self.lost) and self.waits)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the next result has not come yet."""
+        return bool(self.under_way) and self.under_way[0][0].waiter is None
+
+    def fill(self, now_s: float) -> list[Envelope]:
+        """Submit until the window or the arena is full, first of all what lost its broker; what to send.
 
         Raises ArenaExhausted only when nothing is under way that will give room back.
         """
+        envelopes: list[Envelope] = []
         gathered: list[Any] = []
-        give_up_s = time.monotonic() + self._patience_s
-        channel = self._connection.channel
-        more = True
-        while len(self._under_way) < self._size:
-            entry = self._kept.pop() if self._kept else next(source, _END)
+        under_way = self.under_way
+        channel = self._channel
+        give_up_s = now_s + self.patience_s
+        if self.lost:
+            self._ask_again(now_s, envelopes)
+        while self._more and not self.lost and len(under_way) < self._size:
+            entry = self._kept.pop() if self._kept else next(self._source, _END)
             if entry is _END:
-                more = False
+                self._more = False
+                self.refill_at = -1
                 break
             try:
                 pending, frames = channel.submit(
                     self._signature, entry, self._priority, self._deadline_ns, 0.0
                 )
             except ArenaExhausted:
-                if not self._under_way:
+                if not under_way:
                     raise
                 self._kept.append(entry)  # for when a result has been handed out
                 break
-            self._under_way.append((pending, give_up_s))
+            under_way.append((pending, give_up_s))
             if frames:
-                self._connection.send([pending.message], frames)
+                envelopes.append(([pending.message], frames))
             else:
                 gathered.append(pending.message)
         if gathered:
-            self._connection.send(gathered)
-        return more
+            envelopes.append((gathered, ()))
+        return envelopes
 
-    def _await(self, pending: Pending, give_up_s: float) -> None:
-        while pending.waiter is None:
-            if not self._receive():
-                self._connection.check()
-                if time.monotonic() >= give_up_s:
-                    raise DeadlineExceeded("no answer in time")
+    def _ask_again(self, now_s: float, envelopes: list[Envelope]) -> None:
+        for place, (entry, give_up_s) in enumerate(self.under_way):
+            if type(entry) is not Lost or entry.waiter is not None:
+                continue
+            try:
+                pending, frames = entry.submit(self._channel, self._signature, int(now_s * 1e9))
+            except BatchyardError as error:
+                if isinstance(error, ArenaExhausted) and self._channel.pending:
+                    return  # for when one that is under way has given its room back
+                entry.waiter = error
+            else:
+                self.under_way[place] = (pending, give_up_s)
+                envelopes.append(([pending.message], frames))
+            self.lost -= 1
 
-    def _receive(self) -> bool:
-        """Note what the next envelope settles; False when none came."""
-        messages, frames = self._connection.receive()
-        for message in messages:
-            if type(message) is m.Refused:
-                raise refusal(message)
-            for pending, outcome in self._connection.channel.handle(message, frames):
-                pending.waiter = outcome
-        return bool(messages)
+    def lose(self, error: BrokerLost, now_s: float) -> float:
+        """The connection is over: what it owes is to be asked again, on the next one. When the first of
+        its callers gives up is returned; raises BrokerLost when it can't be asked again."""
+        first_s = now_s + self.patience_s
+        for place, (entry, give_up_s) in enumerate(self.under_way):
+            if entry.waiter is not None:
+                continue
+            first_s = min(first_s, give_up_s)
+            if type(entry) is Pending:
+                if not may_ask_again(error, self._signature):
+                    raise not_again(error, self._signature) from error
+                lost = Lost(entry, self._channel.memory, error, int(give_up_s * 1e9), int(now_s * 1e9))
+                self.under_way[place] = (lost, give_up_s)
+                self.lost += 1
+        return first_s
 
-    def cancel(self) -> None:
-        """Nobody wants the rest."""
-        cancels = (self._connection.channel.abandon(pending) for pending, _ in self._under_way)
-        messages = [cancel for cancel in cancels if cancel is not None]
-        self._under_way.clear()
-        if messages:
-            self._connection.send(messages)
+    def expire(self, now_s: float) -> None:
+        """Raise DeadlineExceeded when the next result comes too late."""
+        if self.waits and now_s >= self.under_way[0][1]:
+            raise DeadlineExceeded("no answer in time")
+
+    def take(self) -> Reply:
+        """The next result, or its error is raised."""
+        outcome = self.under_way.popleft()[0].waiter
+        if isinstance(outcome, Exception):
+            try:
+                raise outcome
+            finally:
+                del outcome  # or the error and this frame would keep each other, and results with them
+        reply: Reply = outcome
+        return reply
+
+    def cancel(self) -> list[Any]:
+        """Nobody wants the rest: what to tell the broker."""
+        entries = [entry for entry, _ in self.under_way if type(entry) is Pending]
+        self.under_way.clear()
+        cancels = (self._channel.abandon(entry) for entry in entries)
+        return [cancel for cancel in cancels if cancel is not None]
+
+
+def results(window: Window, sessions: Sessions, model: str) -> Iterator[Any]:
+    """`Reply.value` of each input, in order. The first error is raised."""
+    give_up_s = time.monotonic() + window.patience_s
+
+    def enter(session: Session, connection: Connection) -> tuple[Session, Connection]:
+        # Asked anew: a connection that idled through a broker's restart is replaced here, while
+        # nothing is under way yet.
+        infos = session.describe(connection, model, give_up_s)
+        signature = session.signatures[model] = Signature(infos[0])
+        window.begin(connection.channel, signature)
+        return session, connection
+
+    held: tuple[Session, Connection] | None = sessions.use(enter, give_up_s, keep=True)
+    under_way = window.under_way
+    try:
+        while True:
+            while len(under_way) > window.refill_at and under_way and under_way[0][0].waiter is not None:
+                yield window.take().value  # the quick way
+            assert held is not None
+            session, connection = held
+            envelopes = window.fill(time.monotonic()) if window.wants_filling else ()
+            try:
+                for messages, frames in envelopes:
+                    connection.send(messages, frames)
+                while window.waits:
+                    _receive(window, connection)
+                    if window.lost:
+                        break  # there may be room for it now
+            except BrokerLost as error:
+                held = None
+                session.discard(connection)
+                give_up_s = window.lose(error, time.monotonic())
+                held = sessions.use(enter, give_up_s, keep=True, lost=str(error))
+                continue
+            if window.waits:
+                continue
+            if not under_way:
+                return
+            yield window.take().value
+    finally:
+        if held is not None:
+            _leave(window, *held)
+
+
+def _receive(window: Window, connection: Connection) -> None:
+    """Note what the next envelope settles, or look whether any will come."""
+    messages, frames = connection.receive()
+    for message in messages:
+        if type(message) is m.Refused:
+            raise refusal(message)
+        for pending, outcome in connection.channel.handle(message, frames):
+            pending.waiter = outcome
+    if not messages:
+        connection.check()
+        window.expire(time.monotonic())
+
+
+def _leave(window: Window, session: Session, connection: Connection) -> None:
+    """Cancel what is under way, and give the connection back."""
+    try:
+        cancels = window.cancel()
+        if cancels:
+            connection.send(cancels)
+    except BrokerLost:
+        session.discard(connection)
+    else:
+        session.give_back(connection)

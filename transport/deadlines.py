@@ -51,6 +51,11 @@ class Deadlines(Generic[T]):
             heappop(heap)
         return heap[0][0] if heap else None
 
+    def living(self) -> list[tuple[int, T]]:
+        """(when it is due, what), of everything that still matters; as they were added."""
+        found = sorted((sequence, due_ns, thing) for due_ns, sequence, thing in self._heap)
+        return [(due_ns, thing) for _, due_ns, thing in found if not self._is_over(thing)]
+
     def due(self, now_ns: int) -> Iterator[T]:
         """Take out and yield what still matters and is due."""
         heap = self._heap

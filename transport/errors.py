@@ -87,8 +87,8 @@ class ModelFailed(BatchyardError):
 
 
 class BrokerLost(BatchyardError, ConnectionError):
-    """No broker, or it went away. What was under way may or may not have run; the same client
-    object works again as soon as a broker does."""
+    """No broker, or it went away and no other came in time, or the model is not idempotent. What was
+    under way may or may not have run; the same client object works again as soon as a broker does."""
 
     code = Code.BROKER_LOST
 

@@ -241,7 +241,7 @@ def test_named_segments_work_over_ipc_and_their_names_go_with_the_client(local: 
     with local.client(segment="named") as client:
         ask_everything(client)
         assert client.bytes_copied > 0
-        name = client._session.memory.segment.handle.name  # type: ignore[union-attr]
+        name = client._sessions.current.memory.segment.handle.name  # type: ignore[union-attr]
         assert Path("/dev/shm", name).exists()
         array = client.empty((1, WIDE))
         array[:] = 1

@@ -161,7 +161,7 @@ def test_leaving_map_early_cancels_the_rest(client: Client, tools: Any) -> None:
     answers = client.map("slow", [np.zeros((1, 512), np.float32)] * 20, window=20)
     next(answers)
     answers.close()  # type: ignore[attr-defined]
-    session = client._session
+    session = client._sessions.current
     assert session is not None
     assert session.memory is not None
     memory = session.memory
@@ -263,7 +263,7 @@ def test_an_ordinary_array_is_copied_once_into_shared_memory(client: Client) -> 
 def test_results_stay_what_they_are_while_they_are_held_and_their_slots_come_back(yard: Yard) -> None:
     with yard.client() as client:
         client.infer("neg", np.zeros((1, 4), np.float32))
-        memory = client._session.memory  # type: ignore[union-attr]
+        memory = client._sessions.current.memory  # type: ignore[union-attr]
         assert memory is not None
         baseline = memory.used_bytes
         held = [client.infer("neg", np.full((1, 4), number, np.float32)) for number in range(50)]

@@ -1,4 +1,5 @@
-"""A client's process: the real Channel, Signature and SlotMemory, driven as futures.py drives them.
+"""A client's process: the real Channel, Backlog, Signature and SlotMemory, driven as futures.py drives
+them; mapping.py drives the real Window beside it.
 
 Every request is a Ticket, which must be settled exactly once, in time, with its own result or with
 an error that it can have had. Results are looked at again when they are dropped: nobody may have
@@ -8,19 +9,22 @@ written over them meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from batchyard.broker.core import LOSSES_MAX
-from batchyard.client.channel import Settled
+from batchyard.client.channel import Pending, Settled
 from batchyard.client.connection import refusal
 from batchyard.client.futures import GRACE_NS
 from batchyard.client.reply import Reply
+from batchyard.client.resubmit import Backlog, Ended
 from batchyard.client.signature import Signature
 from batchyard.transport import codec, errors
 from batchyard.transport import messages as m
 
 from .clock import MS, US
+from .mapping import SimMap
 from .memory import ClientMemory
 from .models import ALONE_ROWS, FINE, MAX_BATCH, POISON, Array, make_inputs
 from .network import Link
@@ -46,6 +50,9 @@ class SimClient:
         self.stopped_until_ns = 0
         self.session: ClientSession | None = None
         self.tickets: list[Ticket] = []  # not settled
+        self.maps: list[SimMap] = []  # not over
+        self.backlog = Backlog(lambda ticket: not ticket.outcome)
+        self._numbers = count(1)
         self.holding = 0  # results that the user has not dropped
         self._inline = inline
         self._conns: dict[Link, Conn] = {}
@@ -62,13 +69,20 @@ class SimClient:
             world.clock.after(RETRY_NS, lambda: self.when_awake(self.connect))
             return
         memory = None if self._inline else ClientMemory(world, world.rng.choice((4, 16, 64)) << 10)
-        self.session = session = ClientSession(memory)
+        self.session = session = ClientSession(memory, self._numbers)
         for _ in range(world.rng.randrange(1, 3)):
-            link = Link(world, world.broker.clients, self)
-            conn = self._conns[link] = Conn(session, link)
-            session.conns.append(conn)
-            handle = memory.segment.handle if memory is not None else None
-            self._put(conn, m.Hello(handle, self.name))
+            session.conns.append(self.greet(session))
+        for mapping in list(self.maps):
+            mapping.connect()
+
+    def greet(self, session: ClientSession) -> Conn:
+        """A new connection of the session."""
+        assert self.world.broker is not None
+        link = Link(self.world, self.world.broker.clients, self)
+        conn = self._conns[link] = Conn(session, link)
+        handle = session.memory.segment.handle if session.memory is not None else None
+        self.put(conn, m.Hello(handle, self.name))
+        return conn
 
     def close(self) -> None:
         """The user closes the client."""
@@ -77,12 +91,14 @@ class SimClient:
             self._close(conn, errors.Cancelled("closed"))
         if self.session is not None:
             self.session.lost = True
+        self._settle_ended(self.backlog.end(errors.Cancelled("closed")))
 
     def die(self) -> None:
         self.alive = False
         for ticket in self.tickets:
             ticket.client_died = True
         self.tickets.clear()
+        self.maps.clear()
         for conn in self._conns.values():
             if self.world.rng.random() < 0.5:
                 conn.link.reset()
@@ -99,17 +115,70 @@ class SimClient:
         if conn.closed:
             return
         conn.session.lost = True
+        lost = error if isinstance(error, errors.BrokerLost) else errors.BrokerLost(str(error))
+        now_ns = self.world.clock.now_ns
+        for expires_ns, pending in conn.expiries.living():
+            self._add_lost(conn, pending, expires_ns - GRACE_NS, lost, now_ns)
+        if conn.mapping is not None:
+            conn.mapping.lose(lost)
+            conn.mapping = None
         self._close(conn, error)
         for other in conn.session.conns:
             self._close_if_idle(other)
         self.world.clock.after(self.world.rng.randrange(RETRY_NS), lambda: self.when_awake(self.connect))
+
+    def _add_lost(
+        self, conn: Conn, pending: Pending, due_ns: int, error: errors.BrokerLost, now_ns: int
+    ) -> None:
+        """As futures.py: what had no outcome waits for the next broker, or ends."""
+        pending.settled = True
+        ticket = pending.waiter
+        ticket.pending, ticket.lost = None, True
+        self.world.count("lost")
+        self._settle_ended(self.backlog.add(pending, conn.session.memory, error, due_ns, now_ns))
+        pending.waiter = None
+        self.world.clock.at(due_ns, lambda: self.when_awake(self._expire_backlog))
+
+    def _expire_backlog(self) -> None:
+        self._settle_ended(self.backlog.expire(self.world.clock.now_ns, self.has_link()))
+
+    def has_link(self) -> bool:
+        """Whether a broker has answered in this session."""
+        session = self.session
+        return session is not None and not session.lost and any(conn.greeted for conn in session.conns)
+
+    def _settle_ended(self, ended: Sequence[Ended]) -> None:
+        for ticket, error in ended:
+            self.check(ticket, error)
+
+    def _ask_again(self, session: ClientSession) -> None:
+        conn = next((conn for conn in session.conns if conn.greeted and not conn.closed), None)
+        if conn is None or session.lost:
+            return
+        for model in self.backlog.models:
+            signature = session.signatures.get(model)
+            if signature is None:
+                continue
+            submitted, ended = self.backlog.ask_again(conn.channel, signature, self.world.clock.now_ns)
+            for pending, frames, due_ns in submitted:
+                self.world.count("asked_again")
+                assert self._is_idempotent(pending.waiter), f"{pending.waiter.number} may run twice"
+                self._under_way(conn, pending, frames, due_ns + GRACE_NS)
+            self._settle_ended(ended)
+
+    def _under_way(self, conn: Conn, pending: Pending, frames: Sequence[Any], expires_ns: int) -> None:
+        ticket: Ticket = pending.waiter
+        ticket.pending, ticket.conn = pending, conn
+        self.put(conn, pending.message, frames)
+        conn.expiries.add(expires_ns, pending)
+        self.world.clock.at(expires_ns, lambda: self.when_awake(lambda: self._expire(conn)))
 
     def _close(self, conn: Conn, error: errors.BatchyardError) -> None:
         if conn.closed:
             return
         conn.closed = True
         self._settle(conn.channel.lose(error))
-        waiting = [ticket.number for ticket in self.tickets if ticket.conn is conn]
+        waiting = [ticket.number for ticket in self.tickets if ticket.conn is conn and ticket.pending]
         assert not waiting, f"the connection is lost, and {waiting} wait for it"
         if conn.link.open:
             conn.link.to_broker(codec.encode([m.Bye()]))
@@ -117,6 +186,8 @@ class SimClient:
         del self._conns[conn.link]
 
     def _close_if_idle(self, conn: Conn) -> None:
+        if conn.mapping is not None:
+            return
         if conn.session.lost and not conn.closed and not conn.channel.pending and not conn.outbox:
             self._close(conn, errors.Cancelled("idle"))
 
@@ -125,7 +196,7 @@ class SimClient:
     def conns(self) -> list[Conn]:
         return [conn for conn in self._conns.values() if conn.greeted]
 
-    def _put(self, conn: Conn, message: Any, frames: Sequence[Any] = ()) -> None:
+    def put(self, conn: Conn, message: Any, frames: Sequence[Any] = ()) -> None:
         conn.outbox.append((message, frames))
         if len(conn.outbox) == 1:
             delay_ns = self.world.rng.randrange(100 * US)
@@ -149,7 +220,7 @@ class SimClient:
     def describe(self, conn: Conn, model: str) -> None:
         pending = conn.channel.describe(model)
         pending.waiter = (conn, model)
-        self._put(conn, pending.message)
+        self.put(conn, pending.message)
 
         def give_up() -> None:  # as session.describe does
             if conn.channel.pending.pop(pending.number, None) is not None and not conn.closed:
@@ -177,6 +248,7 @@ class SimClient:
         else:
             inputs = make_inputs(model, number, shape_rows, does, rng.randrange(1000), rng.choice((4, 6)))
             world.asked.setdefault(model, []).append((does, inputs))
+        inputs = [array.copy() for array in inputs]  # to be written over, when they have been taken
         ticket = Ticket(number, model, does, inputs)
         deadline_ns = rng.choice((0, 0, 2, 8, 30, 200, 900)) * MS
         timeout_ns = rng.choice((50, 400, 1500)) * MS
@@ -190,25 +262,39 @@ class SimClient:
         except errors.ArenaExhausted:
             world.count("arena_full")
             return
-        ticket.sent_ns = world.clock.now_ns
-        ticket.patience_ns = min(deadline_ns or timeout_ns, timeout_ns)
-        ticket.due_ns = ticket.sent_ns + ticket.patience_ns + OUTCOME_LATE_NS_MAX
-        ticket.pending = pending
-        ticket.conn = conn
+        self.asked(ticket, min(deadline_ns or timeout_ns, timeout_ns))
         pending.waiter = ticket
-        self.tickets.append(ticket)
-        world.count("requests")
-        world.trace(self.name, "asks", number, model, shape_rows, does, deadline_ns)
-        self._put(conn, pending.message, frames)
-        if pending.arrays is not None and does == FINE and world.happens("change"):
+        if pending.arrays is not None and session.memory is not None and does == FINE and world.happens("change"):
             ticket.changed = True  # a user who does not keep to the rules
             overwrite = lambda: self._overwrite(ticket, given)  # noqa: E731
             world.clock.after(rng.randrange(2 * MS), lambda: self.when_awake(overwrite))
-        expires_ns = ticket.sent_ns + ticket.patience_ns + GRACE_NS
-        conn.expiries.add(expires_ns, pending)
-        world.clock.at(expires_ns, lambda: self.when_awake(lambda: self._expire(conn)))
+        self._under_way(conn, pending, frames, ticket.sent_ns + ticket.patience_ns + GRACE_NS)
+        for array in inputs:
+            array[...] = -1  # the caller's own again
         if rng.random() < 0.12:
-            world.clock.after(rng.randrange(8 * MS), lambda: self.when_awake(lambda: self._cancel(conn, ticket)))
+            world.clock.after(rng.randrange(8 * MS), lambda: self.when_awake(lambda: self._cancel(ticket)))
+
+    def asked(self, ticket: Ticket, patience_ns: int) -> None:
+        """A user has a ticket."""
+        ticket.patience_ns = patience_ns
+        self.begins(ticket)
+        self.tickets.append(ticket)
+        self.world.count("requests")
+        self.world.trace(self.name, "asks", ticket.number, ticket.model, ticket.does, patience_ns)
+
+    def begins(self, ticket: Ticket) -> None:
+        """Its time begins now."""
+        ticket.sent_ns = self.world.clock.now_ns
+        ticket.due_ns = ticket.sent_ns + ticket.patience_ns + OUTCOME_LATE_NS_MAX
+
+    def map(self) -> None:
+        """A user asks for several things, a window of them at once."""
+        session = self.session
+        if session is None or session.lost or not session.signatures:
+            self.world.count("not_connected")
+            return
+        self.world.count("maps")
+        self.maps.append(SimMap(self, self.world.rng.choice(sorted(session.signatures))))
 
     @staticmethod
     def _in_shared_memory(memory: ClientMemory, array: Array) -> Array:
@@ -224,14 +310,15 @@ class SimClient:
             for array in given.values():
                 array[:, -1] += 1
 
-    def _cancel(self, conn: Conn, ticket: Ticket) -> None:
-        if ticket.outcome or conn.closed or ticket.pending is None:
+    def _cancel(self, ticket: Ticket) -> None:
+        if ticket.outcome:
             return
         self.world.count("cancel")
-        message = conn.channel.abandon(ticket.pending)
-        self._ended(ticket, "cancelled")
-        if message is not None:
-            self._put(conn, message)
+        conn, pending = ticket.conn, ticket.pending
+        self.ended(ticket, "cancelled")
+        message = conn.channel.abandon(pending) if conn is not None and pending is not None else None
+        if message is not None and conn is not None:
+            self.put(conn, message)
 
     def _expire(self, conn: Conn) -> None:
         for pending in conn.expiries.due(self.world.clock.now_ns):
@@ -239,7 +326,7 @@ class SimClient:
             self.world.count("abandoned")
             self._settle([(pending, errors.DeadlineExceeded("no answer before the deadline"))])
             if message is not None and not conn.closed:
-                self._put(conn, message)
+                self.put(conn, message)
 
     # ---- being answered -----------------------------------------------------------------------
 
@@ -263,18 +350,25 @@ class SimClient:
                     break
                 if isinstance(message, m.Welcome):
                     conn.greeted = True
-                    for model in self.world.config.models:
+                    for model in self.world.config.models if conn.mapping is None else [conn.mapping.model]:
                         self.describe(conn, model)
                     continue
                 self._settle(conn.channel.handle(message, frames))
+            if conn.mapping is not None and not conn.closed:
+                conn.mapping.go_on()
             self._close_if_idle(conn)
+            if self.backlog and self.session is not None:
+                self._ask_again(self.session)
 
     def _settle(self, settled: Sequence[Settled]) -> None:
         for pending, outcome in settled:
+            if pending.signature is not None and pending.waiter is None:
+                pending.waiter = outcome  # a map's
+                continue
             waiter, pending.waiter = pending.waiter, None
             if isinstance(waiter, Ticket):
                 waiter.pending = None
-                self._check(waiter, outcome)
+                self.check(waiter, outcome)
             elif waiter is not None:
                 self._described(*waiter, outcome)
 
@@ -283,12 +377,16 @@ class SimClient:
             if isinstance(outcome, Exception):
                 raise outcome
             conn.session.signatures[model] = Signature(outcome[0])
+            if conn.mapping is not None and conn.mapping.model == model:
+                conn.mapping.begin(conn)
         except errors.BatchyardError:
-            if not conn.closed and self.world.running:
+            if conn.mapping is not None:
+                conn.mapping.refuse()
+            elif not conn.closed and self.world.running:
                 again = lambda: conn.closed or self.describe(conn, model)  # noqa: E731
                 self.world.clock.after(RETRY_NS, lambda: self.when_awake(again))
 
-    def _check(self, ticket: Ticket, outcome: Any) -> None:
+    def check(self, ticket: Ticket, outcome: Any) -> None:
         world = self.world
         if isinstance(outcome, Reply):
             assert ticket.does == FINE, "an item that can't be run has a result"
@@ -304,22 +402,29 @@ class SimClient:
                 self.holding -= 1
 
             world.clock.after(world.rng.randrange(HOLD_NS_MAX), drop)
-            self._ended(ticket, "ok")
+            self.ended(ticket, "ok")
             return
         kind = type(outcome)
         if kind is errors.ModelFailed:
             assert ticket.does == POISON or ticket.changed, f"{ticket.number} failed for another's fault: {outcome}"
         elif kind is errors.WorkerLost:
-            assert world.deaths >= LOSSES_MAX, "too few died"
+            assert world.deaths >= (LOSSES_MAX if self._is_idempotent(ticket) else 1), "too few died"
         elif kind is errors.DeadlineExceeded:
             assert world.clock.now_ns >= ticket.sent_ns + ticket.patience_ns, "too early"
         elif kind is errors.UnknownModel:
             assert world.faults.get("unload_model"), f"{ticket.number}: {outcome}"
-        elif kind not in (errors.Overloaded, errors.BrokerLost, errors.UnknownConnection):
+        elif kind is errors.BrokerLost:
+            if self._is_idempotent(ticket):
+                assert world.clock.now_ns >= ticket.sent_ns + ticket.patience_ns, f"{ticket.number}: {outcome}"
+                assert ticket.lost, "its broker is there"
+                assert not self.has_link(), f"{ticket.number} had another broker"
+        elif kind is errors.ArenaExhausted:
+            assert ticket.lost, "what was under way needs no room"
+        elif kind is not errors.Overloaded:
             raise AssertionError(f"request {ticket.number} failed: {outcome!r}")
-        self._ended(ticket, kind.__name__)
+        self.ended(ticket, kind.__name__)
 
-    def _ended(self, ticket: Ticket, outcome: str) -> None:
+    def ended(self, ticket: Ticket, outcome: str) -> None:
         world = self.world
         assert not ticket.outcome, f"request {ticket.number} ended twice: {ticket.outcome}, {outcome}"
         ticket.outcome = outcome
@@ -328,6 +433,9 @@ class SimClient:
         world.trace(self.name, "has", ticket.number, outcome)
         late_ns = world.clock.now_ns - ticket.due_ns
         assert late_ns <= 0, f"request {ticket.number} ended {late_ns / MS:.3f} ms too late"
+
+    def _is_idempotent(self, ticket: Ticket) -> bool:
+        return self.world.config.models[ticket.model].idempotent
 
     # ---- time ---------------------------------------------------------------------------------
 
@@ -348,7 +456,7 @@ class SimClient:
 
     def at_rest(self) -> bool:
         return not (
-            self.tickets or self.holding or any(c.channel.pending or c.outbox for c in self._conns.values())
+            self.tickets or self.maps or self.holding or any(c.channel.pending or c.outbox for c in self._conns.values())
         )
 
 

@@ -21,6 +21,8 @@ REGISTRY = "broker/registry.py"
 FRONT = "broker/front.py"
 BACK = "broker/back.py"
 CHANNEL = "client/channel.py"
+RESUBMIT = "client/resubmit.py"
+WINDOW = "client/window.py"
 SESSION = "gpuworker/child.py"
 RUNNER = "gpuworker/runner.py"
 DEADLINES = "transport/deadlines.py"
@@ -114,6 +116,32 @@ MUTANTS = [
     Mutant("an answer in frames keeps its slots", CHANNEL, "            return []\n        self._give_back(pending)\n        try:", "            return []\n        try:"),
     Mutant("the parts of an answer are joined backwards", CHANNEL, "else [np.concatenate(column) for column in zip(*parts, strict=True)]", "else [np.concatenate(column[::-1]) for column in zip(*parts, strict=True)]"),
     Mutant("a lost connection's requests wait for ever", CHANNEL, "        settled = [(pending, error) for pending in list(self.pending.values()) if not pending.settled]\n", "        settled: list = []\n"),
+    # ---- the client without its broker
+    Mutant("a request that lost its broker is dropped", RESUBMIT, "            self._waiting.setdefault(lost.model, deque()).append(lost)\n", ""),
+    Mutant("what must not run twice is sent again", RESUBMIT, "return signature is None or signature.idempotent or (", "return True or ("),
+    Mutant("nothing is sent again", RESUBMIT, "return signature is None or signature.idempotent or (", "return signature is None or ("),
+    Mutant("a message that was refused is sent again", RESUBMIT, "    if isinstance(error, MessageRefused):\n        return False\n", ""),
+    Mutant("what is sent again is what the caller has by now", RESUBMIT, "if memory is not None and (array is None or tensor.offset in copied):", "if memory is not None and array is None:"),
+    Mutant("a request is sent again with all its time", RESUBMIT, "left_ns = max(1, self.due_ns - now_ns)", "left_ns = max(1, self.due_ns - self.since_ns + 10**9)"),
+    Mutant("a request without a broker never expires", RESUBMIT, "            self._dues.add(due_ns, lost)\n", ""),
+    Mutant("what was cancelled without a broker is sent again", RESUBMIT, "            if self._waits(lost):\n                try", "            if True:\n                try"),
+    Mutant("what has no room is forgotten", RESUBMIT, "                    if isinstance(error, ArenaExhausted) and channel.pending:\n                        return submitted, ended\n", "                    if isinstance(error, ArenaExhausted) and channel.pending:\n                        break\n"),
+    Mutant("what has no room waits for ever", RESUBMIT, "if isinstance(error, ArenaExhausted) and channel.pending:", "if isinstance(error, ArenaExhausted):"),
+    Mutant("a request is sent again twice", RESUBMIT, "            lost.end()\n            waiting.popleft()\n", "            lost.end() if len(waiting) > 1 else None\n            waiting.popleft() if lost.waiter is None or submitted[1:] else None\n"),
+    Mutant("a broker that came back is said not to have come", RESUBMIT, "        if has_broker:\n", "        if not has_broker:\n"),
+    Mutant("lost memory is kept", RESUBMIT, "        self.inputs = {}\n        return waiter", "        return waiter"),
+    Mutant("a closed client's waiting requests never end", RESUBMIT, "                    ended.append((lost.waiter, error))\n                lost.end()\n", "                    pass\n                lost.end()\n"),
+    # ---- map
+    Mutant("a map forgets what lost its broker", WINDOW, "                self.lost += 1\n", ""),
+    Mutant("a map hands out results in another order", WINDOW, "self.under_way.popleft()[0].waiter", "(self.under_way.popleft() if len(self.under_way) < 2 or self.under_way[1][0].waiter is None else self.under_way.pop())[0].waiter"),
+    Mutant("a map asks again in another place", WINDOW, "                self.under_way[place] = (pending, give_up_s)\n", "                self.under_way[0] = (pending, give_up_s)\n"),
+    Mutant("a map's input that had no room is lost", WINDOW, "                self._kept.append(entry)", "                pass"),
+    Mutant("a map's result that does not come is waited for", WINDOW, "if self.waits and now_s >= self.under_way[0][1]:", "if False:"),
+    Mutant("a map that is over cancels nothing", WINDOW, "return [cancel for cancel in cancels if cancel is not None]", "return []"),
+    Mutant("a map runs again what must not", WINDOW, "                if not may_ask_again(error, self._signature):\n", "                if False:\n"),
+    Mutant("a map asks again for what has come", WINDOW, "            if entry.waiter is not None:\n                continue\n            first_s", "            first_s"),
+    Mutant("a request said twice is run twice", CORE, "            if known.is_asked_by(message):\n                return", "            if known.is_asked_by(message):\n                pass"),
+    Mutant("another request under a number is taken for the first", LANES, "== asked", "== asked or True"),
     # ---- the worker
     Mutant("a worker keeps a former broker's arenas", SESSION, "        self._memory.detach_all()\n", ""),
     Mutant("a worker keeps bindings into a former broker's arenas", SESSION, "    def _welcome(self, message: m.WorkerWelcome) -> None:\n        for model in self._kept.values():\n            model.forget_bindings()\n", "    def _welcome(self, message: m.WorkerWelcome) -> None:\n"),

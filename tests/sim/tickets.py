@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchyard.client.channel import Channel, Pending
 from batchyard.client.signature import Signature
@@ -13,6 +13,9 @@ from batchyard.transport.deadlines import Deadlines
 from .memory import ClientMemory
 from .models import Array, answers
 from .network import Link
+
+if TYPE_CHECKING:
+    from .mapping import SimMap
 
 
 class Ticket:
@@ -29,6 +32,7 @@ class Ticket:
         self.outcome = ""
         self.pending: Pending | None = None
         self.conn: Conn | None = None
+        self.lost = False  # its broker went away at least once
         self.client_died = False
         self.changed = False  # its user has written over its inputs: any result will do
 
@@ -44,14 +48,15 @@ class Conn:
         self.channel = Channel(session.memory, session.numbers)
         self.outbox: list[tuple[Any, Sequence[Any]]] = []
         self.expiries: Deadlines[Pending] = Deadlines(lambda pending: pending.settled)
+        self.mapping: SimMap | None = None  # whose own it is
 
 
 class ClientSession:
     """What the real Session holds: memory, numbers, signatures, for as long as the broker is there."""
 
-    def __init__(self, memory: ClientMemory | None) -> None:
+    def __init__(self, memory: ClientMemory | None, numbers: count[int]) -> None:
         self.memory = memory
-        self.numbers = count(1)
+        self.numbers = numbers
         self.signatures: dict[str, Signature] = {}
         self.conns: list[Conn] = []
         self.lost = False

@@ -33,6 +33,8 @@ NUDGE_NS = 2 * SECOND
 TRACE_TAIL = 40
 SHARED_SHARE = 0.3  # of all models
 BUCKETS_SHARE = 0.2
+IDEMPOTENT_SHARE = 0.8
+MAP_SHARE = 0.1  # of all that is asked: several inputs, a window of them under way
 CROWD_SHARE = 0.03  # of all runs: ten times the requests
 WHERE = Path(__file__).resolve()  # a file that exists, for models to be
 
@@ -75,7 +77,9 @@ class World:
         kinds = [*BLOWS, *CHANCES]
         self._kinds = {kind for kind in kinds if rng.random() < FAULT_SHARE and not calm}
         names = [name for name in INPUTS if rng.random() < 0.7] or ["net"]
-        models = {name: ModelConfig(name, WHERE, MAX_BATCH[name]) for name in names}
+        models = {
+            name: ModelConfig(name, WHERE, MAX_BATCH[name], idempotent=rng.random() < IDEMPOTENT_SHARE) for name in names
+        }
         for name, model in models.items():  # some join identical requests, some keep results
             cache_ns = rng.choice((0, 20, 300)) * MS
             if rng.random() < SHARED_SHARE:
@@ -253,7 +257,7 @@ class World:
         clients = [client for client in self.clients if client.alive]
         if clients:
             client = self.rng.choice(clients)
-            client.when_awake(client.submit)
+            client.when_awake(client.map if self.rng.random() < MAP_SHARE else client.submit)
 
     def _step_until(self, is_over: Any, within_ns: int) -> None:
         give_up_ns = self.clock.now_ns + within_ns + 1_000 * SECOND  # leaps

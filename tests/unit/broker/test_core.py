@@ -725,7 +725,7 @@ def test_a_load_for_an_unknown_model_or_another_revision_is_ignored(world: World
 
 def test_a_second_request_of_one_number_is_refused_and_the_first_lives_on(world: World) -> None:
     world.submit(1, 1)
-    world.submit(1, 1)
+    world.submit(1, 1, rows=2)
     assert isinstance(world.last(1), m.Refused)
     (batch,) = world.turn()
     world.done(1, batch)
@@ -1031,3 +1031,16 @@ def test_predictions_follow_what_batches_take(paced: World) -> None:
     (batch,) = paced.turn()
     paced.do(e.WorkerSaid(1, m.Done(EPOCH, batch.batch, 0, 30 * MS, 0, 0, [])))
     assert timing.predict_ns(1) == 20 * MS
+
+
+def test_a_request_said_twice_has_one_outcome_and_another_under_its_number_is_refused(world: World) -> None:
+    world.submit(1, 1, deadline_ns=50 * MS)
+    world.submit(1, 1, deadline_ns=20 * MS)  # sent again, when less time was left
+    assert 1 not in world.told
+    world.submit(1, 1, rows=2)
+    world.submit(1, 1, priority=LOW)
+    assert [type(message) for message in world.told[1]] == [m.Refused, m.Refused]
+    (batch,) = world.turn()
+    assert numbers(batch) == [1]
+    world.done(1, batch)
+    assert world.outcomes(1) == {1: "ok"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ class FakeConnection:
 
 @pytest.fixture
 def session() -> Any:
-    made = Session(Settings("ipc:///tmp/nobody", 1 << 20, None, "frames", 1.0))
+    made = Session(Settings("ipc:///tmp/nobody", 1 << 20, None, "frames", 1.0), count(1))
     yield made
     made.close()
 
@@ -63,4 +64,4 @@ def test_a_url_or_segment_that_cannot_be_is_refused_before_anything_is_opened() 
     with pytest.raises(InvalidRequest):
         Settings("http://x", 1, None, None, 1.0)
     with pytest.raises(InvalidRequest):
-        Session(Settings("ipc:///tmp/nobody", 1 << 20, None, "clay tablets", 1.0))
+        Session(Settings("ipc:///tmp/nobody", 1 << 20, None, "clay tablets", 1.0), count(1))
