@@ -18,7 +18,7 @@ from .registry import Model, Worker
 
 # Of the yard's bounds, by priority: a queue that fills is closed for LOW first, and never full of it.
 SHARES = (1.0, 0.95, 0.9, 0.8)
-LOADS_OVER_NS = 1_000_000_000  # what classes have asked for lately: over about so long
+LOAD_SPANS_NS = (1_000_000_000, 4_000_000_000, 16_000_000_000)
 LOADS_EVERY_NS = 20_000_000
 RETRY_AFTER_MIN_NS = 1_000_000
 FAR_FACTOR = 16  # twice OVERDUE_SHARE: even what gets the least share would be through by then
@@ -58,7 +58,8 @@ class Admission:
         self._work_ns = [0.0] * len(
             SHARES
         )  # of what has been admitted since `_loads` were brought up to date
-        self._loads = [0.0] * len(SHARES)  # by class: the part of the workers' time that it asks for
+        # By span and class: the part of the workers' time that was asked for.
+        self._loads = {span_ns: [0.0] * len(SHARES) for span_ns in LOAD_SPANS_NS}
         self._loads_ns = 0
         self._rows_max = [ceil(limits.queue_rows_max * share) for share in SHARES]
         self._nbytes_max = [ceil(limits.queue_bytes_max * share) for share in SHARES]
@@ -113,20 +114,24 @@ class Admission:
             ahead_ns += sum(other.waiting[: priority + 1]) * other.row_ns
         free_ns = min(max(worker.busy_until_ns, now_ns) for worker in serving)
         own_ns = min(worker.timings[model.name].predict_ns(min(rows, model.max_batch)) for worker in serving)
-        share = self._share(priority, now_ns)
-        return free_ns + max(own_ns, int(ahead_ns / (len(serving) * share)))
+        wait_ns = ahead_ns / len(serving)
+        share = max(1 / OVERDUE_SHARE, 1 - self._load(priority, wait_ns, now_ns))
+        return free_ns + max(own_ns, int(wait_ns / share))
 
-    def _share(self, priority: int, now_ns: int) -> float:
-        """The part of the workers' time that a class can count on."""
+    def _load(self, priority: int, over_ns: float, now_ns: int) -> float:
+        """The part of the workers' time that higher classes have asked for lately: over about as long as
+        is looked ahead, so that a burst, which waits and is counted there, is not taken for a habit."""
         passed_ns = now_ns - self._loads_ns
         if passed_ns > LOADS_EVERY_NS:
-            weight = min(1.0, passed_ns / LOADS_OVER_NS)
-            workers = max(1, len(self._workers))
-            for index, work_ns in enumerate(self._work_ns):
-                self._loads[index] += (work_ns / (passed_ns * workers) - self._loads[index]) * weight
-                self._work_ns[index] = 0.0
             self._loads_ns = now_ns
-        return max(1 / OVERDUE_SHARE, 1 - sum(self._loads[:priority]))
+            all_ns = passed_ns * max(1, len(self._workers))
+            for span_ns, loads in self._loads.items():
+                weight = min(1.0, passed_ns / span_ns)
+                for index, work_ns in enumerate(self._work_ns):
+                    loads[index] += (work_ns / all_ns - loads[index]) * weight
+            self._work_ns = [0.0] * len(SHARES)
+        span_ns = next((span_ns for span_ns in LOAD_SPANS_NS if span_ns >= over_ns), LOAD_SPANS_NS[-1])
+        return sum(self._loads[span_ns][:priority])
 
     def _full(
         self, account: Account, model: Model, rows: int, nbytes: int, priority: int, now_ns: int

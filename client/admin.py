@@ -14,6 +14,7 @@ from ..transport.endpoints import Endpoint
 from ..transport.errors import DeadlineExceeded, MalformedMessage, from_wire
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelChanged
+from ..transport.sockets import CONTEXT_DESCRIPTORS, SOCKET_DESCRIPTORS, require_descriptors
 
 Answer = TypeVar("Answer", m.SnapshotTaken, ModelChanged)
 TIMEOUT_S = 120.0  # for a change: a big model is loaded and warmed by one worker after the other
@@ -70,6 +71,7 @@ class Operator:
 
     def _ask(self, message: m.AdminMessage, kind: type[Answer], timeout: float) -> Answer:
         endpoint = self.endpoint
+        require_descriptors(CONTEXT_DESCRIPTORS + SOCKET_DESCRIPTORS)
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.setsockopt(zmq.LINGER, 0)
             if endpoint.is_ipv6:

@@ -86,12 +86,13 @@ class Connection:
                 raise nobody_answers(self.endpoint, timeout_s)
 
     def send(self, messages: Sequence[Any], frames: Sequence[Any] = ()) -> None:
-        """Send one envelope. Raises BrokerLost when the broker takes nothing."""
-        payload = codec.encode(messages)
+        """Send messages, in as few envelopes as they fit into; frames go with a single one. Raises
+        BrokerLost when the broker takes nothing."""
         try:
             if frames:
-                self.socket.send_multipart([payload, *frames])
-            else:
+                self.socket.send_multipart([codec.encode(messages), *frames])
+                return
+            for payload in codec.payloads(messages):
                 self.socket.send(payload)
         except zmq.Again:
             raise errors.BrokerLost(f"the broker at {self.endpoint.url} does not read") from None

@@ -154,7 +154,7 @@ def test_random_bytes_on_every_socket_are_refused(
     refused = yard.snapshot()["refused"]
     assert refused["malformed"] > 0
     assert refused["worker_malformed"] > 0
-    assert refused["admin_malformed"] > 0
+    assert refused["admin_refused"] > 0
 
 
 def test_mutations_of_good_messages_on_every_socket_do_no_harm(
@@ -187,7 +187,7 @@ def test_a_message_of_thousands_of_parts_is_read_away_and_refused(peer: Peer, ya
     assert Path(f"/proc/{yard.processes[0].pid}/status").read_text().count("VmRSS")
 
 
-@pytest.mark.parametrize("version", [0, 2, 99, 1 << 40])
+@pytest.mark.parametrize("version", [0, 1, 99, 1 << 40])
 def test_another_version_is_answered_in_the_layout_that_every_version_has(peer: Peer, version: int) -> None:
     peer.send(msgpack.packb([version, [[1, None, "from the future", {"a": 1}]]]))
     assert peer.socket.poll(ANSWER_MS)
