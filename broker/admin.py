@@ -50,11 +50,15 @@ class Admin:
                 return
             identity, payload, *_rest = self._socket.recv_multipart()
             try:
-                for message in codec.admin_to_broker.decode(payload):
-                    self._handle(identity, message, now_ns)
+                messages = codec.admin_to_broker.decode(payload)
             except BatchyardError as error:
-                self._core.counters.refuse("admin_refused")
-                self._send(identity, m.Refused(error.code, str(error)))
+                self._refuse(identity, error)
+                continue
+            for message in messages:
+                try:
+                    self._handle(identity, message, now_ns)
+                except BatchyardError as error:
+                    self._refuse(identity, error)
 
     def answer(self, action: e.ToAdmin) -> None:
         """An order has been carried out, or refused."""
@@ -89,6 +93,10 @@ class Admin:
             return with_file(self._core.served(message.model).config, message.file, root)
         max_batch = message.max_batch or self._config.max_batch
         return with_file(ModelConfig(message.model, Path(), max_batch), message.file, root)
+
+    def _refuse(self, identity: bytes, error: BatchyardError) -> None:
+        self._core.counters.refuse("admin_refused")
+        self._send(identity, m.Refused(error.code, str(error)))
 
     def _send(self, identity: bytes, message: m.BrokerToAdmin) -> None:
         reply = codec.encode([message])

@@ -18,8 +18,10 @@ SEED = 20_261_122
 
 def compare(old: ServedModel, new: ServedModel, tolerance: float | None) -> float | None:
     """The greatest difference of any value of any output; None when no canary can be made for the old
-    model. Raises CannotServe when the new model fails where the old one answers, or is further off
-    than `tolerance`."""
+    model, or when the new one takes or gives other tensors, which the broker says more of. Raises
+    CannotServe when the new model fails where the old one answers, or is further off than `tolerance`."""
+    if _tensors(old) != _tensors(new):
+        return None
     for drawn in (True, False):  # some models take only what their users would send: then zeros
         feeds = old.canary(min(ROWS, old.max_batch), np.random.default_rng(SEED) if drawn else None)
         try:
@@ -43,16 +45,19 @@ def compare(old: ServedModel, new: ServedModel, tolerance: float | None) -> floa
     return greatest
 
 
+def _tensors(model: ServedModel) -> list[list[tuple[str, int]]]:
+    """Names and types of what it takes and of what it gives."""
+    return [[(spec.name, spec.dtype) for spec in specs] for specs in (model.inputs, model.outputs)]
+
+
 def _difference(name: str, before: Any, after: Any) -> float:
     """The greatest difference of two arrays. Raises CannotServe."""
     if before.shape != after.shape:
         raise CannotServe(f"its output {name!r} has shape {after.shape} where there was {before.shape}")
-    if not before.size:
-        return 0.0
-    if before.dtype.kind not in "fiub":
-        return float(np.any(before != after))
-    before, after = before.astype(np.float64), after.astype(np.float64)
-    if np.any(np.isfinite(before) & ~np.isfinite(after)):
+    wide = np.complex128 if before.dtype.kind == "c" else np.float64
+    before, after = before.astype(wide), after.astype(wide)
+    finite = np.isfinite(before)
+    if np.any(finite & ~np.isfinite(after)):
         raise CannotServe(f"its output {name!r} is not finite on a canary where the served model's is")
-    with np.errstate(invalid="ignore"):  # infinities of both
-        return float(np.max(np.nan_to_num(np.abs(before - after), nan=0.0, posinf=0.0)))
+    with np.errstate(over="ignore"):  # of two numbers at the far ends
+        return float(np.max(np.abs(before[finite] - after[finite]), initial=0.0))

@@ -108,7 +108,7 @@ MUTANTS = [
     Mutant("a lost connection's requests wait for ever", CHANNEL, "        settled = [(pending, error) for pending in list(self.pending.values()) if not pending.settled]\n", "        settled: list = []\n"),
     # ---- the worker
     Mutant("a worker keeps a former broker's arenas", SESSION, "        self._memory.detach_all()\n", ""),
-    Mutant("a worker keeps bindings into a former broker's arenas", SESSION, "    def _welcome(self, message: m.WorkerWelcome) -> None:\n        for model in self._kept.values():\n            model.forget_bindings()\n", "    def _welcome(self, message: m.WorkerWelcome) -> None:\n"),
+    Mutant("a worker keeps bindings into a former broker's arenas", SESSION, "    def _welcome(self, message: m.WorkerWelcome) -> None:\n        for _, model in self._kept:\n            model.forget_bindings()\n", "    def _welcome(self, message: m.WorkerWelcome) -> None:\n"),
     Mutant("a worker forgets its arenas when it greets again", SESSION, "        self._send([m.Register(self._pid, [self._provider])])\n", "        self._memory.detach_all()\n        self._send([m.Register(self._pid, [self._provider])])\n"),
     Mutant("a worker never unmaps an arena", SESSION, "        self._memory.detach(message.arena)\n", ""),
     Mutant("a worker answers with a former broker's epoch", SESSION, "        self._epoch = message.epoch\n", "        self._epoch = self._epoch or message.epoch\n"),
