@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .model import CannotServe, ServedModel
+from .model import CannotServe, ServedModel, first_line
 
 ROWS = 2
 SEED = 20_261_122
@@ -34,7 +34,8 @@ def compare(old: ServedModel, new: ServedModel, tolerance: float | None) -> floa
     try:
         answers = new.answers(feeds)
     except Exception as error:
-        raise CannotServe(f"it fails on a canary that the served model answers: {error}") from None
+        text = f"it fails on a canary that the served model answers: {first_line(error)}"
+        raise CannotServe(text) from None
     greatest = 0.0
     for name, before, after in zip((spec.name for spec in old.outputs), expected, answers, strict=True):
         greatest = max(greatest, _difference(name, before, after))
@@ -45,9 +46,13 @@ def compare(old: ServedModel, new: ServedModel, tolerance: float | None) -> floa
     return greatest
 
 
-def _tensors(model: ServedModel) -> list[list[tuple[str, int]]]:
-    """Names and types of what it takes and of what it gives."""
-    return [[(spec.name, spec.dtype) for spec in specs] for specs in (model.inputs, model.outputs)]
+def _tensors(model: ServedModel) -> list[tuple[Any, ...]]:
+    """What it takes and gives, without the names of free axes."""
+    return [
+        (spec.name, spec.dtype, *(axis if isinstance(axis, int) else None for axis in spec.shape))
+        for specs in (model.inputs, model.outputs)
+        for spec in specs
+    ]
 
 
 def _difference(name: str, before: Any, after: Any) -> float:
