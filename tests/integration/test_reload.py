@@ -149,14 +149,20 @@ def test_swaps_under_load_fail_nobody_and_every_answer_is_its_revisions(yard: Ya
     assert len(expected) >= 5
     assert traffic.answers > 100
     assert len(traffic.by_revision) >= 5
-    assert {number: {k} for number, k in expected.items() if number in traffic.by_revision} == traffic.by_revision
+    assert {
+        number: {k} for number, k in expected.items() if number in traffic.by_revision
+    } == traffic.by_revision
     assert yard.snapshot()["workers_lost"] == 0
 
 
 def test_both_workers_serve_the_new_revision(yard: Yard, files: Path) -> None:
     with yard.client() as client:
         yard.operator.swap("net", "plus2.onnx")
-        replies = [future.reply for future in [client.submit("net", X) for _ in range(200)] if future.result() is not None]
+        replies = [
+            future.reply
+            for future in [client.submit("net", X) for _ in range(200)]
+            if future.result() is not None
+        ]
         assert {added(reply.value) for reply in replies} == {2}
         (info,) = client.models()
         assert len(info.workers) == 2
@@ -182,7 +188,9 @@ def external(files: Path, name: str, location: str) -> None:
     for key, value in (("location", location), ("offset", "0"), ("length", "16")):
         k.external_data.add(key=key, value=value)
     tensors = [helper.make_tensor_value_info(name, 1, ["n", 4]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Add", ["x", "k"], ["y"])], name, tensors[:1], tensors[1:], [k])
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "k"], ["y"])], name, tensors[:1], tensors[1:], [k]
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     (files / f"{name}.onnx").write_bytes(model.SerializeToString())
     assert onnx.load(str(files / f"{name}.onnx"), load_external_data=False) is not None
@@ -207,7 +215,12 @@ def test_weights_beside_the_model_are_read_anew_too(yard: Yard, files: Path) -> 
     ("file", "tolerance", "error", "said"),
     [
         ("corrupt.onnx", None, ModelFailed, "(?i)protobuf"),
-        ("wide.onnx", None, ModelFailed, r"its input is x: float32\[n, 9\], and that of the one that serves is x"),
+        (
+            "wide.onnx",
+            None,
+            ModelFailed,
+            r"its input is x: float32\[n, 9\], and that of the one that serves is x",
+        ),
         ("plus3.onnx", 1.5, ModelFailed, "its answers to a canary differ by up to 2, and 1.5 is allowed"),
         ("nowhere.onnx", None, InvalidRequest, "no such file"),
         ("../outside.onnx", None, InvalidRequest, "expected a file inside models_root"),
@@ -236,7 +249,11 @@ def test_weights_outside_the_models_folder_are_not_read(yard: Yard, files: Path,
     (files.parent / "secret.bin").write_bytes(np.full(4, 9, np.float32).tobytes())
     if how == "symlink" and not (files / "inside.bin").is_symlink():
         (files / "inside.bin").symlink_to("../secret.bin")
-    location = {"dots": "../secret.bin", "absolute": str(files.parent / "secret.bin"), "symlink": "inside.bin"}[how]
+    location = {
+        "dots": "../secret.bin",
+        "absolute": str(files.parent / "secret.bin"),
+        "symlink": "inside.bin",
+    }[how]
     external(files, f"ext-{how}", location)
     with yard.client() as client:
         with pytest.raises(ModelFailed, match=r"(?i)(external data|path)") as caught:
@@ -326,7 +343,9 @@ def test_a_worker_killed_amid_swaps_fails_no_request_and_mixes_no_revisions(yard
         done = refused = 0
         for round_ in range(12):
             if round_ % 4 == 1:
-                victim = tools.until(lambda: len(pids := tools.worker_pids(client, "net")) == 2 and pids[0], 30)
+                victim = tools.until(
+                    lambda: len(pids := tools.worker_pids(client, "net")) == 2 and pids[0], 30
+                )
                 threading.Timer(0.01 * round_, tools.kill, (victim,)).start()
             try:
                 yard.operator.swap("net", f"plus{1 + round_ % 3}.onnx")
@@ -342,7 +361,10 @@ def test_a_worker_killed_amid_swaps_fails_no_request_and_mixes_no_revisions(yard
 
 
 def test_a_broker_killed_after_a_swap_serves_its_configurations_files_again(files: Path, tools: Any) -> None:
-    with serve({"net": files / "plus1.onnx"}, workers=1, max_batch=8, threads=1) as yard, yard.client() as client:
+    with (
+        serve({"net": files / "plus1.onnx"}, workers=1, max_batch=8, threads=1) as yard,
+        yard.client() as client,
+    ):
         yard.operator.swap("net", "plus2.onnx")
         yard.operator.load("second", "plus3.onnx")
         assert (added(client.infer("net", X)), added(client.infer("second", X))) == (2, 3)
@@ -384,7 +406,11 @@ def test_an_operator_whose_broker_dies_hears_so_at_once(files: Path, slow_model:
 
 def batchyard(yard: Yard, *arguments: str) -> tuple[int, str]:
     done = subprocess.run(
-        [*BATCHYARD, "models", "--url", yard.url, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [*BATCHYARD, "models", "--url", yard.url, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     return done.returncode, done.stdout + done.stderr
 

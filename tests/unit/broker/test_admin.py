@@ -112,7 +112,11 @@ def test_another_version_is_told_so(office: Office) -> None:
 
 def test_every_order_of_one_message_is_answered(office: Office) -> None:
     said = office.hear(
-        ONE, m.SwapModel("nobody", ""), m.LoadModel("b", "nowhere.onnx"), m.Snapshot(), m.LoadModel("c", "new.onnx")
+        ONE,
+        m.SwapModel("nobody", ""),
+        m.LoadModel("b", "nowhere.onnx"),
+        m.Snapshot(),
+        m.LoadModel("c", "new.onnx"),
     )
     assert [type(answer).__name__ for _, answer in said] == ["Refused", "Refused", "SnapshotTaken"]
     assert [answer.code for _, answer in said[:2]] == [Code.UNKNOWN_MODEL, Code.INVALID_REQUEST]

@@ -137,7 +137,10 @@ def test_a_new_model_is_served_when_the_last_worker_has_it() -> None:
 def test_a_request_for_a_model_that_is_still_being_tried_is_refused(world: World) -> None:
     world.load(1)
     world.submit(1, "other")
-    assert (world.client[-1].code, "this yard has: net" in world.client[-1].text) == (Code.UNKNOWN_MODEL, True)
+    assert (world.client[-1].code, "this yard has: net" in world.client[-1].text) == (
+        Code.UNKNOWN_MODEL,
+        True,
+    )
 
 
 def test_who_waits_for_the_models_of_a_yard_sees_a_new_one(world: World) -> None:
@@ -250,7 +253,10 @@ def test_what_a_dead_worker_held_of_the_old_revision_is_run_by_the_new_one() -> 
         ({"inputs": [X, TensorSpec("z", 1, ["batch", 4])]}, "it has 2 inputs, and the one that serves has 1"),
         ({"outputs": [TensorSpec("y", 1, ["batch", "k"])]}, "its output is y: float32[batch, k]"),
         ({"outputs": [Y, Y]}, "it has 2 outputs, and the one that serves has 1"),
-        ({"batchable": False, "alone_reason": "axis 0 is fixed"}, "one batches and the other does not: axis 0"),
+        (
+            {"batchable": False, "alone_reason": "axis 0 is fixed"},
+            "one batches and the other does not: axis 0",
+        ),
     ],
 )
 def test_one_that_takes_or_gives_other_tensors_is_refused(world: World, changed: Any, said: str) -> None:
@@ -350,7 +356,9 @@ def test_a_worker_that_dies_at_its_trial_ends_it() -> None:
     world.say(1, loaded(2))
     world.take()
     world.die(2)
-    assert world.refusal(1)[1] == "'net' was not changed: a worker died while it loaded it; revision 1 serves on"
+    assert (
+        world.refusal(1)[1] == "'net' was not changed: a worker died while it loaded it; revision 1 serves on"
+    )
     assert world.take(1) == [m.Unload("net", 2)]
 
 
@@ -436,7 +444,9 @@ def test_a_model_goes_when_what_it_had_has_ended(world: World) -> None:
     assert world.answers == {1: m.ModelChanged("net", 1)}
     assert world.take(1) == [m.Unload("net", 1)]
     assert world.core.models == {}
-    ended = [number for message in world.client if isinstance(message, m.Completed) for number in message.requests]
+    ended = [
+        number for message in world.client if isinstance(message, m.Completed) for number in message.requests
+    ]
     assert sorted(ended) == [1, 2, 3, 4, 5, 6]
 
 

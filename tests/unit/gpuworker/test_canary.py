@@ -51,7 +51,9 @@ def test_the_greatest_difference_of_any_value_is_told(plus: Any) -> None:
 
 def test_what_is_allowed_is_the_operators_to_say(plus: Any) -> None:
     assert compare(plus(1.0), plus(1.5), 0.6) == pytest.approx(0.5, abs=1e-6)
-    with pytest.raises(CannotServe, match=r"its answers to a canary differ by up to 0\.5, and 0\.4 is allowed"):
+    with pytest.raises(
+        CannotServe, match=r"its answers to a canary differ by up to 0\.5, and 0\.4 is allowed"
+    ):
         compare(plus(1.0), plus(1.5), 0.4)
 
 
@@ -60,7 +62,9 @@ def test_no_numbers_where_there_were_some_are_never_allowed(
     plus: Any, onnx_models: Any, tolerance: float | None
 ) -> None:
     nan = chain(onnx_models, "log of minus", "Abs", "Neg", "Log")
-    with pytest.raises(CannotServe, match="its output 'y' is not finite on a canary where the served model's is"):
+    with pytest.raises(
+        CannotServe, match="its output 'y' is not finite on a canary where the served model's is"
+    ):
         compare(plus(0.0), nan, tolerance)
 
 
@@ -82,7 +86,11 @@ def test_another_shape_is_never_allowed(onnx_models: Any) -> None:
 
 
 def test_other_tensors_are_left_to_the_broker_who_says_which(plus: Any, onnx_models: Any) -> None:
-    other = served(onnx_models.save("other", [("Neg", ["z"], ["y"], {})], [("z", FLOAT, ["n", 3])], [("y", FLOAT, ["n", 3])]))
+    other = served(
+        onnx_models.save(
+            "other", [("Neg", ["z"], ["y"], {})], [("z", FLOAT, ["n", 3])], [("y", FLOAT, ["n", 3])]
+        )
+    )
     more = served(onnx_models.save(
         "more", [("Neg", ["x"], ["y"], {}), ("Abs", ["x"], ["w"], {})],
         [("x", FLOAT, ["n", 3])], [("y", FLOAT, ["n", 3]), ("w", FLOAT, ["n", 3])],

@@ -97,7 +97,9 @@ def test_a_model_beside_another_is_compared_with_it() -> None:
 
 
 def test_whatever_goes_wrong_is_told_and_the_next_one_is_made() -> None:
-    wrong = iter([CannotServe("it is no ONNX"), OSError("no such file"), MemoryError("x" * 9000), KeyError("k")])
+    wrong = iter(
+        [CannotServe("it is no ONNX"), OSError("no such file"), MemoryError("x" * 9000), KeyError("k")]
+    )
 
     def make(load: m.Load) -> Any:
         error = next(wrong, None)
