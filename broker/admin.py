@@ -52,13 +52,13 @@ class Admin:
             try:
                 messages = codec.admin_to_broker.decode(payload)
             except BatchyardError as error:
-                self._refuse(identity, error)
+                self._refuse(identity, "admin_malformed", error)
                 continue
             for message in messages:
                 try:
                     self._handle(identity, message, now_ns)
                 except BatchyardError as error:
-                    self._refuse(identity, error)
+                    self._refuse(identity, "admin_refused", error)
 
     def answer(self, action: e.ToAdmin) -> None:
         """An order has been carried out, or refused."""
@@ -94,8 +94,8 @@ class Admin:
         max_batch = message.max_batch or self._config.max_batch
         return with_file(ModelConfig(message.model, Path(), max_batch), message.file, root)
 
-    def _refuse(self, identity: bytes, error: BatchyardError) -> None:
-        self._core.counters.refuse("admin_refused")
+    def _refuse(self, identity: bytes, reason: str, error: BatchyardError) -> None:
+        self._core.counters.refuse(reason)
         self._send(identity, m.Refused(error.code, str(error)))
 
     def _send(self, identity: bytes, message: m.BrokerToAdmin) -> None:

@@ -102,7 +102,7 @@ def test_a_question_is_answered_at_once(office: Office) -> None:
 def test_what_is_no_message_is_counted_and_refused(office: Office, frames: list[bytes]) -> None:
     ((who, answer),) = office.hear_bytes(ONE, *frames)
     assert (who, type(answer), answer.code) == (ONE, m.Refused, Code.INVALID_REQUEST)
-    assert office.refused()["admin_refused"] == 1
+    assert office.refused()["admin_malformed"] == 1
 
 
 def test_another_version_is_told_so(office: Office) -> None:
@@ -120,6 +120,7 @@ def test_every_order_of_one_message_is_answered(office: Office) -> None:
     )
     assert [type(answer).__name__ for _, answer in said] == ["Refused", "Refused", "SnapshotTaken"]
     assert [answer.code for _, answer in said[:2]] == [Code.UNKNOWN_MODEL, Code.INVALID_REQUEST]
+    assert office.refused()["admin_refused"] == 2
     office.loaded("c", 1)
     assert office.socket.said == [(ONE, m.ModelChanged("c", 1))]
 
