@@ -54,11 +54,14 @@ class Admin:
                 messages = codec.admin_to_broker.decode(payload)
                 if len(messages) > QUESTIONS_MAX:
                     raise MalformedMessage(f"an operator asks {QUESTIONS_MAX} things at once at most")
-                for message in messages:
-                    self._handle(identity, message, now_ns)
             except BatchyardError as error:
-                self._core.counters.refuse("admin_refused")
-                self._send(identity, m.Refused(error.code, str(error)))
+                self._refuse(identity, "admin_malformed", error)
+                continue
+            for message in messages:
+                try:
+                    self._handle(identity, message, now_ns)
+                except BatchyardError as error:
+                    self._refuse(identity, "admin_refused", error)
 
     def answer(self, action: e.ToAdmin) -> None:
         """An order has been carried out, or refused."""
@@ -93,6 +96,10 @@ class Admin:
             return with_file(self._core.served(message.model).config, message.file, root)
         max_batch = message.max_batch or self._config.max_batch
         return with_file(ModelConfig(message.model, Path(), max_batch), message.file, root)
+
+    def _refuse(self, identity: bytes, reason: str, error: BatchyardError) -> None:
+        self._core.counters.refuse(reason)
+        self._send(identity, m.Refused(error.code, str(error)))
 
     def _send(self, identity: bytes, message: m.BrokerToAdmin) -> None:
         reply = codec.encode([message])

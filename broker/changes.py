@@ -12,15 +12,12 @@ Pure. Must not import the core.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ..transport import messages as m
 from ..transport.errors import Code, InvalidRequest
 from . import events as e
+from .config import MODELS_MAX, ModelConfig
 from .registry import Model, Worker
-
-if TYPE_CHECKING:
-    from .config import ModelConfig
 
 
 class Change:
@@ -66,6 +63,9 @@ class Changes:
         if model is not None and not event.swap:
             text = f"{name!r} is served already: swap it, or unload it first"
             return [_refused(event.admin, Code.INVALID_REQUEST, text)]
+        if model is None and len(self._models) >= MODELS_MAX:
+            text = f"this yard has {MODELS_MAX} models, and no more are allowed: unload one first"
+            return [_refused(event.admin, Code.INVALID_REQUEST, text)]
         if not self._workers:
             return [_refused(event.admin, Code.OVERLOADED, "no worker is up to load it; try again")]
         actions = self._give_up(name, Code.CANCELLED, "a newer change of the same model came")
@@ -83,10 +83,11 @@ class Changes:
             known = ", ".join(sorted(self._models)) or "none"
             text = f"no model is called {name!r}; this yard has: {known}"
             return [_refused(event.admin, Code.UNKNOWN_MODEL, text)]
+        if model is not None:
+            model.leaving = True
         actions = self._give_up(name, Code.CANCELLED, "the model was unloaded meanwhile")
         if model is None:
             return [*actions, e.ToAdmin(event.admin, m.ModelChanged(name, self._revisions[name]))]
-        model.leaving = True
         self._leaving.setdefault(name, []).append(event.admin)
         return actions + self.drained(model)
 
@@ -163,7 +164,8 @@ class Changes:
         actions: list[e.Action] = [
             e.ToWorker(worker, m.Unload(name, change.revision)) for worker in tried if worker in self._workers
         ]
-        kept = f"; revision {self._models[name].revision} serves on" if name in self._models else ""
+        model = self._models.get(name)
+        kept = f"; revision {model.revision} serves on" if model is not None and not model.leaving else ""
         return [*actions, _refused(change.admin, code, f"{name!r} was not changed: {text}{kept}")]
 
     def _switch(self, change: Change) -> list[e.Action]:

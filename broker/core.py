@@ -382,6 +382,9 @@ class Core:
             return
         elif isinstance(message, m.LoadFailed):
             model.failures[worker.id] = message.text
+        elif model.inputs and (reason := model.differs(message)):  # its file is another one by now
+            self.counters.refuse("bad_load")
+            model.failures[worker.id] = reason
         else:
             try:
                 worker.serve(model, message)

@@ -54,6 +54,17 @@ def seconds(text: str) -> float:
     return value
 
 
+def difference(text: str) -> float:
+    """Zero or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, found {text!r}")
+    return value
+
+
 def priority(text: str) -> int:
     """The number of a priority class, by its name in any case."""
     try:

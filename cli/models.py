@@ -15,7 +15,7 @@ from ..transport import dtypes
 from ..transport.messages import ModelInfo, ModelState
 from ..transport.tensors import TensorSpec
 from . import watch
-from .arguments import add_yard, count, parser, seconds
+from .arguments import add_yard, count, difference, parser, seconds
 from .text import duration, plural, table
 
 EXAMPLES = """examples:
@@ -35,11 +35,9 @@ def main(argv: list[str]) -> int:
         return _show(options)
     operator = Operator(options.url, options.keys)
     if options.order == "watch":
+        served = partial(_served, options)
+        served()  # whatever is wrong with the folder or the yard is told at once
         print(f"following {options.folder}; Ctrl-C ends it", flush=True)
-        files = watch.listing(options.folder)
-        with Client(options.url, keys=options.keys, segment="frames") as client:
-            names = {model.name for model in client.models()}
-        served = {file: name for file in files if (name := file.removesuffix(watch.SUFFIX)) in names}
         watch.follow(options.folder, served, operator, threading.Event().wait, partial(print, flush=True))
     elif options.order == "load":
         said_of("loaded", operator.load(options.name, options.file, options.max_batch, options.timeout))
@@ -48,6 +46,14 @@ def main(argv: list[str]) -> int:
     else:
         said_of("unloaded", operator.unload(options.name, options.timeout))
     return 0
+
+
+def _served(options: argparse.Namespace) -> dict[str, str]:
+    """Files of the watched folder whose models the yard has, by name. Raises OSError."""
+    files = watch.listing(options.folder)
+    with Client(options.url, keys=options.keys, segment="frames") as client:
+        names = {model.name for model in client.models()}
+    return {file: name for file in files if (name := file.removesuffix(watch.SUFFIX)) in names}
 
 
 def said_of(done: str, changed: ModelChanged) -> None:
@@ -72,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     swap.add_argument("name", metavar="NAME")
     swap.add_argument("file", metavar="FILE", nargs="?", help="(the file that it has, read anew)")
     swap.add_argument(
-        "--tolerance", type=float, metavar="D", help="greatest difference of a canary's answers (any)"
+        "--tolerance", type=difference, metavar="D", help="greatest difference of a canary's answers (any)"
     )
     unload = orders.add_parser("unload", help="serve it no longer; what waits for it is still run")
     unload.add_argument("name", metavar="NAME")

@@ -176,7 +176,7 @@ def _follow(config: YardConfig, yard: Yard, stop: threading.Event) -> None:
     assert root is not None
     served = {model.path.name: name for name, model in config.models.items() if model.path.parent == root}
     _say(f"following the .onnx files of {root}")
-    arguments = (root, served, yard.operator, stop.wait, _say)
+    arguments = (root, lambda: served, yard.operator, stop.wait, _say)
     threading.Thread(target=watch.follow, args=arguments, name="batchyard-watch", daemon=True).start()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..client import Operator
-from ..transport.errors import BatchyardError, DeadlineExceeded, Overloaded
+from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, Overloaded
 
 SUFFIX = ".onnx"
 LOOK_S = 1.0
@@ -96,24 +96,25 @@ def listing(folder: Path) -> dict[str, Stamp]:
 
 def follow(
     folder: Path,
-    served: Mapping[str, str],
+    served: Callable[[], Mapping[str, str]],
     operator: Operator,
     wait: Callable[[float], bool],
     say: Callable[[str], None],
 ) -> None:
-    """Make the yard follow the folder until `wait(seconds)` is true. A broker that was started again
-    has its configuration's models, and is told of the others anew."""
-    watch = FolderWatch(served)
+    """Make the yard follow the folder until `wait(seconds)` is true. `served` tells which files a broker
+    serves by itself; one that was started again has its configuration's models, and is told of the
+    others anew."""
+    watch = FolderWatch({})
     broker = None
     while True:
         try:
             pid = operator.snapshot()["pid"]
-            if broker not in (None, pid):
-                watch = FolderWatch(served)
+            if broker != pid:
+                watch = FolderWatch(served())
             broker = pid
             for line in _apply(watch, listing(folder), operator):
                 say(line)
-        except DeadlineExceeded:
+        except (DeadlineExceeded, BrokerLost):
             pass  # no broker just now
         except OSError as error:
             say(f"{folder} cannot be read: {error.strerror or error}")
@@ -130,7 +131,7 @@ def _apply(watch: FolderWatch, found: Mapping[str, Stamp], operator: Operator) -
                 revision = operator.swap(change.model, change.file, timeout=CHANGE_TIMEOUT_S).revision
             else:
                 revision = operator.unload(change.model, timeout=CHANGE_TIMEOUT_S).revision
-        except (DeadlineExceeded, Overloaded):
+        except (BrokerLost, DeadlineExceeded, Overloaded):
             return  # asked again at the next look
         except BatchyardError as error:
             watch.refused(change)

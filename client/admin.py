@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any, TypeVar
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from ..transport import codec, endpoints
 from ..transport import messages as m
 from ..transport.endpoints import Endpoint
-from ..transport.errors import DeadlineExceeded, MalformedMessage, from_wire
+from ..transport.errors import BrokerLost, DeadlineExceeded, MalformedMessage, Unauthorized, from_wire
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelChanged
-from ..transport.sockets import CONTEXT_DESCRIPTORS, SOCKET_DESCRIPTORS, require_descriptors
+from ..transport.sockets import (
+    CONTEXT_DESCRIPTORS,
+    SOCKET_DESCRIPTORS,
+    Socket,
+    configure,
+    require_descriptors,
+)
 
 Answer = TypeVar("Answer", m.SnapshotTaken, ModelChanged)
 TIMEOUT_S = 120.0  # for a change: a big model is loaded and warmed by one worker after the other
+CONNECT_TIMEOUT_S = 5.0  # for a broker to be there at all
+
+_REFUSED = (zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED[0] | _REFUSED[1]
 
 
 class Operator:
     """Asks and orders. `url` and `keys` as for `Client`; a connection is made for every call.
 
     `file` is relative to the yard's `models_root`, and must lie in it. All raise DeadlineExceeded when
-    no answer comes within `timeout` seconds (what was ordered may still be done), and Unauthorized.
+    no broker is there within a few seconds, or no answer within `timeout` seconds, and Unauthorized;
+    `load`, `swap`, and `unload` BrokerLost when the broker goes away meanwhile. What was ordered of a
+    broker that did not answer may still be done, or not at all.
     """
 
     def __init__(self, url: str | None = None, keys: str | os.PathLike[str] | None = None) -> None:
@@ -73,18 +87,47 @@ class Operator:
         endpoint = self.endpoint
         require_descriptors(CONTEXT_DESCRIPTORS + SOCKET_DESCRIPTORS)
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-            socket.setsockopt(zmq.LINGER, 0)
-            if endpoint.is_ipv6:
-                socket.setsockopt(zmq.IPV6, 1)
+            configure(socket, endpoint)
             if self._keys is not None:
                 self._keys.apply_client(socket)
-            socket.connect(endpoint.admin)
-            socket.send(codec.encode([message]))
-            if not socket.poll(int(timeout * 1000)):
-                raise DeadlineExceeded(f"no broker answers at {endpoint.url} within {timeout:g} s")
-            (answer,) = codec.broker_to_admin.decode(socket.recv())
+            monitor: Socket = socket.get_monitor_socket(_EVENTS)
+            try:
+                socket.connect(endpoint.admin)
+                socket.send(codec.encode([message]))
+                payload = self._receive(socket, monitor, timeout, isinstance(message, m.Snapshot))
+                (answer,) = codec.broker_to_admin.decode(payload)
+            finally:
+                socket.disable_monitor()
+                monitor.close(0)
         if isinstance(answer, m.Refused):
             raise from_wire(answer.code, answer.text)
         if not isinstance(answer, kind):
             raise MalformedMessage(f"the broker at {endpoint.url} answered something else than was asked")
         return answer
+
+    def _receive(self, socket: Socket, monitor: Socket, timeout: float, patient: bool) -> bytes:
+        """The answer. `patient`: a broker that ends may be followed by one that answers; for questions."""
+        url = self.endpoint.url
+        started_s = time.monotonic()
+        connected = False
+        within_s = min(timeout, CONNECT_TIMEOUT_S)
+        text = f"no broker answers at {url} within {within_s:g} s"
+        poller = zmq.Poller()
+        poller.register(socket, zmq.POLLIN)
+        poller.register(monitor, zmq.POLLIN)
+        while True:
+            left_s = started_s + within_s - time.monotonic()
+            ready = dict(poller.poll(max(0, int(left_s * 1000))))
+            if socket in ready:
+                return socket.recv()
+            if not ready:
+                raise DeadlineExceeded(text)
+            event = recv_monitor_message(monitor)["event"]
+            if event in _REFUSED:
+                raise Unauthorized(f"the yard at {url} does not admit this operator: see its CURVE keys")
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                connected = True
+                within_s = timeout
+                text = f"the broker at {url} has not answered within {timeout:g} s"
+            elif connected and not patient:
+                raise BrokerLost(f"the broker at {url} went away; what was ordered may not be done")

@@ -180,7 +180,8 @@ class AsyncClient:
             infos: list[ModelInfo] = await link.settled(link.channel.describe(model), (), timeout)
         except DeadlineExceeded:
             raise DeadlineExceeded(f"no worker has loaded {model!r} within {timeout:g} s") from None
-        signature = link.session.signatures[model] = Signature(infos[0])
+        known = link.session.signatures
+        signature = known[model] = Signature(infos[0], known)
         return signature
 
     async def _ask(self, model: str, timeout: float) -> list[ModelInfo]:

@@ -22,6 +22,7 @@ from .signature import Array, Signature
 
 MODEL_NAME_CHARS_MAX = 64  # messages.Name
 
+_ABOUT_THE_MODEL = (errors.Code.INVALID_REQUEST, errors.Code.UNKNOWN_MODEL)
 Settled = tuple["Pending", Reply | list[m.ModelInfo] | Exception]
 
 
@@ -73,7 +74,11 @@ class Channel:
         """
         if not 0 <= priority <= m.Priority.LOW:  # the broker would refuse the whole envelope
             raise errors.InvalidRequest(f"priority is 0 (URGENT) to 3 (LOW), not {priority}")
-        arrays, rows = signature.arrays(inputs)
+        try:
+            arrays, rows = signature.arrays(inputs)
+        except errors.InvalidRequest:
+            signature.doubt()
+            raise
         pending = Pending(next(self._numbers), signature, rows)
         memory = self.memory
         if memory is None:
@@ -230,6 +235,8 @@ class Channel:
                 self._give_back(pending)
         if pending is None:
             return []
+        if pending.signature is not None and message.code in _ABOUT_THE_MODEL:
+            pending.signature.doubt()
         return self._settle(pending, errors.from_wire(message.code, message.text, message.retry_after_ns))
 
     def _give_back(self, pending: Pending) -> None:

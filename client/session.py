@@ -148,7 +148,7 @@ class Session:
         found = self.signatures.get(model)
         if found is None:
             check_name(model)
-            found = Signature(self.describe(connection, model, give_up_s)[0])
+            found = Signature(self.describe(connection, model, give_up_s)[0], self.signatures)
             self.signatures[model] = found
         return found
 

@@ -39,9 +39,10 @@ class _Input:
 
 
 class Signature:
-    """A loaded model's inputs and outputs. Raises ModelFailed for one that could not be loaded."""
+    """A loaded model's inputs and outputs. Raises ModelFailed for one that could not be loaded.
+    `known`: where it is kept under its name, to be asked for once."""
 
-    def __init__(self, info: ModelInfo) -> None:
+    def __init__(self, info: ModelInfo, known: dict[str, Signature] | None = None) -> None:
         if info.state is not ModelState.READY:
             reason = info.reason or "it is still loading"
             raise ModelFailed(f"{info.name!r} cannot be served: {reason}")
@@ -63,6 +64,12 @@ class Signature:
                 for tail, dtype in zip(self.output_tails, self.output_dtypes, strict=True)
             ]
         self._only = self.inputs[0] if len(self.inputs) == 1 else None
+        self._known = known
+
+    def doubt(self) -> None:
+        """A request was refused: another model may have been loaded under the name. Ask anew next time."""
+        if self._known is not None and self._known.get(self.name) is self:
+            del self._known[self.name]
 
     def arrays(self, inputs: Any) -> tuple[list[Array], int]:
         """(arrays in the model's order, rows) of what the caller passed: one array, or a mapping.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .model import CannotServe, ServedModel
+from .model import CannotServe, ServedModel, first_line
 
 ROWS = 2
 SEED = 20_261_122
@@ -18,8 +18,10 @@ SEED = 20_261_122
 
 def compare(old: ServedModel, new: ServedModel, tolerance: float | None) -> float | None:
     """The greatest difference of any value of any output; None when no canary can be made for the old
-    model. Raises CannotServe when the new model fails where the old one answers, or is further off
-    than `tolerance`."""
+    model, or when the new one takes or gives other tensors, which the broker says more of. Raises
+    CannotServe when the new model fails where the old one answers, or is further off than `tolerance`."""
+    if _tensors(old) != _tensors(new):
+        return None
     for drawn in (True, False):  # some models take only what their users would send: then zeros
         feeds = old.canary(min(ROWS, old.max_batch), np.random.default_rng(SEED) if drawn else None)
         try:
@@ -32,7 +34,8 @@ def compare(old: ServedModel, new: ServedModel, tolerance: float | None) -> floa
     try:
         answers = new.answers(feeds)
     except Exception as error:
-        raise CannotServe(f"it fails on a canary that the served model answers: {error}") from None
+        text = f"it fails on a canary that the served model answers: {first_line(error)}"
+        raise CannotServe(text) from None
     greatest = 0.0
     for name, before, after in zip((spec.name for spec in old.outputs), expected, answers, strict=True):
         greatest = max(greatest, _difference(name, before, after))
@@ -43,16 +46,23 @@ def compare(old: ServedModel, new: ServedModel, tolerance: float | None) -> floa
     return greatest
 
 
+def _tensors(model: ServedModel) -> list[tuple[Any, ...]]:
+    """What it takes and gives, without the names of free axes."""
+    return [
+        (spec.name, spec.dtype, *(axis if isinstance(axis, int) else None for axis in spec.shape))
+        for specs in (model.inputs, model.outputs)
+        for spec in specs
+    ]
+
+
 def _difference(name: str, before: Any, after: Any) -> float:
     """The greatest difference of two arrays. Raises CannotServe."""
     if before.shape != after.shape:
         raise CannotServe(f"its output {name!r} has shape {after.shape} where there was {before.shape}")
-    if not before.size:
-        return 0.0
-    if before.dtype.kind not in "fiub":
-        return float(np.any(before != after))
-    before, after = before.astype(np.float64), after.astype(np.float64)
-    if np.any(np.isfinite(before) & ~np.isfinite(after)):
+    wide = np.complex128 if before.dtype.kind == "c" else np.float64
+    before, after = before.astype(wide), after.astype(wide)
+    finite = np.isfinite(before)
+    if np.any(finite & ~np.isfinite(after)):
         raise CannotServe(f"its output {name!r} is not finite on a canary where the served model's is")
-    with np.errstate(invalid="ignore"):  # infinities of both
-        return float(np.max(np.nan_to_num(np.abs(before - after), nan=0.0, posinf=0.0)))
+    with np.errstate(over="ignore"):  # of two numbers at the far ends
+        return float(np.max(np.abs(before[finite] - after[finite]), initial=0.0))

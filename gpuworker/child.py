@@ -67,7 +67,7 @@ class Session:
         self._start_load = start_load
         self._memory = memory
         self._models: dict[tuple[str, int], ServedModel] = {}  # by name and revision
-        self._kept: dict[Any, ServedModel] = {}  # by what they were loaded from; of a former broker, too
+        self._kept: list[tuple[Any, ServedModel]] = []  # and from what; newest last; of a former broker, too
         self._loading: dict[Any, _Loading] = {}
         self._epoch = 0
         self._broker_pid = 0
@@ -90,7 +90,7 @@ class Session:
         self._handlers[type(message)](message)
 
     def _welcome(self, message: m.WorkerWelcome) -> None:
-        for model in self._kept.values():
+        for _, model in self._kept:
             model.forget_bindings()
         self._memory.detach_all()
         self._models.clear()  # a new broker counts revisions anew
@@ -107,15 +107,18 @@ class Session:
     # ---- models -------------------------------------------------------------------------------
 
     def _load(self, message: m.Load) -> None:
-        """Load a model, unless it is here already: a new broker gets what the last one had at once."""
+        """Load a model, unless it is here already: a new broker gets what the last one had at once. A
+        trial beside another revision always reads the file, and is compared."""
         try:
-            key = _key(message)
+            source = _source(message)
         except OSError as error:
             self._send([m.LoadFailed(message.model, message.revision, str(error))])
             return
-        model = self._kept.get(key)
-        if model is not None:
-            self._serve(message, model, 0.0 if message.beside else None)
+        # What a trial comes to is of no use to who asks for the same file without one.
+        key = source, (self._epoch, message.beside, message.tolerance) if message.beside else None
+        kept = [model for known, model in self._kept if known == source] if not message.beside else []
+        if kept:
+            self._serve(message, kept[-1], None)
         elif key in self._loading:
             self._loading[key].asked.append(message)
         else:
@@ -125,11 +128,16 @@ class Session:
     def loaded(self, key: Any, outcome: Outcome) -> None:
         """What was started under `key` is loaded, or can't be: then `outcome` says why."""
         asked = self._loading.pop(key).asked
+        if not asked:
+            return  # it was unloaded meanwhile, or its broker is gone
+        source = key[0]
+        if not isinstance(outcome, str) and not _is_still(source, asked[0]):
+            outcome = "the file changed while it was loaded"
         if isinstance(outcome, str):
             self._send([m.LoadFailed(message.model, message.revision, outcome) for message in asked])
             return
         model, difference = outcome
-        self._kept[key] = model
+        self._kept.append((source, model))
         for message in asked:
             self._serve(message, model, difference)
 
@@ -160,13 +168,13 @@ class Session:
                 if (load.model, load.revision) != (message.model, message.revision)
             ]
         used = set(map(id, self._models.values()))
-        self._kept = {key: model for key, model in self._kept.items() if id(model) in used}
+        self._kept = [(source, model) for source, model in self._kept if id(model) in used]
 
     def _attach(self, message: m.Attach) -> None:
         self._memory.attach(message.arena, message.segment, self._broker_pid)
 
     def _detach(self, message: m.Detach) -> None:
-        for model in self._kept.values():
+        for _, model in self._kept:
             model.forget_bindings()
         self._memory.detach(message.arena)
 
@@ -204,11 +212,19 @@ class Session:
             self._send([done], result.frames)
 
 
-def _key(load: m.Load) -> Any:
+def _source(load: m.Load) -> Any:
     """What a model is loaded from. Raises OSError."""
     found = Path(load.path).stat()
     file = (load.path, found.st_mtime_ns, found.st_size, found.st_ino)
     return load.model, file, load.max_batch, load.batchable, load.warmup, tuple(load.buckets)
+
+
+def _is_still(source: Any, load: m.Load) -> bool:
+    """Whether the file is the one that it was when the load was asked for."""
+    try:
+        return bool(_source(load) == source)
+    except OSError:
+        return False
 
 
 def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_threads: int) -> None:
@@ -238,14 +254,14 @@ def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_th
     poller.register(socket, zmq.POLLIN)
     poller.register(loader, zmq.POLLIN)
     while True:
+        flags = 0
         if loader.under_way:  # otherwise a receive is all there is to wait for, and quicker
             poller.poll(LOOK_AROUND_MS)
             for key, outcome in loader.finished():
                 session.loaded(key, outcome)
-            if not readable(socket):
-                continue
+            flags = zmq.NOBLOCK
         try:
-            payload = socket.recv()
+            payload = socket.recv(flags)
         except zmq.Again:
             lost = False
             while readable(monitor):

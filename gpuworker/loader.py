@@ -60,13 +60,16 @@ class Loader:
     def _run(self) -> None:
         first = True
         while True:
-            key, load, beside = self._jobs.get()
-            self._finished.append((key, load_beside(self._make, load, beside)))
+            self._do(*self._jobs.get())
             if first:  # what lives now lives long; later a collection would be a pause in some request
                 gc.collect()
                 first = False
             gc.freeze()
             self._wake_write.send(b"\0")
+
+    def _do(self, key: Any, load: m.Load, beside: ServedModel | None) -> None:
+        """Apart, so that while the thread waits for its next job it holds no model of the last one."""
+        self._finished.append((key, load_beside(self._make, load, beside)))
 
 
 def load_beside(make: Callable[[m.Load], ServedModel], load: m.Load, beside: ServedModel | None) -> Outcome:

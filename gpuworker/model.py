@@ -49,7 +49,7 @@ class ServedModel:
                 load.path, recipe.options, providers=recipe.providers, enable_fallback=0
             )
         except Exception as error:  # onnxruntime raises its own types, RuntimeError and others
-            raise CannotServe(_first_line(error)) from None
+            raise CannotServe(first_line(error)) from None
         self.inputs = [_spec(value) for value in self.session.get_inputs()]
         self.outputs = [_spec(value) for value in self.session.get_outputs()]
         self.alone_reason = self._why_alone() if load.batchable is None else ""
@@ -132,7 +132,7 @@ class ServedModel:
             try:
                 answers, self.warmup_ns[rows] = self._timed_run(feeds)
             except Exception as error:
-                raise CannotServe(f"its first run failed: {_first_line(error)}") from None
+                raise CannotServe(f"its first run failed: {first_line(error)}") from None
             if self.batchable and not self._check_rows(answers, rows):
                 return
             if perf_counter_ns() - started_ns > WARMUP_NS_MAX and not must:
@@ -210,6 +210,7 @@ def _spec(value: Any) -> TensorSpec:
     return TensorSpec(value.name, dtypes.BY_NAME[name].code, shape)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What onnxruntime has to say, without the rest of it."""
     text = str(error).strip().splitlines()
     return (text[0] if text else type(error).__name__)[:500]

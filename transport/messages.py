@@ -342,7 +342,7 @@ class SwapModel(msgspec.Struct, array_like=True, tag=3):
 
     model: Name
     file: Path
-    tolerance: float | None = None  # greatest difference of a canary's answers; None: any
+    tolerance: Annotated[float, msgspec.Meta(ge=0)] | None = None  # of a canary's answers; None: any
 
 
 class UnloadModel(msgspec.Struct, array_like=True, tag=4):

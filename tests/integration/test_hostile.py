@@ -187,7 +187,7 @@ def test_a_message_of_thousands_of_parts_is_read_away_and_refused(peer: Peer, ya
     assert Path(f"/proc/{yard.processes[0].pid}/status").read_text().count("VmRSS")
 
 
-@pytest.mark.parametrize("version", [0, 1, 99, 1 << 40])
+@pytest.mark.parametrize("version", [0, m.PROTOCOL_VERSION + 1, 99, 1 << 40])
 def test_another_version_is_answered_in_the_layout_that_every_version_has(peer: Peer, version: int) -> None:
     peer.send(msgpack.packb([version, [[1, None, "from the future", {"a": 1}]]]))
     assert peer.socket.poll(ANSWER_MS)

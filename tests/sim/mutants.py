@@ -18,12 +18,15 @@ LANES = "broker/lanes.py"
 BATCHING = "broker/batching.py"
 ADMISSION = "broker/admission.py"
 REGISTRY = "broker/registry.py"
+CHANGES = "broker/changes.py"
 FRONT = "broker/front.py"
 BACK = "broker/back.py"
 CHANNEL = "client/channel.py"
 RESUBMIT = "client/resubmit.py"
 WINDOW = "client/window.py"
 SESSION = "gpuworker/child.py"
+LOADER = "gpuworker/loader.py"
+CANARY = "gpuworker/canary.py"
 RUNNER = "gpuworker/runner.py"
 DEADLINES = "transport/deadlines.py"
 
@@ -105,6 +108,21 @@ MUTANTS = [
     Mutant("lanes that nobody uses pile up", REGISTRY, "            del self.lanes[lane.signature]\n", "            pass\n"),
     Mutant("shapes that differ share a lane", REGISTRY, "tuple(tuple(tensor.shape[1:]) for tensor in inputs)", "((),)"),
     Mutant("a model that loads at last is still failed", REGISTRY, "        self.failures.pop(worker, None)\n", ""),
+    # ---- models that change
+    Mutant("a swap is made when the first worker has it", CHANGES, "        return [self._try_next(change)] if change.waiting else self._switch(change)\n", "        return self._switch(change)\n"),
+    Mutant("the old revision is never dropped", CHANGES, "            actions += [e.ToWorker(worker, old) for worker in self._workers]\n", ""),
+    Mutant("a trial that is given up stays with its workers", CHANGES, "for worker in tried if worker in self._workers", "for worker in ()"),
+    Mutant("a worker that comes amid a trial is not asked", CHANGES, "            change.waiting.append(worker.id)\n", "            pass\n"),
+    Mutant("a trial goes on without the worker that died of it", CHANGES, '                actions += self._give_up(name, Code.MODEL_FAILED, "a worker died while it loaded it")\n', "                pass\n"),
+    Mutant("a model goes while a worker holds slots of its requests", CHANGES, "        if model.users:\n", "        if any(model.waiting):\n"),
+    Mutant("nobody is told that a newer change came", CHANGES, '        actions = self._give_up(name, Code.CANCELLED, "a newer change of the same model came")\n', "        actions: list[e.Action] = []\n"),
+    Mutant("a late answer to a former trial counts", CHANGES, "change is None or message.revision != change.revision or", "change is None or"),
+    Mutant("a revision is given twice", CHANGES, "        self._revisions[name] = last + 1\n", "        self._revisions.setdefault(name, 0)\n"),
+    Mutant("one that takes other tensors is let in", CHANGES, 'model.differs(message) if model is not None and model.inputs else ""', '""'),
+    Mutant("a leaving model takes requests", CORE, "        if model is None or model.leaving:\n", "        if model is None:\n"),
+    Mutant("a leaving model never goes", CORE, "                self._actions += self._changes.drained(lane.model)\n", "                pass\n"),
+    Mutant("the old revision's time counts as the new one's", CORE, "timing is not None and batch.revision == model.revision", "timing is not None"),
+    Mutant("a worker that comes back may change what a model takes", CORE, "elif model.inputs and (reason := model.differs(message)):", "elif (reason := \"\"):"),
     # ---- the client's channel
     Mutant("a result's input slots are never freed", CHANNEL, "            for offset in pending.inputs:\n                memory.free(offset)\n            pending.arrays = None\n", "            pending.arrays = None\n"),
     Mutant("an abandoned request's slots are never freed", CHANNEL, "            if pending.settled:\n                self._give_back(pending)\n                continue\n", "            if pending.settled:\n                continue\n"),
@@ -144,17 +162,29 @@ MUTANTS = [
     Mutant("another request under a number is taken for the first", LANES, "== asked", "== asked or True"),
     # ---- the worker
     Mutant("a worker keeps a former broker's arenas", SESSION, "        self._memory.detach_all()\n", ""),
-    Mutant("a worker keeps bindings into a former broker's arenas", SESSION, "    def _welcome(self, message: m.WorkerWelcome) -> None:\n        for model in self._kept.values():\n            model.forget_bindings()\n", "    def _welcome(self, message: m.WorkerWelcome) -> None:\n"),
+    Mutant("a worker keeps bindings into a former broker's arenas", SESSION, "    def _welcome(self, message: m.WorkerWelcome) -> None:\n        for _, model in self._kept:\n            model.forget_bindings()\n", "    def _welcome(self, message: m.WorkerWelcome) -> None:\n"),
     Mutant("a worker forgets its arenas when it greets again", SESSION, "        self._send([m.Register(self._pid, [self._provider])])\n", "        self._memory.detach_all()\n        self._send([m.Register(self._pid, [self._provider])])\n"),
     Mutant("a worker never unmaps an arena", SESSION, "        self._memory.detach(message.arena)\n", ""),
     Mutant("a worker answers with a former broker's epoch", SESSION, "        self._epoch = message.epoch\n", "        self._epoch = self._epoch or message.epoch\n"),
     Mutant("a worker that is refused does not greet again", SESSION, "            self.register()\n", "            pass\n"),
+    Mutant("unloading one revision unloads all", SESSION, "        self._models.pop((message.model, message.revision), None)\n", "        self._models.clear()\n"),
+    Mutant("a worker runs a former broker's revisions", SESSION, "        self._models.clear()  # a new broker counts revisions anew\n", ""),
+    Mutant("a load is answered to a broker that did not ask", SESSION, "            loading.asked.clear()\n", "            pass\n"),
+    Mutant("a file that is known needs no canary", SESSION, "if known == source] if not message.beside else []", "if known == source]"),
+    Mutant("a dead broker's trial answers the next one's load", SESSION, "source, (self._epoch, message.beside, message.tolerance) if message.beside else None", "source, None"),
+    Mutant("a model that nobody serves is kept", SESSION, "if id(model) in used]", "]"),
+    Mutant("a trial that was given up while it loaded is kept", SESSION, "            return  # it was unloaded meanwhile, or its broker is gone\n", "            pass\n"),
+    Mutant("the loader's thread keeps the models of its last job", LOADER, "            self._do(*self._jobs.get())\n", "            job = self._jobs.get()\n            self._do(*job)\n"),
+    Mutant("any difference of a canary is allowed", CANARY, "if tolerance is not None and not greatest <= tolerance:  # a tolerance of NaN allows nothing", "if False:"),
+    Mutant("a canary's answers may be no numbers", CANARY, "    if np.any(finite & ~np.isfinite(after)):\n", "    if False:\n"),
     Mutant("rows are scattered to the wrong requests", RUNNER, "            rows_before += rows\n", "            rows_before += 1\n"),
     Mutant("rows are gathered over each other", RUNNER, "            at += nbytes\n", ""),
     # ---- the broker's two sides
     Mutant("a worker is not told of an arena", BACK, "                    queue.append(m.Attach(item.arena, self._arenas.handle(item.arena)))\n", "                    pass\n"),
     Mutant("workers are not told that an arena is closed", BACK, "                self._outbox.setdefault(peer.worker, []).append(m.Detach(arena))\n", ""),
     Mutant("a worker that is cut off is not killed", BACK, "if not (holds_batches and self.sentinels.kill(peer.worker)):", "if True:"),
+    Mutant("a worker that died before its greeting was read is never buried", BACK, "            if peer is not None and error.errno == zmq.EHOSTUNREACH:\n                self._cut_off(peer, 0)\n", ""),
+    Mutant("a dropped client is told half", FRONT, "        elif client.identity not in self.known:\n            return  # dropped; half of what it is owed would be worse than its connection's end\n", ""),
     Mutant("a message goes on after its client was dropped", FRONT, "            if client is not None and identity not in self.known:\n                return  # dropped while its own envelope was handled: it does not read, or is gone\n", ""),
     Mutant("a client over tcp that was dropped is remembered for ever", FRONT, "            self._forget(client)  # if it was dropped on the way\n", ""),
     Mutant("tensors that came as frames are never freed", FRONT, "            self.inline.release(conn, message.request)\n", "            pass\n"),

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from batchyard.broker.config import ConfigError, Limits, ModelConfig, YardConfig, from_models, read
-from batchyard.transport.errors import BatchyardError
+from batchyard.broker.config import ConfigError, Limits, ModelConfig, YardConfig, from_models, read, with_file
+from batchyard.transport.errors import BatchyardError, InvalidRequest
 
 ONE_MODEL = '[models.digits]\nfile = "digits.onnx"\n'
 MAX_BATCH = "models.digits.max_batch: expected an integer from 1 to 1024"
@@ -303,3 +303,84 @@ def test_reading_a_configuration_loads_no_runtime() -> None:
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- files that operators name while the yard runs ----------------------------------------------
+
+NET = ModelConfig("net", Path("/nowhere"), 8, batchable=True, warmup=False, file="digits.onnx")
+
+
+def refused_file(file: str, root: Path | None, model: ModelConfig = NET) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        with_file(model, file, root)
+    return str(caught.value)
+
+
+def test_another_file_changes_nothing_else_of_a_model(yard: Path) -> None:
+    found = with_file(NET, "digits.onnx", yard.resolve())
+    assert found == ModelConfig("net", (yard / "digits.onnx").resolve(), 8, True, False, file="digits.onnx")
+
+
+def test_no_file_means_the_one_that_it_has_looked_up_anew(yard: Path) -> None:
+    (yard / "next.onnx").write_bytes(b"")
+    link = yard / "current.onnx"
+    link.symlink_to("digits.onnx")
+    model = with_file(NET, "current.onnx", yard.resolve())
+    assert model.path.name == "digits.onnx"
+    link.unlink()
+    link.symlink_to("next.onnx")
+    assert with_file(model, "", yard.resolve()).path.name == "next.onnx"
+
+
+def test_an_absolute_path_inside_the_root_will_do(yard: Path) -> None:
+    assert with_file(NET, str(yard / "digits.onnx"), yard.resolve()).path == (yard / "digits.onnx").resolve()
+
+
+@pytest.mark.parametrize("file", ["../outside.onnx", "sub/../../outside.onnx", "{parent}/outside.onnx", "out.onnx"])
+def test_a_file_outside_the_root_is_refused_with_where_it_is(yard: Path, file: str) -> None:
+    (yard / "sub").mkdir()
+    (yard / "out.onnx").symlink_to("../outside.onnx")
+    said = refused_file(file.format(parent=yard.parent), yard.resolve())
+    assert said.startswith("models.net: expected a file inside models_root (")
+    assert said.endswith(f"which is {(yard.parent / 'outside.onnx').resolve()}")
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("nowhere.onnx", "no such file"),
+        (".", "no such file"),
+        ("digits.onnx\0", "expected a file inside models_root"),
+        ("x" * 4000, "expected a file"),
+        ("loop.onnx", "expected a file"),
+    ],
+)
+def test_a_file_that_is_none_is_refused(yard: Path, file: str, said: str) -> None:
+    (yard / "loop.onnx").symlink_to("loop.onnx")
+    assert said in refused_file(file, yard.resolve())
+
+
+def test_a_new_model_needs_a_file(yard: Path) -> None:
+    assert 'found ""' in refused_file("", yard.resolve(), ModelConfig("new", Path()))
+
+
+@pytest.mark.parametrize("name", ["", "../net", "a/b", "a b", "-a", "x" * 65])
+def test_a_name_that_is_none_is_refused(yard: Path, name: str) -> None:
+    assert "expected a name of 1 to 64 letters" in refused_file(
+        "digits.onnx", yard.resolve(), ModelConfig(name, Path())
+    )
+
+
+def test_without_a_root_only_the_models_own_file_can_be_read_anew(yard: Path) -> None:
+    assert "started without models_root" in refused_file("digits.onnx", None)
+    own = ModelConfig("net", yard / "digits.onnx", file=str(yard / "digits.onnx"))
+    assert with_file(own, "", None).path == (yard / "digits.onnx").resolve()
+
+
+def test_an_embedded_yards_root_is_the_folder_that_its_models_share(yard: Path) -> None:
+    both = {"a": yard / "digits.onnx", "b": yard.parent / "outside.onnx"}
+    assert from_models({"a": yard / "digits.onnx"}).models_root == yard.resolve()
+    assert from_models(both).models_root is None
+    assert from_models(both, models_root=yard).models_root == yard.resolve()
+    with pytest.raises(ConfigError, match="models_root: expected a folder"):
+        from_models(both, models_root=yard / "nowhere")

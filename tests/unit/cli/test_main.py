@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from batchyard.cli import main as shell
 from batchyard.cli import models
+from batchyard.client import ModelChanged
 from batchyard.transport.errors import BrokerLost
 
 
@@ -117,6 +119,14 @@ def test_up_with_a_wrong_configuration_starts_nothing_and_names_the_key(
         (["infer"], "the following arguments are required: model"),
         (["infer", "digits", "x.npy", "--priority", "soon"], "expected one of urgent, high, normal, low"),
         (["keys"], "required: create"),
+        (["models", "lod", "x"], "invalid choice: 'lod'"),
+        (["models", "load", "net"], "the following arguments are required: FILE"),
+        (["models", "load", "net", "net.onnx", "--max-batch", "0"], "expected a whole number of 1 or more"),
+        (["models", "swap"], "the following arguments are required: NAME"),
+        (["models", "swap", "net", "--tolerance", "-1"], "expected a number of 0 or more, found '-1'"),
+        (["models", "swap", "net", "--tolerance", "nan"], "expected a number of 0 or more, found 'nan'"),
+        (["models", "unload", "net", "--timeout", "0"], "expected seconds above 0, found '0'"),
+        (["models", "watch"], "the following arguments are required: FOLDER"),
     ],
 )
 def test_wrong_arguments_are_status_2_and_say_what_is_allowed(
@@ -126,6 +136,58 @@ def test_wrong_arguments_are_status_2_and_say_what_is_allowed(
         shell.main(argv)
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+class RecordingOperator:
+    """What `batchyard models` asks of an operator."""
+
+    asked: ClassVar[list[Any]] = []
+
+    def __init__(self, url: str | None, keys: Path | None) -> None:
+        self.asked[:] = [url, keys]
+
+    def load(self, *order: Any) -> ModelChanged:
+        self.asked.append(("load", *order))
+        return ModelChanged(order[0], 1)
+
+    def swap(self, *order: Any) -> ModelChanged:
+        self.asked.append(("swap", *order))
+        return ModelChanged(order[0], 2, 0.25)
+
+    def unload(self, *order: Any) -> ModelChanged:
+        self.asked.append(("unload", *order))
+        return ModelChanged(order[0], 2)
+
+
+@pytest.mark.parametrize(
+    ("argv", "order", "said"),
+    [
+        (["load", "net", "n.onnx"], ("load", "net", "n.onnx", None, 120.0), "net: loaded, revision 1"),
+        (
+            ["load", "net", "n.onnx", "--max-batch", "4", "--timeout", "9"], ("load", "net", "n.onnx", 4, 9.0),
+            "net: loaded, revision 1",
+        ),
+        (
+            ["swap", "net"], ("swap", "net", None, None, 120.0),
+            "net: swapped, revision 2; a canary's answers differ by up to 0.25",
+        ),
+        (
+            ["swap", "net", "n.onnx", "--tolerance", "0.5"], ("swap", "net", "n.onnx", 0.5, 120.0),
+            "net: swapped, revision 2; a canary's answers differ by up to 0.25",
+        ),
+        (["unload", "net"], ("unload", "net", 120.0), "net: unloaded, revision 2"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("behind", [False, True])
+def test_an_order_is_given_and_its_end_is_told_in_one_line(
+    argv: list[str], order: Any, said: str, behind: bool,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(models, "Operator", RecordingOperator)
+    where = ["--url", "ipc:///y", "--keys", "keys"]
+    assert shell.main(["models", *([*argv, *where] if behind else [*where, *argv])]) == 0
+    assert RecordingOperator.asked == ["ipc:///y", Path("keys"), order]
+    assert capsys.readouterr().out == f"{said}\n"
 
 
 def test_keys_are_made_once_and_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

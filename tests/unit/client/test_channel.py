@@ -18,6 +18,7 @@ from batchyard.transport.errors import (
     ArenaExhausted,
     BrokerLost,
     Cancelled,
+    Code,
     DeadlineExceeded,
     InvalidRequest,
     MalformedMessage,
@@ -29,7 +30,9 @@ RECEIPT = m.BatchReceipt(3, 10, 20, 30, 40, 1, "cpu", 1)
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
-def signature(outputs: list[TensorSpec] | None = None, **changed: Any) -> Signature:
+def signature(
+    outputs: list[TensorSpec] | None = None, known: dict[str, Signature] | None = None, **changed: Any
+) -> Signature:
     """net: x: float32[n, 4] -> y: float32[n, 3]."""
     fields = {
         "name": "net",
@@ -43,7 +46,7 @@ def signature(outputs: list[TensorSpec] | None = None, **changed: Any) -> Signat
         "max_batch": 8,
         "workers": [],
     } | changed
-    return Signature(m.ModelInfo(**fields))
+    return Signature(m.ModelInfo(**fields), known)
 
 
 NET = signature()
@@ -269,6 +272,33 @@ def test_a_request_with_a_wrong_array_leaves_nothing_behind(side: Side) -> None:
         side.submit(np.zeros((2, 5), np.float32))
     assert side.used == 0
     assert side.channel.pending == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "asks_anew"),
+    [(Code.UNKNOWN_MODEL, True), (Code.INVALID_REQUEST, True), (Code.MODEL_FAILED, False), (Code.CANCELLED, False)],
+)
+def test_after_a_refusal_about_the_model_its_signature_is_asked_for_anew(
+    side: Side, code: Code, asks_anew: bool
+) -> None:
+    known: dict[str, Signature] = {}
+    known["net"] = net = signature(known=known)
+    side.submit(net=net)
+    side.settle(m.Failed(1, code, "no"))
+    assert bool(known) != asks_anew
+
+
+def test_an_array_that_does_not_fit_may_be_for_another_model_of_that_name(side: Side) -> None:
+    known: dict[str, Signature] = {}
+    known["net"] = net = signature(known=known)
+    for _ in range(2):  # whoever still holds it may use it again
+        with pytest.raises(InvalidRequest):
+            side.submit(np.zeros((2, 5), np.float32), net)
+        assert known == {}
+    known["net"] = newer = signature(known=known)
+    with pytest.raises(InvalidRequest):
+        side.submit(np.zeros((2, 5), np.float32), net)
+    assert known == {"net": newer}
 
 
 def test_an_array_that_lies_in_the_arena_is_not_copied_and_lives_until_the_end(side: Side) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import weakref
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
 from batchyard.gpuworker.child import Session
 from batchyard.transport import messages as m
 from batchyard.transport.errors import Code
 from batchyard.transport.segments import SegmentHandle
+from batchyard.transport.tensors import TensorSpec
 
 
 class Arenas:
@@ -19,6 +24,10 @@ class Arenas:
 
     def attach(self, number: int, handle: SegmentHandle, broker_pid: int) -> None:
         self.attached.append(number)
+
+    def detach(self, number: int) -> None:
+        if number in self.attached:
+            self.attached.remove(number)
 
     def detach_all(self) -> None:
         self.attached.clear()
@@ -69,3 +78,241 @@ def test_a_welcome_drops_the_bindings_into_what_is_unmapped() -> None:
     assert not forgotten
     session.handle(m.WorkerWelcome(8, 1, 43))
     assert forgotten == [1]
+
+
+# ---- models by name and revision ----------------------------------------------------------------
+
+
+class Model:
+    """What a Session uses of a ServedModel."""
+
+    inputs: ClassVar[list[TensorSpec]] = [TensorSpec("x", 1, ["n", 4])]
+    outputs = inputs
+    batchable, alone_reason, max_batch, placement = True, "", 4, ""
+    recipe = SimpleNamespace(name="cpu")
+    warmup_ns: ClassVar[dict[int, int]] = {}
+    buckets: ClassVar[list[int]] = []
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.bindings = 1
+
+    def forget_bindings(self) -> None:
+        self.bindings = 0
+
+    def run(self, batch: m.LentBatch, memory: Any) -> Any:
+        raise RuntimeError(self.text)  # it comes back in what is said
+
+
+class Worker:
+    """A session with a loader that finishes when it is told to."""
+
+    def __init__(self) -> None:
+        self.said: list[Any] = []
+        self.jobs: list[tuple[Any, m.Load, Any]] = []
+        self.arenas = Arenas()
+        self.session = Session("cpu", 4711, self._send, lambda *job: self.jobs.append(job), self.arenas)  # type: ignore[arg-type]
+        self.welcome(7)
+
+    def _send(self, messages: list[Any], frames: Any = ()) -> None:
+        self.said += messages
+
+    def welcome(self, epoch: int) -> None:
+        self.session.handle(m.WorkerWelcome(epoch, 1, 42))
+
+    def load(
+        self, revision: int, path: Path, beside: int = 0, tolerance: float | None = None, name: str = "net"
+    ) -> None:
+        self.session.handle(m.Load(name, revision, str(path), 4, None, True, [], beside, tolerance))
+
+    def finish(self, outcome: Any = None, text: str = "", difference: float | None = None) -> Model:
+        """The oldest job comes to its end."""
+        key, load, _ = self.jobs.pop(0)
+        model = Model(text or f"{load.model} {load.revision}")
+        self.session.loaded(key, (model, difference) if outcome is None else outcome)
+        return model
+
+    def unload(self, revision: int, name: str = "net") -> None:
+        self.session.handle(m.Unload(name, revision))
+
+    def answer(self, revision: int, name: str = "net") -> str:
+        """Which model runs a batch of that revision, or why none does."""
+        self.session.handle(m.LentBatch(1, name, revision, 1, b""))  # type: ignore[arg-type]
+        return str(self.said.pop().text.removeprefix(f"'{name}' failed: "))
+
+    def take(self) -> list[tuple[Any, ...]]:
+        """What has been said of models: (revision, difference), or (revision, why not)."""
+        said, self.said = self.said, []
+        return [
+            (message.revision, message.text if isinstance(message, m.LoadFailed) else message.difference)
+            for message in said
+            if isinstance(message, m.Loaded | m.LoadFailed)
+        ]
+
+
+@pytest.fixture
+def worker() -> Worker:
+    return Worker()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    paths = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    for path in paths:
+        path.write_bytes(b"model")
+    return paths
+
+
+def test_revisions_are_served_side_by_side_until_one_is_unloaded(worker: Worker, files: Any) -> None:
+    worker.load(1, files[0])
+    old = worker.finish()
+    worker.load(2, files[1], beside=1)
+    assert worker.jobs[0][2] is old, "it is compared with the one that serves"
+    worker.finish(difference=0.5)
+    assert worker.take() == [(1, None), (2, 0.5)]
+    assert (worker.answer(1), worker.answer(2)) == ("net 1", "net 2")
+    worker.unload(1)
+    assert worker.answer(1) == "this worker has not loaded revision 1 of 'net'"
+    assert worker.answer(2) == "net 2"
+
+
+def test_a_trial_that_is_given_up_leaves_the_old_one(worker: Worker, files: Any) -> None:
+    worker.load(1, files[0])
+    worker.finish()
+    worker.load(2, files[1], beside=1)
+    worker.finish()
+    worker.unload(2)
+    assert worker.answer(1) == "net 1"
+    assert "has not loaded" in worker.answer(2)
+
+
+def test_a_trial_that_is_given_up_while_it_loads_is_not_kept(worker: Worker, files: Any) -> None:
+    worker.load(1, files[0])
+    worker.finish()
+    worker.load(2, files[1], beside=1)
+    worker.unload(2)
+    gone = weakref.ref(worker.finish())
+    assert gone() is None
+    assert worker.take() == [(1, None)]
+
+
+def test_unloading_lets_the_model_go(worker: Worker, files: Any) -> None:
+    worker.load(1, files[0])
+    gone = weakref.ref(worker.finish())
+    assert gone() is not None
+    worker.unload(1)
+    assert gone() is None
+
+
+def test_the_same_file_is_read_anew_for_a_trial(worker: Worker, files: Any) -> None:
+    # What lies beside the file, its weights, may have changed though the file has not.
+    worker.load(1, files[0])
+    worker.finish(text="old weights")
+    worker.load(2, files[0], beside=1, tolerance=0.1)
+    worker.finish(text="new weights", difference=0.05)
+    assert worker.take() == [(1, None), (2, 0.05)]
+    assert (worker.answer(1), worker.answer(2)) == ("old weights", "new weights")
+    worker.unload(1)
+    assert worker.answer(2) == "new weights"
+    worker.welcome(8)
+    worker.load(1, files[0])
+    assert worker.answer(1) == "new weights"
+
+
+def test_a_new_broker_gets_at_once_what_the_last_one_had(worker: Worker, files: Any) -> None:
+    worker.load(1, files[0])
+    worker.finish()
+    worker.load(1, files[1], name="other")
+    worker.finish()
+    worker.take()
+    worker.welcome(8)
+    assert "has not loaded" in worker.answer(1), "it has not asked for it yet"
+    worker.load(1, files[0])
+    worker.load(1, files[1], name="other")
+    assert worker.take() == [(1, None), (1, None)]
+    assert worker.jobs == []
+    assert (worker.answer(1), worker.answer(1, "other")) == ("net 1", "other 1")
+
+
+def test_a_file_that_has_changed_is_loaded_anew_for_a_new_broker(worker: Worker, files: Any) -> None:
+    worker.load(1, files[0])
+    worker.finish(text="old")
+    worker.welcome(8)
+    os.replace(files[1], files[0])
+    worker.load(1, files[0])
+    assert worker.answer(1) == "this worker has not loaded revision 1 of 'net'"
+    worker.finish(text="new")
+    assert worker.answer(1) == "new"
+
+
+def test_what_a_former_broker_had_swapped_in_is_no_way_around_the_canary(worker: Worker, files: Any) -> None:
+    worker.load(1, files[0])
+    worker.finish(text="a")
+    worker.load(2, files[1], beside=1)
+    worker.finish(text="b", difference=9.0)
+    worker.welcome(8)  # before the old one was unloaded: both are kept
+    worker.load(1, files[0])
+    worker.take()
+    worker.load(2, files[1], beside=1, tolerance=0.5)
+    assert worker.take() == []
+    assert worker.jobs[0][2].text == "a"
+    worker.finish("its answers differ")
+    assert worker.take() == [(2, "its answers differ")]
+
+
+def test_a_load_under_way_serves_the_next_broker_as_well(worker: Worker, files: Any) -> None:
+    worker.load(1, files[0])
+    worker.welcome(8)
+    worker.load(1, files[0])
+    assert len(worker.jobs) == 1
+    worker.finish()
+    assert worker.take() == [(1, None)], "to the new one, once"
+    assert worker.answer(1) == "net 1"
+
+
+def test_a_load_that_no_broker_wants_any_more_is_not_kept(worker: Worker, files: Any) -> None:
+    worker.load(1, files[0])
+    worker.welcome(8)
+    gone = weakref.ref(worker.finish())
+    assert gone() is None
+    assert worker.take() == []
+
+
+def test_what_a_former_brokers_trial_comes_to_is_nothing_to_the_next_one(worker: Worker, files: Any) -> None:
+    worker.load(1, files[0])
+    worker.finish(text="old")
+    os.replace(files[1], files[0])
+    worker.load(2, files[0], beside=1, tolerance=0.0)
+    worker.welcome(8)
+    worker.load(1, files[0])
+    worker.take()
+    worker.finish("its answers differ, and 0 is allowed")
+    assert worker.take() == []
+    worker.finish(text="new")
+    assert worker.take() == [(1, None)]
+    assert worker.answer(1) == "new"
+
+
+def test_a_file_that_changes_while_it_is_loaded_is_refused(worker: Worker, files: Any) -> None:
+    worker.load(1, files[0])
+    os.replace(files[1], files[0])
+    worker.finish()
+    assert worker.take() == [(1, "the file changed while it was loaded")]
+    worker.load(2, files[0])
+    files[0].unlink()
+    worker.finish()
+    assert worker.take() == [(2, "the file changed while it was loaded")]
+
+
+def test_a_file_that_is_not_there_is_refused_at_once(worker: Worker, tmp_path: Path) -> None:
+    worker.load(1, tmp_path / "nowhere.onnx")
+    ((revision, reason),) = worker.take()
+    assert (revision, "nowhere.onnx" in reason, worker.jobs) == (1, True, [])
+
+
+def test_every_revision_drops_its_bindings_before_memory_is_unmapped(worker: Worker, files: Any) -> None:
+    worker.load(1, files[0])
+    worker.load(2, files[0], beside=1)
+    models = [worker.finish(), worker.finish()]
+    worker.session.handle(m.Detach(3))
+    assert [model.bindings for model in models] == [0, 0]
