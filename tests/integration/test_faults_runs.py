@@ -177,7 +177,7 @@ def test_a_run_that_never_ends_is_ended_by_its_own_process_when_no_broker_is_lef
     ):
         (pid,) = tools.worker_pids(client, "endless")
         before_s = cpu_s(pid)
-        future = client.submit("endless", number(ENDLESS), timeout=60)
+        future = client.submit("endless", number(ENDLESS), timeout=8)  # it waits for the next broker so long
         tools.until(lambda: cpu_s(pid) > before_s + 0.1, what="the run to have begun")
         made.broker.kill()
         tools.until(lambda: not tools.alive(pid), 10, what="the watchdog's end of the run")

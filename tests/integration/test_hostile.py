@@ -154,7 +154,7 @@ def test_random_bytes_on_every_socket_are_refused(
     refused = yard.snapshot()["refused"]
     assert refused["malformed"] > 0
     assert refused["worker_malformed"] > 0
-    assert refused["admin_refused"] > 0
+    assert refused["admin_malformed"] > 0
 
 
 def test_mutations_of_good_messages_on_every_socket_do_no_harm(

@@ -109,7 +109,7 @@ class CoreMachine(RuleBasedStateMachine):
                 self.arena_closed(action.arena)
             elif isinstance(action, e.ToClient):
                 self.client_told(action.conn, action.message, len(action.frames))
-            elif isinstance(action.message, m.Batch):
+            elif isinstance(action, e.ToWorker) and isinstance(action.message, m.Batch):
                 self.batch_lent(action.worker, action.message)
         self.core.tally()
 
