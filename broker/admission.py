@@ -11,17 +11,15 @@ from collections.abc import Mapping
 from math import ceil
 
 from ..transport.errors import BatchyardError, InvalidRequest, Overloaded
-from .batching import OVERDUE_SHARE
 from .config import Limits
+from .forecast import Forecast
 from .lanes import Request
 from .registry import Model, Worker
 
 # Of the yard's bounds, by priority: a queue that fills is closed for LOW first, and never full of it.
 SHARES = (1.0, 0.95, 0.9, 0.8)
-LOAD_SPANS_NS = (1_000_000_000, 4_000_000_000, 16_000_000_000)
-LOADS_EVERY_NS = 20_000_000
 RETRY_AFTER_MIN_NS = 1_000_000
-FAR_FACTOR = 16  # twice OVERDUE_SHARE: even what gets the least share would be through by then
+FAR_FACTOR = 32  # OVERDUE_SHARE times CAUTION_MAX: even what gets the least share would be through by then
 FAR_NS = 2_000_000_000
 
 
@@ -55,16 +53,9 @@ class Admission:
         self.nbytes = 0
         self.slowest_row_ns = 0.0  # of all models; see Model.row_ns
         self._limits = limits
-        self._work_ns = [0.0] * len(
-            SHARES
-        )  # of what has been admitted since `_loads` were brought up to date
-        # By span and class: the part of the workers' time that was asked for.
-        self._loads = {span_ns: [0.0] * len(SHARES) for span_ns in LOAD_SPANS_NS}
-        self._loads_ns = 0
         self._rows_max = [ceil(limits.queue_rows_max * share) for share in SHARES]
         self._nbytes_max = [ceil(limits.queue_bytes_max * share) for share in SHARES]
-        self._models = models
-        self._workers = workers
+        self.forecast = Forecast(models, workers)
 
     def check(
         self,
@@ -90,48 +81,13 @@ class Admission:
             raise self._full(account, model, rows, nbytes, priority, now_ns)
         # A far deadline needs no forecast: even the slowest model would be through by then.
         if deadline_ns and self.rows and self.rows * self.slowest_row_ns * FAR_FACTOR > deadline_ns - FAR_NS:
-            finish_ns = self.finish_ns(model, rows, priority, now_ns) - now_ns
+            finish_ns = self.forecast.finish_ns(model, rows, priority, now_ns) - now_ns
             if finish_ns > deadline_ns:
                 raise Overloaded(
                     f"{model.name!r} is expected to need {finish_ns / 1e6:.1f} ms for what comes before this "
                     f"request, and its deadline is in {deadline_ns / 1e6:.1f} ms",
                     max(RETRY_AFTER_MIN_NS, finish_ns - deadline_ns) / 1e9,
                 )
-
-    def finish_ns(self, model: Model, rows: int, priority: int, now_ns: int) -> int:
-        """When a request of so many rows that came now would be done, by the time models: after what
-        is lent, and after what waits in its own class and above, in full batches, at the pace that
-        higher classes and what is overdue leave it. `now_ns` when nothing is known.
-
-        A forecast: it takes every worker of this model for a worker of the others, and what higher
-        classes have asked for lately for what they will ask for.
-        """
-        serving = [self._workers[number] for number in model.workers]
-        if not serving or not model.row_ns:
-            return now_ns
-        ahead_ns = rows * model.row_ns
-        for other in self._models.values():
-            ahead_ns += sum(other.waiting[: priority + 1]) * other.row_ns
-        free_ns = min(max(worker.busy_until_ns, now_ns) for worker in serving)
-        own_ns = min(worker.timings[model.name].predict_ns(min(rows, model.max_batch)) for worker in serving)
-        wait_ns = ahead_ns / len(serving)
-        share = max(1 / OVERDUE_SHARE, 1 - self._load(priority, wait_ns, now_ns))
-        return free_ns + max(own_ns, int(wait_ns / share))
-
-    def _load(self, priority: int, over_ns: float, now_ns: int) -> float:
-        """The part of the workers' time that higher classes have asked for lately: over about as long as
-        is looked ahead, so that a burst, which waits and is counted there, is not taken for a habit."""
-        passed_ns = now_ns - self._loads_ns
-        if passed_ns > LOADS_EVERY_NS:
-            self._loads_ns = now_ns
-            all_ns = passed_ns * max(1, len(self._workers))
-            for span_ns, loads in self._loads.items():
-                weight = min(1.0, passed_ns / span_ns)
-                for index, work_ns in enumerate(self._work_ns):
-                    loads[index] += (work_ns / all_ns - loads[index]) * weight
-            self._work_ns = [0.0] * len(SHARES)
-        span_ns = next((span_ns for span_ns in LOAD_SPANS_NS if span_ns >= over_ns), LOAD_SPANS_NS[-1])
-        return sum(self._loads[span_ns][:priority])
 
     def _full(
         self, account: Account, model: Model, rows: int, nbytes: int, priority: int, now_ns: int
@@ -148,14 +104,14 @@ class Admission:
         if more > most:  # later is no better
             return InvalidRequest(f"one request of {more} is more than {key} = {most} allows: split it")
         # Time for half of what waits to drain.
-        drain_ns = (self.finish_ns(model, rows, len(model.waiting) - 1, now_ns) - now_ns) // 2
+        drain_ns = (self.forecast.finish_ns(model, rows, len(model.waiting) - 1, now_ns) - now_ns) // 2
         text = f"too much under way: {who} has {has}, {more} more would pass {key} = {most}"
         return Overloaded(text, max(RETRY_AFTER_MIN_NS, drain_ns) / 1e9)
 
     def add(self, connection: Connection, request: Request) -> None:
         """The request is under way."""
         connection.requests[request.id] = request
-        self._work_ns[request.priority] += request.rows * request.model.row_ns
+        self.forecast.admitted(request.priority, request.rows * request.model.row_ns)
         connection.account.rows += request.rows
         connection.account.nbytes += request.nbytes
         self.rows += request.rows

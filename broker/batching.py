@@ -41,9 +41,11 @@ def choose(lanes: Iterable[Lane], worker: Worker, now_ns: int) -> Choice | None:
     """
     due: Choice | None = None
     first: Choice | None = None
+    starts_ns = max(now_ns, worker.busy_until_ns)
     for lane in lanes:
         if lane.model.name not in worker.models:
             continue
+        lane.set_late_aside(starts_ns, worker.timings[lane.model.name])
         heads = lane.heads()
         if heads is None:
             continue
@@ -77,18 +79,17 @@ def lend_ns(choice: Choice, worker: Worker, urgent_present: bool) -> int:
     return worker.busy_until_ns - lead_ns
 
 
-def take(
-    choice: Choice, worker: Worker, urgent_present: bool, urgent_wait_ns: int, now_ns: int
-) -> list[Part]:
+def take(choice: Choice, worker: Worker, urgent_present: bool, urgent_ns: int, now_ns: int) -> list[Part]:
     """The parts of the batch: as many rows as the model takes and every member's deadline allows.
 
-    While urgent requests come, the others are kept to a time that an urgent request may have to wait
-    behind them. Where only some sizes are run, padding must be cheaper than a smaller size.
+    While urgent requests come, the others are kept to half the time that an urgent request may take:
+    it may have to wait for one such batch, and go in another. Where only some sizes are run, padding
+    must be cheaper than a smaller size.
     """
     lane = choice.lane
     timing = worker.timings[lane.model.name]
     rows_max = lane.model.max_batch
-    lower_max = timing.rows_within(rows_max, urgent_wait_ns) if urgent_present else 0
+    lower_max = timing.rows_within(rows_max, urgent_ns // 2) if urgent_present else 0
     if lane.rows:
         rows_max = timing.worth_taking(min(rows_max, lane.rows))
     return lane.take(rows_max, max(now_ns, worker.busy_until_ns), timing, choice.begin, lower_max)

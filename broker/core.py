@@ -490,7 +490,7 @@ class Core:
         if not worker.leases:
             self._began(worker, batch, now_ns)
         else:
-            worker.busy_until_ns += batch.predicted_ns
+            worker.busy_until_ns = max(now_ns, worker.busy_until_ns) + batch.predicted_ns
         worker.leases[batch.id] = batch
         self.batches[batch.id] = batch
         model = choice.lane.model
@@ -501,6 +501,7 @@ class Core:
     @staticmethod
     def _began(worker: Worker, batch: Batch, now_ns: int) -> None:
         """The worker has nothing before this batch: it runs from now on."""
+        batch.began_ns = now_ns
         worker.busy_until_ns = now_ns + batch.predicted_ns
         worker.overdue_ns = now_ns + lease_ns(batch)
 
@@ -540,6 +541,7 @@ class Core:
             rows = part.stop - part.start
             request.rows_leased -= rows
             request.rows_done += rows
+            self.admission.forecast.ran(request.priority, rows * model.row_ns)
             if elsewhere is not None and index in elsewhere:
                 if request.parts is None:
                     request.parts = []
@@ -566,6 +568,7 @@ class Core:
                 reply = completed[conn] = m.Completed([request.id], [queue_ns], receipt)
                 self._actions.append(e.ToClient(conn, reply))
         took_ns = message.gather_ns + message.compute_ns + message.scatter_ns
+        self.admission.forecast.held(took_ns, now_ns - batch.began_ns)
         timing = worker.timings.get(model.name)
         if timing is not None and batch.revision == model.revision:
             timing.learn(batch.rows, took_ns)
@@ -631,6 +634,8 @@ class Core:
         elif request.rows_waiting:
             request.lane.forget(request)
         self.admission.remove(self.connections[request.conn], request)
+        if request.deadline_ns and outcome in ("ok", "deadline_exceeded"):
+            self.admission.forecast.ended(request.priority, outcome == "ok")
         if outcome != "ok":  # that is for tally()
             self.counters.end(request.model.name, request.priority, outcome)
             if not request.rows_leased:

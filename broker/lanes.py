@@ -114,7 +114,7 @@ class Heads(NamedTuple):
 class Lane:
     """Waiting parts that may share a batch: by priority, and there by virtual deadline."""
 
-    __slots__ = ("_heaps", "_sequence", "model", "retries", "rows", "signature", "users")
+    __slots__ = ("_heaps", "_late", "_sequence", "model", "retries", "rows", "signature", "users")
 
     def __init__(self, model: Model, signature: tuple[tuple[int, ...], ...] = ()) -> None:
         self.model = model
@@ -123,6 +123,7 @@ class Lane:
         self.rows = 0  # of requests that have not ended
         self.retries: list[list[Part]] = []  # halves of failed batches, to be run as they are
         self._heaps: list[list[Entry]] = [[] for _ in Priority]
+        self._late: list[Entry] = []  # what can't be in time any more: it goes when nothing else waits
         self._sequence = 0
 
     def push(self, part: Part) -> None:
@@ -142,6 +143,26 @@ class Lane:
     def _count(self, request: Request, rows: int) -> None:
         self.rows += rows
         self.model.waiting[request.priority] += rows
+
+    def set_late_aside(self, starts_ns: int, timing: TimeModel) -> None:
+        """What is first in its class, and could not be in time if it began at `starts_ns`, is not what
+        the lane is chosen for. Another worker may be free sooner, or quicker."""
+        if self._late:
+            before, self._late = self._late, []
+            for entry in before:
+                if not entry[2].request.ended:
+                    heappush(self._heaps[entry[2].request.priority], entry)
+        late = self._late
+        for heap in self._heaps:
+            while heap and (heap[0][2].request.ended or self._is_late(heap[0][2], starts_ns, timing)):
+                entry = heappop(heap)
+                if not entry[2].request.ended:
+                    heappush(late, entry)
+
+    def _is_late(self, part: Part, starts_ns: int, timing: TimeModel) -> bool:
+        deadline_ns = part.request.deadline_ns
+        rows = min(part.stop - part.start, self.model.max_batch)
+        return 0 < deadline_ns < starts_ns + timing.predict_ns(rows)
 
     def heads(self) -> Heads | None:
         """What it would begin with; None when nothing waits."""
@@ -165,6 +186,13 @@ class Lane:
                     first_class, first_ns = priority, head_ns
                 if due_class < 0 or head_ns < due_ns:
                     due_ns, due_class = head_ns, priority
+        if due_class < 0:
+            late = self._late
+            while late and late[0][2].request.ended:
+                heappop(late)
+            if late:
+                due_ns = first_ns = late[0][0]
+                due_class = first_class = late[0][2].request.priority
         return Heads(due_ns, due_class, first_class, first_ns) if due_class >= 0 else None
 
     def _next_heap(self, begin: int) -> list[Entry] | None:
@@ -189,7 +217,8 @@ class Lane:
         deadline, but all of class `begin` first, unless that is -1.
 
         With a time model: no more than are expected to be done by the nearest of their deadlines,
-        when the batch starts at `starts_ns`. A deadline that can't be met any more holds nobody up.
+        when the batch starts at `starts_ns`. What can't be in time any more goes only when nothing
+        else waits.
         `lower_max`: what is not URGENT must not make the batch larger than so many rows; 0: it may.
         """
         if self.retries:
@@ -205,13 +234,21 @@ class Lane:
         while total < rows_max:
             heap = self._next_heap(begin)
             if heap is None:
-                break
+                if taken or not self._late:
+                    break
+                heap, timing = self._late, None
             entry = heappop(heap)
             part = entry[2]
             request = part.request
             if request.ended:
                 continue
             rows = part.stop - part.start
+            deadline_ns = request.deadline_ns
+            # Only where a deadline is nearer than a full batch's end does it matter how much nearer.
+            is_near = 0 < deadline_ns < full_ns
+            if is_near and timing is not None and self._is_late(part, starts_ns, timing):
+                heappush(self._late, entry)
+                continue
             most = lower_max if lower_max and request.priority != Priority.URGENT else rows_max
             room = most - total
             if rows > room:
@@ -223,16 +260,12 @@ class Lane:
                 heappush(heap, (entry[0], self._sequence, rest))
                 part.stop = part.start + room
                 rows = room
-            deadline_ns = request.deadline_ns
-            if timing is not None and (deadline_ns or nearest_ns):
-                # Only where a deadline is nearer than a full batch's end does it matter how much nearer.
-                ends_ns = full_ns
-                if 0 < nearest_ns < full_ns or 0 < deadline_ns < full_ns:
-                    ends_ns = starts_ns + timing.predict_ns(total + rows)
+            if timing is not None and (is_near or nearest_ns):
+                ends_ns = starts_ns + timing.predict_ns(total + rows)
                 if taken and 0 < nearest_ns < ends_ns:
-                    heappush(heap, (entry[0], entry[1], part))
+                    heappush(heap, entry)
                     break
-                if ends_ns <= deadline_ns and (not nearest_ns or deadline_ns < nearest_ns):
+                if is_near and ends_ns <= deadline_ns and (not nearest_ns or deadline_ns < nearest_ns):
                     nearest_ns = deadline_ns
             taken.append(part)
             total += rows
@@ -257,19 +290,19 @@ class Lane:
 
     def withdraw(self, request: Request) -> bool:
         """Take a request out that waits as a whole; False when it does not."""
-        heap = self._heaps[request.priority]
-        for index, entry in enumerate(heap):
-            part = entry[2]
-            if part.request is request and part.stop - part.start == request.rows:
-                heap[index] = heap[-1]
-                heap.pop()
-                heapify(heap)
-                self._count(request, -request.rows)
-                return True
+        for heap in (self._heaps[request.priority], self._late):
+            for index, entry in enumerate(heap):
+                part = entry[2]
+                if part.request is request and part.stop - part.start == request.rows:
+                    heap[index] = heap[-1]
+                    heap.pop()
+                    heapify(heap)
+                    self._count(request, -request.rows)
+                    return True
         return False
 
     def waiting(self) -> list[Part]:
         """Every live part, unordered; for validate()."""
-        parts = [entry[2] for heap in self._heaps for entry in heap]
+        parts = [entry[2] for heap in (*self._heaps, self._late) for entry in heap]
         parts += [part for group in self.retries for part in group]
         return [part for part in parts if not part.request.ended]

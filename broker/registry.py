@@ -68,7 +68,7 @@ class Worker:
 class Batch:
     """Parts leased to a worker as one run."""
 
-    __slots__ = ("id", "lane", "parts", "predicted_ns", "revision", "rows", "sent_ns", "worker")
+    __slots__ = ("began_ns", "id", "lane", "parts", "predicted_ns", "revision", "rows", "sent_ns", "worker")
 
     def __init__(self, batch: int, lane: Lane, parts: list, rows: int, worker: Worker, sent_ns: int) -> None:  # type: ignore[type-arg]
         self.id = batch
@@ -78,6 +78,7 @@ class Batch:
         self.rows = rows
         self.worker = worker
         self.sent_ns = sent_ns
+        self.began_ns = 0  # when its worker had nothing before it
         self.predicted_ns = worker.timings[lane.model.name].predict_ns(rows)
 
 

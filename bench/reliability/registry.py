@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import batching, broker_kills, cancels, client_kills, overload, soak, worker_kills
+from . import batching, broker_kills, cancels, client_kills, overload, soak, swaps, worker_kills
 from .campaign import Campaign
 
 CAMPAIGNS: dict[str, Campaign] = {
     module.CAMPAIGN.name: module.CAMPAIGN
-    for module in (worker_kills, client_kills, broker_kills, overload, batching, cancels, soak)
+    for module in (worker_kills, client_kills, broker_kills, overload, batching, cancels, swaps, soak)
 }

@@ -198,6 +198,9 @@ class WatchedCore(Core):
         """Nothing that this worker serves waits with a place that was surely before this batch's, unless
         it is overdue; and then not longer than for OVERDUE_SHARE batches."""
         models = self.workers[worker].models
+        timings = self.workers[worker].timings
+        full_ns = {name: timings[name].predict_ns(self.models[name].max_batch) for name in models}
+        starts_ns = max(now_ns, self.workers[worker].busy_until_ns)
         overtaken = []
         overdue = earliest_ns <= now_ns  # perhaps: it is not known which of its places a deadline gave it
         for (conn, number), seen in self.seen.items():
@@ -207,6 +210,8 @@ class WatchedCore(Core):
             if seen.outcome or seen.model not in models or not self._waits(conn, number):
                 continue
             overdue = overdue or seen.floor_ns <= now_ns
+            if 0 < seen.deadline_ns < starts_ns + full_ns[seen.model]:
+                continue  # it may be too late for it, and then it goes only when nothing else waits
             if seen.arrived_ns + seen.budget_ns < earliest_ns:
                 overtaken.append(number)
         assert overdue or not overtaken, f"requests {overtaken} were overtaken"

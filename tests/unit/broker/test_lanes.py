@@ -169,12 +169,14 @@ def taken_below(lane: Lane, lower_max: int) -> list[tuple[int, int, int]]:
     return [(part.request.id, part.start, part.stop) for part in lane.take(8, lower_max=lower_max)]
 
 
-def test_a_deadline_that_cannot_be_met_any_more_holds_nobody_up(lane: Lane) -> None:
+def test_what_cannot_be_in_time_any_more_goes_when_nothing_else_waits(lane: Lane) -> None:
     timing = TimeModel({1: 10, 2: 20, 4: 40, 8: 80})
     queued(lane, 1, deadline_ns=5)
     for number in range(2, 5):
         queued(lane, number, virtual_ns=number)
-    assert len(lane.take(8, 0, timing)) == 4
+    assert [part.request.id for part in lane.take(8, 0, timing)] == [2, 3, 4]
+    assert lane.rows == 1
+    assert [part.request.id for part in lane.take(8, 0, timing)] == [1]
     queued(lane, 5, deadline_ns=25)
     queued(lane, 6, virtual_ns=1, deadline_ns=15)  # too late beside another, and later still after it
     queued(lane, 7, virtual_ns=2)
