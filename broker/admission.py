@@ -111,7 +111,7 @@ class Admission:
     def add(self, connection: Connection, request: Request) -> None:
         """The request is under way."""
         connection.requests[request.id] = request
-        self.forecast.admitted(request.priority, request.rows * request.model.row_ns)
+        self.forecast.asked_ns[request.priority] += request.rows * request.model.row_ns
         connection.account.rows += request.rows
         connection.account.nbytes += request.nbytes
         self.rows += request.rows

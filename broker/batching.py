@@ -7,7 +7,6 @@ every member is expected to be in time. A busy one may hold one batch ahead, whe
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from ..transport.messages import Priority
 from .lanes import Heads, Lane, Part
@@ -24,12 +23,7 @@ HUNG_FACTOR = 20  # nor before so many times its expected time
 HUNG_UNKNOWN_NS = 120_000_000_000  # when nothing is expected yet
 
 
-class Choice(NamedTuple):
-    """A lane, what it would begin with, and the class that goes first in it; -1: by virtual deadline."""
-
-    lane: Lane
-    heads: Heads
-    begin: int
+Choice = tuple[Lane, Heads, int]  # and the class that goes first in the lane; -1: by virtual deadline
 
 
 def choose(lanes: Iterable[Lane], worker: Worker, now_ns: int) -> Choice | None:
@@ -39,26 +33,27 @@ def choose(lanes: Iterable[Lane], worker: Worker, now_ns: int) -> Choice | None:
     more work than workers, and going by it would make the highest class wait for everything older. So
     the highest class goes first, and what is overdue has every OVERDUE_SHARE-th batch.
     """
-    due: Choice | None = None
-    first: Choice | None = None
     starts_ns = max(now_ns, worker.busy_until_ns)
+    due: tuple[Heads, Lane] | None = None
+    first: tuple[Heads, Lane] | None = None
     for lane in lanes:
-        if lane.model.name not in worker.models:
+        name = lane.model.name
+        if not lane.rows or name not in worker.models:
             continue
-        lane.set_late_aside(starts_ns, worker.timings[lane.model.name])
-        heads = lane.heads()
+        heads = lane.heads(starts_ns, worker.timings[name])
         if heads is None:
             continue
-        if due is None or heads.due_ns < due.heads.due_ns:
-            due = Choice(lane, heads, -1)
-        if first is None or (heads.first_class, heads.first_ns) < (
-            first.heads.first_class,
-            first.heads.first_ns,
-        ):
-            first = Choice(lane, heads, heads.first_class)
-    if due is None or first is None or due.heads.due_ns > now_ns or worker.passed >= OVERDUE_SHARE - 1:
-        return due
-    return first if first.begin < due.heads.due_class else due
+        if due is None or heads[0] < due[0][0]:
+            due = heads, lane
+        if first is None or heads[2:] < first[0][2:]:
+            first = heads, lane
+    if due is None or first is None:
+        return None
+    (due_ns, due_class, _, _), _ = due
+    first_class = first[0][2]
+    if first_class < due_class and due_ns <= now_ns and worker.passed < OVERDUE_SHARE - 1:
+        return first[1], first[0], first_class
+    return due[1], due[0], -1
 
 
 def lend_ns(choice: Choice, worker: Worker, urgent_present: bool) -> int:
@@ -70,12 +65,11 @@ def lend_ns(choice: Choice, worker: Worker, urgent_present: bool) -> int:
     """
     if not worker.leases:
         return 0
-    lane = choice.lane
+    lane, (_, _, first_class, _), _ = choice
     running = next(iter(worker.leases.values()))
     if lane.rows < min(lane.model.max_batch, running.rows):
         return NEVER_NS
-    urgent = choice.heads.first_class == Priority.URGENT
-    lead_ns = URGENT_LEAD_NS if urgent_present and not urgent else LEAD_NS
+    lead_ns = URGENT_LEAD_NS if urgent_present and first_class != Priority.URGENT else LEAD_NS
     return worker.busy_until_ns - lead_ns
 
 
@@ -86,13 +80,13 @@ def take(choice: Choice, worker: Worker, urgent_present: bool, urgent_ns: int, n
     it may have to wait for one such batch, and go in another. Where only some sizes are run, padding
     must be cheaper than a smaller size.
     """
-    lane = choice.lane
+    lane, _, begin = choice
     timing = worker.timings[lane.model.name]
     rows_max = lane.model.max_batch
     lower_max = timing.rows_within(rows_max, urgent_ns // 2) if urgent_present else 0
-    if lane.rows:
+    if timing.buckets and lane.rows:
         rows_max = timing.worth_taking(min(rows_max, lane.rows))
-    return lane.take(rows_max, max(now_ns, worker.busy_until_ns), timing, choice.begin, lower_max)
+    return lane.take(rows_max, max(now_ns, worker.busy_until_ns), timing, begin, lower_max)
 
 
 def lease_ns(batch: Batch) -> int:

@@ -485,15 +485,15 @@ class Core:
             part.request.rows_leased += taken
             items.append(part.item())
         self._batch_sequence += 1
-        worker.passed = worker.passed + 1 if choice.begin >= 0 else 0
-        batch = Batch(self._batch_sequence, choice.lane, parts, rows, worker, now_ns)
+        worker.passed = worker.passed + 1 if choice[2] >= 0 else 0
+        batch = Batch(self._batch_sequence, choice[0], parts, rows, worker, now_ns)
         if not worker.leases:
             self._began(worker, batch, now_ns)
         else:
             worker.busy_until_ns = max(now_ns, worker.busy_until_ns) + batch.predicted_ns
         worker.leases[batch.id] = batch
         self.batches[batch.id] = batch
-        model = choice.lane.model
+        model = choice[0].model
         rows = rows if model.batchable else 0
         message = m.Batch(batch.id, model.name, model.revision, rows, items, lease_ns(batch))
         self._actions.append(e.ToWorker(worker.id, message))
@@ -536,12 +536,13 @@ class Core:
         )
         completed: dict[int, m.Completed] = {}
         finished: list[Request] = []
+        ran = [0, 0, 0, 0]  # rows, by priority
         for index, part in enumerate(batch.parts):
             request = part.request
             rows = part.stop - part.start
             request.rows_leased -= rows
             request.rows_done += rows
-            self.admission.forecast.ran(request.priority, rows * model.row_ns)
+            ran[request.priority] += rows
             if elsewhere is not None and index in elsewhere:
                 if request.parts is None:
                     request.parts = []
@@ -568,7 +569,7 @@ class Core:
                 reply = completed[conn] = m.Completed([request.id], [queue_ns], receipt)
                 self._actions.append(e.ToClient(conn, reply))
         took_ns = message.gather_ns + message.compute_ns + message.scatter_ns
-        self.admission.forecast.held(took_ns, now_ns - batch.began_ns)
+        self.admission.forecast.ran(ran, model.row_ns, took_ns, now_ns - batch.began_ns)
         timing = worker.timings.get(model.name)
         if timing is not None and batch.revision == model.revision:
             timing.learn(batch.rows, took_ns)
@@ -634,8 +635,11 @@ class Core:
         elif request.rows_waiting:
             request.lane.forget(request)
         self.admission.remove(self.connections[request.conn], request)
-        if request.deadline_ns and outcome in ("ok", "deadline_exceeded"):
-            self.admission.forecast.ended(request.priority, outcome == "ok")
+        forecast = self.admission.forecast
+        if outcome == "deadline_exceeded" or (
+            forecast.is_careful and request.deadline_ns and outcome == "ok"
+        ):
+            forecast.ended(request.priority, outcome == "ok")
         if outcome != "ok":  # that is for tally()
             self.counters.end(request.model.name, request.priority, outcome)
             if not request.rows_leased:

@@ -9,7 +9,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .batching import OVERDUE_SHARE
 from .registry import Model, Worker
@@ -27,15 +27,16 @@ MET_FACTOR = 0.9999
 
 
 class Forecast:
-    """Is told what is admitted, what runs, and which deadlines were met."""
+    """Is told what runs, and which deadlines were met; what is admitted is added to `asked_ns` by class."""
 
     def __init__(self, models: Mapping[str, Model], workers: Mapping[int, Worker]) -> None:
         self._models = models
         self._workers = workers
         self._caution = list(CAUTION_MIN)
+        self.is_careful = False  # some deadline was missed, and that is not forgotten yet
         self._overhead = 1.0  # how many times its own time a batch keeps its worker from the next one
         # By class, since the last update: the time of what was admitted, and of what has run.
-        self._asked_ns = [0.0] * len(CAUTION_MIN)
+        self.asked_ns = [0.0] * len(CAUTION_MIN)
         self._served_ns = [0.0] * len(CAUTION_MIN)
         self._updated_ns = 0
         # By class, lately: the parts of the workers' time.
@@ -44,27 +45,24 @@ class Forecast:
 
     # ---- what happens -------------------------------------------------------------------------
 
-    def admitted(self, priority: int, work_ns: float) -> None:
-        """So much work was admitted."""
-        self._asked_ns[priority] += work_ns
-
-    def ran(self, priority: int, work_ns: float) -> None:
-        """So much work has run."""
-        self._served_ns[priority] += work_ns
-
-    def held(self, took_ns: int, held_ns: int) -> None:
-        """A batch took so long, and kept its worker for so long, as seen from here."""
-        if took_ns > 0:
-            ratio = min(OVERHEAD_MAX, max(1.0, held_ns / took_ns))
-            self._overhead += (ratio - self._overhead) * OVERHEAD_WEIGHT
+    def ran(self, rows: Sequence[int], row_ns: float, took_ns: int, held_ns: int) -> None:
+        """A batch has run, of so many rows of each class. It took so long, and kept its worker for so
+        long, as seen from here."""
+        for priority, count in enumerate(rows):
+            if count:
+                self._served_ns[priority] += count * row_ns
+        ratio = held_ns / took_ns if took_ns > 0 else 1.0
+        self._overhead += (min(OVERHEAD_MAX, max(1.0, ratio)) - self._overhead) * OVERHEAD_WEIGHT
 
     def ended(self, priority: int, in_time: bool) -> None:
         """A request with a deadline has met it, or has not."""
         caution = self._caution[priority]
         if not in_time:
             self._caution[priority] = min(CAUTION_MAX, caution * MISSED_FACTOR)
+            self.is_careful = True
         elif caution > CAUTION_MIN[priority]:
-            self._caution[priority] = caution * MET_FACTOR
+            self._caution[priority] = max(CAUTION_MIN[priority], caution * MET_FACTOR)
+            self.is_careful = tuple(self._caution) != CAUTION_MIN
 
     # ---- what is expected ---------------------------------------------------------------------
 
@@ -97,8 +95,8 @@ class Forecast:
             all_ns = passed_ns * max(1, len(self._workers))
             weight = min(1.0, passed_ns / LATELY_NS)
             for index in range(len(CAUTION_MIN)):
-                self._asked[index] += (self._asked_ns[index] / all_ns - self._asked[index]) * weight
+                self._asked[index] += (self.asked_ns[index] / all_ns - self._asked[index]) * weight
                 self._served[index] += (self._served_ns[index] / all_ns - self._served[index]) * weight
-                self._asked_ns[index] = self._served_ns[index] = 0.0
+                self.asked_ns[index] = self._served_ns[index] = 0.0
         pairs = zip(self._asked[:priority], self._served[:priority], strict=True)
         return sum(min(asked, served) for asked, served in pairs)

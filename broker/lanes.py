@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..transport.messages import Item, Priority, Submit
 from ..transport.tensors import Slot, Tensor
@@ -102,13 +102,10 @@ class Part:
         return Item(request.arena, inputs, outputs)
 
 
-class Heads(NamedTuple):
-    """What a lane would begin with, by either rule."""
-
-    due_ns: int  # the earliest virtual deadline
-    due_class: int  # the priority of what has it
-    first_class: int  # the highest priority that waits
-    first_ns: int  # and its earliest virtual deadline
+# What a lane would begin with, by either rule: the earliest virtual deadline and the priority of what has
+# it; the highest priority that waits, and its earliest virtual deadline. (A plain tuple: this is made for
+# every batch, and a named one costs more than finding it.)
+Heads = tuple[int, int, int, int]
 
 
 class Lane:
@@ -144,56 +141,56 @@ class Lane:
         self.rows += rows
         self.model.waiting[request.priority] += rows
 
-    def set_late_aside(self, starts_ns: int, timing: TimeModel) -> None:
-        """What is first in its class, and could not be in time if it began at `starts_ns`, is not what
-        the lane is chosen for. Another worker may be free sooner, or quicker."""
-        if self._late:
-            before, self._late = self._late, []
-            for entry in before:
-                if not entry[2].request.ended:
-                    heappush(self._heaps[entry[2].request.priority], entry)
-        late = self._late
-        for heap in self._heaps:
-            while heap and (heap[0][2].request.ended or self._is_late(heap[0][2], starts_ns, timing)):
-                entry = heappop(heap)
-                if not entry[2].request.ended:
-                    heappush(late, entry)
+    def heads(self, starts_ns: int = 0, timing: TimeModel | None = None) -> Heads | None:
+        """What it would begin with; None when nothing waits.
 
-    def _is_late(self, part: Part, starts_ns: int, timing: TimeModel) -> bool:
-        deadline_ns = part.request.deadline_ns
-        rows = min(part.stop - part.start, self.model.max_batch)
-        return 0 < deadline_ns < starts_ns + timing.predict_ns(rows)
-
-    def heads(self) -> Heads | None:
-        """What it would begin with; None when nothing waits."""
+        With a time model: what could not be in time if it began at `starts_ns` is set aside, and counts
+        only when nothing else waits. It is looked at anew every time: another worker may be free
+        sooner, or quicker.
+        """
         while self.retries:
             live = [part.request for part in self.retries[0] if not part.request.ended]
             if live:
                 due_ns = min(request.virtual_ns for request in live)
                 priority = min(request.priority for request in live)
-                return Heads(due_ns, priority, priority, due_ns)
+                return due_ns, priority, priority, due_ns
             del self.retries[0]
         if not self.rows:
             return None
+        if self._late:
+            self._call_back()
+        far_ns = starts_ns + timing.longest_ns if timing is not None else 0
         due_ns = first_ns = 0
         due_class = first_class = -1
         for priority, heap in enumerate(self._heaps):
-            while heap and heap[0][2].request.ended:
-                heappop(heap)
-            if heap:
-                head_ns = heap[0][0]
-                if first_class < 0:
-                    first_class, first_ns = priority, head_ns
-                if due_class < 0 or head_ns < due_ns:
-                    due_ns, due_class = head_ns, priority
-        if due_class < 0:
-            late = self._late
-            while late and late[0][2].request.ended:
-                heappop(late)
-            if late:
-                due_ns = first_ns = late[0][0]
-                due_class = first_class = late[0][2].request.priority
-        return Heads(due_ns, due_class, first_class, first_ns) if due_class >= 0 else None
+            while heap:
+                request = heap[0][2].request
+                if request.ended:
+                    heappop(heap)
+                elif 0 < request.deadline_ns < far_ns and self._is_late(heap[0][2], starts_ns, timing):
+                    heappush(self._late, heappop(heap))
+                else:
+                    head_ns = heap[0][0]
+                    if first_class < 0:
+                        first_class, first_ns = priority, head_ns
+                    if due_class < 0 or head_ns < due_ns:
+                        due_ns, due_class = head_ns, priority
+                    break
+        if due_class < 0 and self._late:
+            due_ns = first_ns = self._late[0][0]
+            due_class = first_class = self._late[0][2].request.priority
+        return (due_ns, due_class, first_class, first_ns) if due_class >= 0 else None
+
+    def _call_back(self) -> None:
+        """What was set aside is in its class again."""
+        late, self._late = self._late, []
+        for entry in late:
+            if not entry[2].request.ended:
+                heappush(self._heaps[entry[2].request.priority], entry)
+
+    def _is_late(self, part: Part, starts_ns: int, timing: TimeModel | None) -> bool:
+        rows = min(part.stop - part.start, self.model.max_batch)
+        return timing is not None and part.request.deadline_ns < starts_ns + timing.predict_ns(rows)
 
     def _next_heap(self, begin: int) -> list[Entry] | None:
         """Where the next part comes from: the class to begin with, else the earliest virtual deadline."""
@@ -230,9 +227,11 @@ class Lane:
         taken: list[Part] = []
         total = 0
         nearest_ns = 0  # of the deadlines of what is taken; 0: none
-        full_ns = starts_ns + timing.predict_ns(rows_max) if timing is not None else 0
+        far_ns = starts_ns + timing.longest_ns if timing is not None else 0
+        full = [heap for heap in self._heaps if heap]
+        only = full[0] if len(full) == 1 else None  # mostly there is but one class
         while total < rows_max:
-            heap = self._next_heap(begin)
+            heap = only or self._next_heap(begin)
             if heap is None:
                 if taken or not self._late:
                     break
@@ -244,9 +243,9 @@ class Lane:
                 continue
             rows = part.stop - part.start
             deadline_ns = request.deadline_ns
-            # Only where a deadline is nearer than a full batch's end does it matter how much nearer.
-            is_near = 0 < deadline_ns < full_ns
-            if is_near and timing is not None and self._is_late(part, starts_ns, timing):
+            # Only where a deadline is nearer than the longest run does it matter how much nearer.
+            is_near = 0 < deadline_ns < far_ns
+            if is_near and self._is_late(part, starts_ns, timing):
                 heappush(self._late, entry)
                 continue
             most = lower_max if lower_max and request.priority != Priority.URGENT else rows_max

@@ -21,16 +21,17 @@ class TimeModel:
     """Predicts the time of a batch. `seed`: {rows: ns} of the warm-up sweep; may be empty. `buckets`:
     the only sizes that are run, rising; smaller batches are padded. Empty: any size."""
 
-    __slots__ = ("_buckets", "_ns", "_rows")
+    __slots__ = ("_ns", "_rows", "buckets", "longest_ns")
 
     def __init__(self, seed: dict[int, int] | None = None, buckets: Sequence[int] = ()) -> None:
-        self._buckets = buckets
+        self.buckets = buckets
         self._ns: dict[int, float] = {rows: float(ns) for rows, ns in (seed or {}).items() if rows > 0}
         self._rows = sorted(self._ns)
+        self.longest_ns = int(max(self._ns.values(), default=0))  # that was ever seen
 
     def predict_ns(self, rows: int) -> int:
         """Expected time of a batch of so many rows; 0 when nothing is known."""
-        if self._buckets:
+        if self.buckets:
             rows = self._padded(rows)
         known = self._rows
         found = self._ns.get(rows)
@@ -54,7 +55,9 @@ class TimeModel:
 
     def learn(self, rows: int, took_ns: int) -> None:
         """A batch of so many rows took so long."""
-        if self._buckets:
+        if took_ns > self.longest_ns:
+            self.longest_ns = took_ns
+        if self.buckets:
             rows = self._padded(rows)
         known = self._ns.get(rows)
         if known is None:
@@ -68,23 +71,23 @@ class TimeModel:
 
     def _padded(self, rows: int) -> int:
         """The size that a batch of so many rows is run as."""
-        buckets = self._buckets
+        buckets = self.buckets
         return buckets[min(bisect_left(buckets, rows), len(buckets) - 1)]
 
     def worth_taking(self, rows: int) -> int:
         """Of so many rows that wait, how many to run now: all of them, padded, or a full smaller bucket
         and the rest later, whichever is expected to take less time."""
-        if not self._buckets:
+        if not self.buckets:
             return rows
         return self._cheapest(rows)[1]
 
     def _cheapest(self, rows: int) -> tuple[int, int]:
         """(time for all of these rows, how many of them to run first)."""
         padded_ns = self.predict_ns(rows)
-        below = bisect_left(self._buckets, rows) - 1
-        if below < 0 or rows in self._buckets:
+        below = bisect_left(self.buckets, rows) - 1
+        if below < 0 or rows in self.buckets:
             return padded_ns, rows
-        full = self._buckets[below]
+        full = self.buckets[below]
         split_ns = self.predict_ns(full) + self._cheapest(rows - full)[0]
         return (split_ns, full) if split_ns < padded_ns else (padded_ns, rows)
 

@@ -307,6 +307,17 @@ def test_low_is_not_starved_by_a_steady_stream_of_urgent_requests(world: World) 
     assert BUDGETS_NS_DEFAULT[LOW] // 2 < waited_ns <= bound_ns
 
 
+def test_a_class_does_not_go_before_what_is_due_sooner_and_not_overdue(world: World) -> None:
+    for number in (1, 2, 3):
+        world.submit(1, number, rows=4)
+    world.turn()  # the worker has its credit
+    world.turn(90 * MS)
+    world.submit(1, 4, rows=4, priority=HIGH)  # due in 25 ms; request 3 in 10
+    world.done(1, world.lent[1][0])
+    (batch,) = world.turn()
+    assert numbers(batch) == [3]
+
+
 def test_an_urgent_request_does_not_wait_for_everything_that_is_older(world: World) -> None:
     """With more work than workers everything gets old; URGENT still goes first, 7 times of 8."""
     for number in range(1, 101):

@@ -42,7 +42,7 @@ def end(request: Request) -> None:
 def due_ns(lane: Lane) -> int:
     heads = lane.heads()
     assert heads is not None
-    return heads.due_ns
+    return heads[0]
 
 
 def taken(lane: Lane, rows_max: int) -> list[tuple[int, int, int]]:
