@@ -423,13 +423,15 @@ class Core:
                 self._take_back_part(part)
                 if not part.request.ended:
                     self._requeue(part, batch, batch is running)
+        if running is not None:
+            self._suspect(running)
 
     def _requeue(self, part: Part, batch: Batch, was_running: bool) -> None:
         """A part of a lost batch goes back to the head of its lane.
 
         If it was running, by itself: should it be what kills workers, then its neighbours get their
-        results, and it is given up when it has done so alone LOSSES_MAX times. Of a model that is not
-        idempotent nothing runs twice, and nobody knows how far the worker had come.
+        results. Of a model that is not idempotent nothing runs twice, and nobody knows how far the
+        worker had come.
         """
         lane = batch.lane
         if not lane.model.config.idempotent:
@@ -443,9 +445,13 @@ class Core:
             lane.push_front(part)
             return
         lane.retry([part])
-        if len(batch.parts) > 1:
+
+    def _suspect(self, batch: Batch) -> None:
+        """A worker died while it ran this. A request that was all of it is given up when that has happened
+        LOSSES_MAX times."""
+        request = batch.parts[0].request
+        if request.ended or any(part.request is not request for part in batch.parts):
             return
-        request = part.request
         request.losses += 1
         if request.losses >= LOSSES_MAX:
             self._give_up(request)

@@ -116,7 +116,7 @@ class WatchedCore(Core):
         alone: list[Seen] = []
         for batch in self._lent.pop(worker, {}).values():
             _take_back(batch, retried=running)
-            if running and len(batch) == 1:
+            if running and all(seen is batch[0][0] for seen, _ in batch):
                 alone.append(batch[0][0])
             running = False
         for seen in alone:
