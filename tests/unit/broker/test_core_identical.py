@@ -61,12 +61,12 @@ class Yard(World):
         priority: Priority = NORMAL,
         deadline_ns: int = 0,
         rows: int = 1,
+        slots: bool = True,
     ) -> None:
         """A request of this content, from the client's own arena."""
         at = number * 64 * ROW_BYTES
-        message = m.Submit(
-            number, "net", priority, deadline_ns, [Tensor(1, [rows, 4], at)], [Slot(at, rows * ROW_BYTES)]
-        )
+        outputs = [Slot(at, rows * ROW_BYTES)] if slots else []
+        message = m.Submit(number, "net", priority, deadline_ns, [Tensor(1, [rows, 4], at)], outputs)
         self.do(e.Submitted(conn, conn, message, content.ljust(16)))
 
     def ran(self, worker: int, batch: m.Batch, value: bytes = b"answer", changed: Sequence[int] = ()) -> None:
@@ -500,6 +500,27 @@ def test_a_leader_that_is_cut_into_parts_is_not_shared() -> None:
     assert yard.outcomes(1) == {1: "ok"}
     assert yard.outcomes(2) == {2: "ok"}
     assert (1, 1) not in yard.frames
+    yard.at_rest()
+
+
+def test_parts_are_compared_with_no_digest_so_their_result_is_nobody_elses() -> None:
+    """Whole as it is when they are joined, it may be of what the client wrote later."""
+    yard = Yard(cache_ns=TTL_NS)
+    yard.worker(1, net(outputs=[TensorSpec("y", 1, ["batch", "found"])], warmup_ns={1: 2 * MS, 4: 8 * MS}))
+    yard.ask(3, 14, b"urgent", URGENT, slots=False)
+    (urgent,) = yard.turn()
+    yard.ask(1, 1, rows=4, slots=False)
+    yard.ran(1, urgent)
+    kept_bytes = yard.core.models["net"].identical.kept_bytes
+    waiting = yard.turn()
+    while waiting:
+        batch = waiting.pop(0)
+        assert batch.rows < 4
+        tensor = Tensor(1, [batch.rows, 4], 0, 1)
+        yard.done(1, batch, elsewhere=[m.ItemOutputs(0, [tensor])], frames=[bytes(batch.rows * 16)])
+        waiting += yard.turn(10 * MS)
+    assert yard.outcomes(1) == {1: "ok"}
+    assert yard.core.models["net"].identical.kept_bytes == kept_bytes
     yard.at_rest()
 
 
