@@ -17,6 +17,7 @@ CORE = "broker/core.py"
 LANES = "broker/lanes.py"
 BATCHING = "broker/batching.py"
 ADMISSION = "broker/admission.py"
+FORECAST = "broker/forecast.py"
 REGISTRY = "broker/registry.py"
 IDENTICAL = "broker/identical.py"
 TIMING = "broker/timing.py"
@@ -85,8 +86,8 @@ MUTANTS = [
     Mutant("a part reads from its request's beginning", LANES, "tensor.offset + self.start * stride)", "tensor.offset)"),
     Mutant("a part writes to its request's beginning", LANES, "Slot(slot.offset + self.start * (slot.nbytes // rows),", "Slot(slot.offset,"),
     Mutant("halves of a failed batch are not counted", LANES, "        self.retries.append(group)\n        for part in group:\n            self._count(part.request, part.stop - part.start)\n", "        self.retries.append(group)\n"),
-    Mutant("an ended request is taken from the heap", LANES, "            if request.ended or not rows:\n", "            if not rows:\n"),
-    Mutant("a sweep throws the living away", LANES, "live = [entry for entry in heap if not entry[2].request.ended and", "live = [entry for entry in heap if entry[2].request.ended and"),
+    Mutant("an ended request is taken from the heap", LANES, "            if part.is_over:\n                continue\n            deadline_ns", "            deadline_ns"),
+    Mutant("a sweep throws the living away", LANES, "live = [entry for entry in heap if not entry[2].is_over]", "live = [entry for entry in heap if entry[2].is_over]"),
     # ---- batching
     Mutant("the latest virtual deadline goes first", BATCHING, "if due is None or heads.due_ns < due.heads.due_ns:", "if due is None or heads.due_ns > due.heads.due_ns:"),
     Mutant("a worker is lent a model that it has not loaded", BATCHING, "        if lane.model.name not in worker.models:\n            continue\n", ""),
@@ -107,6 +108,9 @@ MUTANTS = [
     Mutant("the yard's bound on rows is one too high", ADMISSION, "self.rows + rows > self._rows_max[priority]\n            or", "self.rows + rows > self._rows_max[priority] + 1\n            or"),
     Mutant("LOW may fill the whole queue", ADMISSION, "SHARES = (1.0, 0.95, 0.9, 0.8)", "SHARES = (1.0, 1.0, 1.0, 1.0)"),
     Mutant("a hopeless request is admitted", ADMISSION, "            if finish_ns > deadline_ns:\n", "            if finish_ns > deadline_ns * 1000:\n"),
+    Mutant("a class counts on all of the workers' time", FORECAST, "        share = max(least, 1 - self._load_above(priority, now_ns) - (least if below else 0.0))\n", "        share = 1.0\n"),
+    Mutant("a forecast learns nothing from what was missed", FORECAST, "        if not in_time:\n", "        if False:\n"),
+    Mutant("what a class asks in a burst is taken for a habit", FORECAST, "sum(min(asked, served)", "sum(max(asked, served)"),
     # ---- registry
     Mutant("an input may lie outside the arena", REGISTRY, "            if nbytes > arena_nbytes - tensor.offset:\n                check_range(tensor.offset, nbytes, arena_nbytes)  # says what is wrong\n", ""),
     Mutant("lanes that nobody uses pile up", REGISTRY, "            del self.lanes[lane.signature]\n", "            pass\n"),
