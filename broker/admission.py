@@ -111,11 +111,14 @@ class Admission:
     def add(self, connection: Connection, request: Request) -> None:
         """The request is under way."""
         connection.requests[request.id] = request
-        self.forecast.asked_ns[request.priority] += request.rows * request.model.row_ns
         connection.account.rows += request.rows
         connection.account.nbytes += request.nbytes
         self.rows += request.rows
         self.nbytes += request.nbytes
+
+    def queued(self, request: Request) -> None:
+        """It is going to be run. What waits for another's result, or has one already, asks for no work."""
+        self.forecast.asked_ns[request.priority] += request.rows * request.model.row_ns
 
     def remove(self, connection: Connection, request: Request) -> None:
         """The request has ended."""

@@ -254,7 +254,7 @@ class _Table:
                 return tuple(value)
         self.problems.append(
             f"{self.at(key)}: expected rising batch sizes, at most {BUCKETS_MAX}, the last of them max_batch "
-            f"= {largest}; found {value}"
+            f"= {largest}; found {str(value)[:FOUND_CHARS_MAX]}"
         )
         return ()
 

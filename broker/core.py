@@ -36,7 +36,7 @@ from .changes import Changes, load
 from .config import YardConfig
 from .counters import Counters
 from .describes import Describes
-from .identical import Key, follow, followers_of, key_of, leave
+from .identical import Key, Run, key_of
 from .lanes import Lane, Part, Request
 from .registry import Batch, Model, Worker
 
@@ -233,13 +233,21 @@ class Core:
         lane.users += 1
         if key is not None and model.identical.shares and rows <= model.max_batch:
             request.key = key
-            leader = model.identical.leader(key)
-            if leader is not None:
-                self._join(request, leader)
+            run = model.identical.run(key)
+            if run is not None:
+                self._join(request, run)
                 return
-            model.identical.lead(request)
-        lane.push(Part(request, 0, rows))
-        self.lanes[lane] = None
+            model.identical.begin(request)
+        self._queue(request)
+
+    def _queue(self, request: Request) -> None:
+        """It waits in its lane, as a whole."""
+        part = Part(request, 0, request.rows)
+        if request.run is not None:
+            request.run.part = part
+        request.lane.push(part)
+        self.lanes[request.lane] = None
+        self.admission.queued(request)
 
     # ---- identical work: see identical.py ----------------------------------------------------
 
@@ -260,29 +268,32 @@ class Core:
         self.counters.end(model.name, message.priority, "ok")
         return True
 
-    def _join(self, request: Request, leader: Request) -> None:
+    def _join(self, request: Request, run: Run) -> None:
         """Wait for the leader's result; or lead, if that would wait longer for its turn."""
-        lane = request.lane
         self.counters.spared(request.model.name, "joined")
-        if request.virtual_ns < leader.virtual_ns and lane.withdraw(leader):
-            followers = request.model.identical.depose(leader)
-            self._lead(request, [leader, *followers])
+        leader = run.leader
+        if (
+            request.virtual_ns < leader.virtual_ns
+            and run.part is not None
+            and request.lane.withdraw(run.part)
+        ):
+            run.lead(request)
+            run.follow(leader)
+            self._queue(request)
         else:
-            follow(request, leader)
-
-    def _lead(self, request: Request, followers: list[Request]) -> None:
-        """It waits in the lane, for itself and for those who are like it."""
-        request.model.identical.lead(request)
-        for follower in followers:
-            follow(follower, request)
-        request.lane.push(Part(request, 0, request.rows))
-        self.lanes[request.lane] = None
+            run.follow(request)
 
     def _abdicate(self, request: Request) -> None:
         """A leader will give no result that can be shared: the next one leads."""
-        followers = request.model.identical.depose(request)
-        if followers:
-            self._lead(followers[0], followers[1:])
+        run = request.run
+        if run is None or run.leader is not request or request.key is None:
+            return
+        request.run = None
+        successor = run.succeed()
+        if successor is not None:
+            self._queue(successor)
+        else:
+            request.model.identical.end(run, request.key)
 
     def _share(
         self, request: Request, is_true: bool, batch: Batch, receipt: m.BatchReceipt, now_ns: int
@@ -295,8 +306,9 @@ class Core:
             self._abdicate(request)
             return
         outputs, frames = found
-        model.identical.keep(request.key, outputs, frames, batch.rows, now_ns)
-        for follower in followers_of(request):
+        if request.key[0] == model.revision:  # it may have been asked of an earlier one
+            model.identical.keep(request.key, outputs, frames, batch.rows, now_ns)
+        for follower in list(request.run.followers) if request.run is not None else ():
             queue_ns = max(0, batch.sent_ns - follower.arrived_ns)
             self._end(follower, "ok")
             self._release(follower)
@@ -305,14 +317,15 @@ class Core:
             self.counters.observe(model.name, follower.priority, total_ns, queue_ns, 1)
             answer = m.Answer(follower.id, queue_ns, receipt, outputs)
             self._actions.append(e.ToClient(follower.conn, answer, frames))
-        model.identical.depose(request)
+        self._abdicate(request)
 
     def _give_up(self, request: Request) -> None:
         """Workers have died of it: nobody else is to."""
         text = f"{request.losses} workers died while they ran this request alone"
         model = request.model
         self._actions.append(e.Quarantine(model.name, request.arena, request.inputs))
-        for victim in (*followers_of(request), request):
+        followers = list(request.run.followers) if request.run is not None else []
+        for victim in (*followers, request):
             self._fail(victim, Code.WORKER_LOST, text)
 
     def _quarantined(self, event: e.Quarantined, now_ns: int) -> None:
@@ -410,13 +423,15 @@ class Core:
                 self._take_back_part(part)
                 if not part.request.ended:
                     self._requeue(part, batch, batch is running)
+        if running is not None:
+            self._suspect(running)
 
     def _requeue(self, part: Part, batch: Batch, was_running: bool) -> None:
         """A part of a lost batch goes back to the head of its lane.
 
         If it was running, by itself: should it be what kills workers, then its neighbours get their
-        results, and it is given up when it has done so alone LOSSES_MAX times. Of a model that is not
-        idempotent nothing runs twice, and nobody knows how far the worker had come.
+        results. Of a model that is not idempotent nothing runs twice, and nobody knows how far the
+        worker had come.
         """
         lane = batch.lane
         if not lane.model.config.idempotent:
@@ -430,9 +445,13 @@ class Core:
             lane.push_front(part)
             return
         lane.retry([part])
-        if len(batch.parts) > 1:
+
+    def _suspect(self, batch: Batch) -> None:
+        """A worker died while it ran this. A request that was all of it is given up when that has happened
+        LOSSES_MAX times."""
+        request = batch.parts[0].request
+        if request.ended or any(part.request is not request for part in batch.parts):
             return
-        request = part.request
         request.losses += 1
         if request.losses >= LOSSES_MAX:
             self._give_up(request)
@@ -630,8 +649,9 @@ class Core:
     def _end(self, request: Request, outcome: str) -> None:
         """The client's request is over: it no longer waits or counts. Its slots may still be held."""
         request.ended = True
-        if request.leader is not None:
-            leave(request)
+        run = request.run
+        if run is not None and run.leader is not request:
+            run.leave(request)
         elif request.rows_waiting:
             request.lane.forget(request)
         self.admission.remove(self.connections[request.conn], request)

@@ -51,8 +51,9 @@ class Forecast:
         for priority, count in enumerate(rows):
             if count:
                 self._served_ns[priority] += count * row_ns
-        ratio = held_ns / took_ns if took_ns > 0 else 1.0
-        self._overhead += (min(OVERHEAD_MAX, max(1.0, ratio)) - self._overhead) * OVERHEAD_WEIGHT
+        if took_ns > 0:
+            ratio = min(OVERHEAD_MAX, max(1.0, held_ns / took_ns))
+            self._overhead += (ratio - self._overhead) * OVERHEAD_WEIGHT
 
     def ended(self, priority: int, in_time: bool) -> None:
         """A request with a deadline has met it, or has not."""

@@ -38,6 +38,8 @@ from .inline import InlineTensors
 from .peers import credentials
 
 FRAMES_MAX = 4096  # parts of one message; a part bomb is read away and refused
+HASHED_BYTES_MAX = 4 << 20  # of contents, in one turn: some 4 ms; what comes then is run by itself
+READ_BYTES = 1024  # what reading a tensor costs beside its bytes, as bytes
 GREET_WITHIN_NS = 10_000_000_000  # a connection that has not greeted by then is closed
 
 log = logging.getLogger("batchyard.broker")
@@ -86,6 +88,7 @@ class Front:
         self._by_conn: dict[int, Client] = {}
         self._conn_sequence = 0
         self._outbox: dict[bytes, list[Any]] = {}
+        self._hashed_bytes = 0  # in this turn
 
     # ---- what clients say ---------------------------------------------------------------------
 
@@ -132,7 +135,7 @@ class Front:
                 return
         model = self._core.models.get(message.model)
         digest = b""
-        if model is not None and model.identical.wants_digest:
+        if model is not None and model.identical.wants_digest and self._hashed_bytes < HASHED_BYTES_MAX:
             digest = self.digest(client.arena, message.inputs)
         self._act(self._core.handle(e.Submitted(client.conn, client.arena, message, digest), now_ns))
 
@@ -146,6 +149,7 @@ class Front:
             except InvalidRequest:  # the core will say so
                 return b""
             room -= nbytes
+            self._hashed_bytes += READ_BYTES + (nbytes if room >= 0 else 0)
             part = self._arenas.read(arena, tensor.offset, nbytes) if room >= 0 else None
             if part is None:
                 return b""
@@ -288,7 +292,8 @@ class Front:
             self._forget(client)
 
     def flush(self) -> None:
-        """Send what has gathered: one message to each client."""
+        """Send what has gathered: one message to each client. A turn is over."""
+        self._hashed_bytes = 0
         if self._outbox:
             waiting, self._outbox = self._outbox, {}
             for identity, messages in waiting.items():

@@ -25,13 +25,14 @@ def check(core: Core) -> None:
         due = request.rows - request.rows_done if request.leader is None else 0
         assert rows == due, f"request {request.id}: rows lost or doubled"
         if request.leader is not None:
-            followers = request.leader.followers
-            assert followers is not None, f"request {request.id} follows nobody"
-            assert request in followers, f"request {request.id} is not waited for"
+            assert request.run is not None
+            assert request in request.run.followers, f"request {request.id} is not waited for"
             assert request.leader.rows_leased or id(request.leader) in live, f"{request.id} waits for nobody"
         for (_, stop), (start, _) in itertools.pairwise(ranges):
             assert stop <= start, f"request {request.id}: rows {start}..{stop} are in two places"
     _check_totals(core, held_by_arena)
+    for model in core.models.values():
+        model.identical.check()
 
 
 def _check_waiting(core: Core, covered: dict[int, list[tuple[int, int]]]) -> None:

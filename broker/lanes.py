@@ -3,8 +3,8 @@
 A lane holds the parts of one (model, shape signature), each class in order of virtual deadline. A request
 enters as one part covering all its rows; a batch may take a prefix, and the rest goes back as a
 part of its own, so a request larger than the model's maximum is split here and nowhere else.
-Ended requests leave their parts behind in their heap; they are skipped, and swept when they are
-the majority.
+Ended requests leave their parts behind in their heap, withdrawn ones an empty part; they are skipped,
+and swept when they are the majority.
 
 Pure: no clock, no sockets. Must not import anything but transport.
 """
@@ -19,7 +19,7 @@ from ..transport.messages import Item, Priority, Submit
 from ..transport.tensors import Slot, Tensor
 
 if TYPE_CHECKING:
-    from .identical import Key
+    from .identical import Key, Run
     from .registry import Model
     from .timing import TimeModel
 
@@ -32,9 +32,9 @@ class Request:
     """One admitted request, from Submit to its outcome and the release of its slots."""
 
     __slots__ = (
-        "arena", "arrived_ns", "conn", "deadline_ns", "ended", "followers", "id", "inputs", "key", "lane",
-        "leader", "losses", "model", "nbytes", "outputs", "parts", "priority", "rows", "rows_done",
-        "rows_leased", "virtual_ns",
+        "arena", "arrived_ns", "conn", "deadline_ns", "ended", "id", "inputs", "key", "lane", "losses",
+        "model", "nbytes", "outputs", "parts", "priority", "rows", "rows_done", "rows_leased", "run",
+        "virtual_ns",
     )  # fmt: skip
 
     def __init__(
@@ -59,13 +59,18 @@ class Request:
         self.ended = False  # the client has been told its outcome
         self.parts: list[tuple[int, list[Tensor], Sequence[Any]]] | None = None  # outputs not in its slots
         self.key: Key | None = None  # of its content; see identical.py
-        self.leader: Request | None = None  # whose result it waits for, instead of waiting in its lane
-        self.followers: dict[Request, None] | None = None
+        self.run: Run | None = None  # that it leads, or whose result it waits for
 
     def is_asked_by(self, message: Submit) -> bool:
         """Whether a message says the same, but for the time that was left when it was sent."""
         asked = (message.model, message.priority, message.inputs, message.outputs)
         return (self.model.name, self.priority, self.inputs, self.outputs) == asked
+
+    @property
+    def leader(self) -> Request | None:
+        """Whose result it waits for, instead of waiting in its lane."""
+        run = self.run
+        return run.leader if run is not None and run.leader is not self else None
 
     @property
     def rows_waiting(self) -> int:
@@ -81,6 +86,11 @@ class Part:
         self.request = request
         self.start = start
         self.stop = stop
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it is to be run any more: its request has ended, or it was withdrawn."""
+        return self.request.ended or self.start == self.stop
 
     def item(self) -> Item:
         """The part as a worker sees it: the request's own descriptors, or a slice of their rows."""
@@ -164,10 +174,10 @@ class Lane:
         due_class = first_class = -1
         for priority, heap in enumerate(self._heaps):
             while heap:
-                request = heap[0][2].request
-                if request.ended:
+                part = heap[0][2]
+                if part.is_over:
                     heappop(heap)
-                elif 0 < request.deadline_ns < far_ns and self._is_late(heap[0][2], starts_ns, timing):
+                elif 0 < part.request.deadline_ns < far_ns and self._is_late(part, starts_ns, timing):
                     heappush(self._late, heappop(heap))
                 else:
                     head_ns = heap[0][0]
@@ -185,7 +195,7 @@ class Lane:
         """What was set aside is in its class again."""
         late, self._late = self._late, []
         for entry in late:
-            if not entry[2].request.ended:
+            if not entry[2].is_over:
                 heappush(self._heaps[entry[2].request.priority], entry)
 
     def _is_late(self, part: Part, starts_ns: int, timing: TimeModel | None) -> bool:
@@ -239,9 +249,9 @@ class Lane:
             entry = heappop(heap)
             part = entry[2]
             request = part.request
-            if request.ended:
-                continue
             rows = part.stop - part.start
+            if part.is_over:
+                continue
             deadline_ns = request.deadline_ns
             # Only where a deadline is nearer than the longest run does it matter how much nearer.
             is_near = 0 < deadline_ns < far_ns
@@ -280,28 +290,30 @@ class Lane:
     def forget(self, request: Request) -> None:
         """A request has just ended: its waiting rows no longer count."""
         self._count(request, -request.rows_waiting)
-        heap = self._heaps[request.priority]
-        if len(heap) > SWEEP_MIN and self.model.waiting[request.priority] * 2 < len(heap):
-            live = [entry for entry in heap if not entry[2].request.ended]
+        self._sweep(request.priority)
+
+    def withdraw(self, part: Part) -> bool:
+        """Take back a part that waits in its class as its whole request; False when it does not."""
+        request = part.request
+        if part.stop - part.start < request.rows or request.rows_waiting < request.rows:
+            return False
+        if any(part in group for group in self.retries):
+            return False  # it is to run as it is
+        part.stop = part.start  # what is left of it is skipped
+        self._count(request, -request.rows)
+        self._sweep(request.priority)
+        return True
+
+    def _sweep(self, priority: int) -> None:
+        heap = self._heaps[priority]
+        if len(heap) > SWEEP_MIN and self.model.waiting[priority] * 2 < len(heap):
+            live = [entry for entry in heap if not entry[2].is_over]
             if len(live) * 2 <= len(heap):
                 heapify(live)
-                self._heaps[request.priority] = live
-
-    def withdraw(self, request: Request) -> bool:
-        """Take a request out that waits as a whole; False when it does not."""
-        for heap in (self._heaps[request.priority], self._late):
-            for index, entry in enumerate(heap):
-                part = entry[2]
-                if part.request is request and part.stop - part.start == request.rows:
-                    heap[index] = heap[-1]
-                    heap.pop()
-                    heapify(heap)
-                    self._count(request, -request.rows)
-                    return True
-        return False
+                self._heaps[priority] = live
 
     def waiting(self) -> list[Part]:
         """Every live part, unordered; for validate()."""
         parts = [entry[2] for heap in (*self._heaps, self._late) for entry in heap]
         parts += [part for group in self.retries for part in group]
-        return [part for part in parts if not part.request.ended]
+        return [part for part in parts if not part.is_over]

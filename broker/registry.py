@@ -122,7 +122,7 @@ class Model:
         self.revision = revision
         self.workers.clear()
         self.failures.clear()
-        self.identical.forget_results()
+        self.identical.forget()
 
     def differs(self, message: Loaded) -> str:
         """Why what a worker has loaded can't take this model's place under its callers; "": it can."""

@@ -12,11 +12,13 @@ from .lanes import Request
 def gathered(request: Request) -> tuple[Outputs, list[Any]] | None:
     """A request's outputs, parts in the order of their rows and frames numbered anew; and the frames.
 
-    None when a worker named a frame that it did not send.
+    None when a worker sent none, or named a frame that it did not send.
     """
+    if not request.parts:
+        return None
     parts: list[list[Tensor]] = []
     frames: list[Any] = []
-    for _, outputs, behind in sorted(request.parts or (), key=lambda entry: entry[0]):
+    for _, outputs, behind in sorted(request.parts, key=lambda entry: entry[0]):
         tensors = []
         for tensor in outputs:
             if not 1 <= tensor.frame <= len(behind):

@@ -88,7 +88,8 @@ class TimeModel:
         if below < 0 or rows in self.buckets:
             return padded_ns, rows
         full = self.buckets[below]
-        split_ns = self.predict_ns(full) + self._cheapest(rows - full)[0]
+        runs = (rows - 1) // full  # up to a rest that is no larger: in between, padding costs the same
+        split_ns = runs * self.predict_ns(full) + self._cheapest(rows - runs * full)[0]
         return (split_ns, full) if split_ns < padded_ns else (padded_ns, rows)
 
     def rows_within(self, rows_max: int, budget_ns: int) -> int:

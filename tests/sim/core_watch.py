@@ -116,7 +116,7 @@ class WatchedCore(Core):
         alone: list[Seen] = []
         for batch in self._lent.pop(worker, {}).values():
             _take_back(batch, retried=running)
-            if running and len(batch) == 1:
+            if running and all(seen is batch[0][0] for seen, _ in batch):
                 alone.append(batch[0][0])
             running = False
         for seen in alone:
@@ -177,7 +177,7 @@ class WatchedCore(Core):
             assert request.leader is None, f"request {request.id} waits for another's result, and is lent"
             whole = part.stop - part.start == request.rows
             if request.key is not None and request.model.config.join and whole:
-                leads = request.model.identical.leader(request.key) is request
+                leads = request.run is not None and request.model.identical.run(request.key) is request.run
                 assert leads, f"request {request.id} is lent beside one that is like it"
             rows = (part.start, part.stop)
             for start, stop in seen.lent + seen.done:

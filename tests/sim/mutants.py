@@ -17,7 +17,12 @@ CORE = "broker/core.py"
 LANES = "broker/lanes.py"
 BATCHING = "broker/batching.py"
 ADMISSION = "broker/admission.py"
+FORECAST = "broker/forecast.py"
 REGISTRY = "broker/registry.py"
+IDENTICAL = "broker/identical.py"
+TIMING = "broker/timing.py"
+ARENAS = "broker/arenas.py"
+MODEL = "gpuworker/model.py"
 CHANGES = "broker/changes.py"
 FRONT = "broker/front.py"
 BACK = "broker/back.py"
@@ -81,8 +86,8 @@ MUTANTS = [
     Mutant("a part reads from its request's beginning", LANES, "tensor.offset + self.start * stride)", "tensor.offset)"),
     Mutant("a part writes to its request's beginning", LANES, "Slot(slot.offset + self.start * (slot.nbytes // rows),", "Slot(slot.offset,"),
     Mutant("halves of a failed batch are not counted", LANES, "        self.retries.append(group)\n        for part in group:\n            self._count(part.request, part.stop - part.start)\n", "        self.retries.append(group)\n"),
-    Mutant("an ended request is taken from the heap", LANES, "            if request.ended:\n                continue\n            rows = part.stop - part.start\n", "            rows = part.stop - part.start\n"),
-    Mutant("a sweep throws the living away", LANES, "live = [entry for entry in heap if not entry[2].request.ended]", "live = [entry for entry in heap if entry[2].request.ended]"),
+    Mutant("an ended request is taken from the heap", LANES, "            if part.is_over:\n                continue\n            deadline_ns", "            deadline_ns"),
+    Mutant("a sweep throws the living away", LANES, "live = [entry for entry in heap if not entry[2].is_over]", "live = [entry for entry in heap if entry[2].is_over]"),
     # ---- batching
     Mutant("the latest virtual deadline goes first", BATCHING, "if due is None or heads[0] < due[0][0]:", "if due is None or heads[0] > due[0][0]:"),
     Mutant("a worker is lent a model that it has not loaded", BATCHING, "        if not lane.rows or name not in worker.models:\n            continue\n        heads = lane.heads(starts_ns, worker.timings[name])\n", "        heads = lane.heads(starts_ns, worker.timings.get(name))\n"),
@@ -101,13 +106,16 @@ MUTANTS = [
     Mutant("a client's bytes are not counted", ADMISSION, "        connection.account.nbytes += request.nbytes\n", ""),
     Mutant("a client's bound on rows is not held", ADMISSION, "            or account.rows + rows > limits.client_rows_max\n", ""),
     Mutant("the yard's bound on rows is one too high", ADMISSION, "self.rows + rows > self._rows_max[priority]\n            or", "self.rows + rows > self._rows_max[priority] + 1\n            or"),
-    Mutant("what is too late goes first", LANES, "                elif 0 < request.deadline_ns < far_ns and", "                elif False and"),
+    Mutant("what is too late goes first", LANES, "                elif 0 < part.request.deadline_ns < far_ns and", "                elif False and"),
     Mutant("what is too late is never looked at again", LANES, "        if self._late:\n            self._call_back()\n", ""),
     Mutant("a forecast forgets what is overdue below", "broker/forecast.py", " - (least if below else 0.0))", ")"),
     Mutant("a forecast does not learn from a miss", "broker/forecast.py", "min(CAUTION_MAX, caution * MISSED_FACTOR)", "caution"),
     Mutant("a forecast takes no heed of higher classes", "broker/forecast.py", "1 - self._load_above(priority, now_ns)", "1"),
     Mutant("LOW may fill the whole queue", ADMISSION, "SHARES = (1.0, 0.95, 0.9, 0.8)", "SHARES = (1.0, 1.0, 1.0, 1.0)"),
     Mutant("a hopeless request is admitted", ADMISSION, "            if finish_ns > deadline_ns:\n", "            if finish_ns > deadline_ns * 1000:\n"),
+    Mutant("a class counts on all of the workers' time", FORECAST, "        share = max(least, 1 - self._load_above(priority, now_ns) - (least if below else 0.0))\n", "        share = 1.0\n"),
+    Mutant("a forecast learns nothing from what was missed", FORECAST, "        if not in_time:\n", "        if False:\n"),
+    Mutant("what a class asks in a burst is taken for a habit", FORECAST, "sum(min(asked, served)", "sum(max(asked, served)"),
     # ---- registry
     Mutant("an input may lie outside the arena", REGISTRY, "            if nbytes > arena_nbytes - tensor.offset:\n                check_range(tensor.offset, nbytes, arena_nbytes)  # says what is wrong\n", ""),
     Mutant("lanes that nobody uses pile up", REGISTRY, "            del self.lanes[lane.signature]\n", "            pass\n"),
@@ -128,6 +136,43 @@ MUTANTS = [
     Mutant("a leaving model never goes", CORE, "                self._actions += self._changes.drained(lane.model)\n", "                pass\n"),
     Mutant("the old revision's time counts as the new one's", CORE, "timing is not None and batch.revision == model.revision", "timing is not None"),
     Mutant("a worker that comes back may change what a model takes", CORE, "elif model.inputs and (reason := model.differs(message)):", "elif (reason := \"\"):"),
+    # ---- identical work
+    Mutant("followers are not answered", CORE, "            answer = m.Answer(follower.id, queue_ns, receipt, outputs)\n            self._actions.append(e.ToClient(follower.conn, answer, frames))\n", ""),
+    Mutant("a follower is released twice", CORE, "            self._release(follower)\n", "            self._release(follower)\n            self._release(follower)\n"),
+    Mutant("a follower is answered under the leader's number", CORE, "m.Answer(follower.id,", "m.Answer(request.id,"),
+    Mutant("a leader's end forgets its followers", CORE, "        successor = run.succeed()\n", "        successor = None\n"),
+    Mutant("who has left is still waited for", CORE, "            run.leave(request)\n", "            request.run = None\n"),
+    Mutant("a follower that has left may lead", IDENTICAL, "            if request in self.followers:\n                del self.followers[request]\n", "            if self.followers.pop(request, 0) != 1:\n"),
+    Mutant("an urgent request waits behind a low one that is like it", CORE, "            request.virtual_ns < leader.virtual_ns\n", "            False\n"),
+    Mutant("the lead is taken of what is to run as it is", LANES, "        if any(part in group for group in self.retries):\n            return False  # it is to run as it is\n", ""),
+    Mutant("what was withdrawn is run all the same", LANES, "        part.stop = part.start  # what is left of it is skipped\n", ""),
+    Mutant("what its client has changed is shared", CORE, "rows == request.rows and index not in message.changed", "rows == request.rows"),
+    Mutant("a part is taken for the whole result", CORE, "whole = rows == request.rows and", "whole = request.rows_done == request.rows and"),
+    Mutant("what an old revision said is shared", CORE, "replies.gathered(request) if is_true and batch.revision == model.revision else None", "replies.gathered(request) if is_true else None"),
+    Mutant("a worker does not compare what it runs", RUNNER, "if digest(parts) != item.digest:", "if False:"),
+    Mutant("what others want is run where its client can change it", RUNNER, "private = any(item.digest for item in items)", "private = False"),
+    Mutant("a key lacks the shapes", IDENTICAL, "return revision, digest, tuple((tensor.dtype, *tensor.shape) for tensor in inputs)", "return revision, digest, ()"),
+    Mutant("a kept result never expires", IDENTICAL, "if kept.expires_ns <= now_ns:", "if False:"),
+    Mutant("kept results have no bound", IDENTICAL, "while self.kept_bytes > self._bytes_max:", "while False:"),
+    Mutant("small results are kept without end", IDENTICAL, "KEPT_BYTES + KEPT_TENSOR_BYTES * len(frames) + sum", "sum"),
+    Mutant("kept results survive another revision", REGISTRY, "        self.identical.forget()\n", ""),
+    Mutant("contents are hashed without a bound", FRONT, " and self._hashed_bytes < HASHED_BYTES_MAX", ""),
+    Mutant("what a client may shrink is read", ARENAS, 'own = entry.key[0] == "own" or', "own = True or"),
+    Mutant("followers count as work", CORE, "        self.counters.spared(request.model.name, \"joined\")\n", "        self.counters.spared(request.model.name, \"joined\")\n        self.admission.queued(request)\n"),
+    Mutant("no content is quarantined", CORE, "        self._actions.append(e.Quarantine(model.name, request.arena, request.inputs))\n", ""),
+    Mutant("what is quarantined is run", CORE, "        if left_ns:\n", "        if False:\n"),
+    Mutant("a quarantine never ends", IDENTICAL, "            if self._quarantined[oldest] > now_ns:\n                break\n", "            break\n"),
+    Mutant("the followers of what kills live on", CORE, "for victim in (*followers, request):", "for victim in (request,):"),
+    Mutant("two parts of one request are taken for neighbours", CORE, "any(part.request is not request for part in batch.parts)", "len(batch.parts) > 1"),
+    # ---- buckets
+    Mutant("padding is what an earlier batch left", RUNNER, "                buffer.array[nbytes : buffer.row_nbytes * size] = 0\n", ""),
+    Mutant("a batch is padded beyond the next size", RUNNER, "buckets[bisect_left(buckets, rows)]", "buckets[min(bisect_left(buckets, rows) + 1, len(buckets) - 1)]"),
+    Mutant("padding is handed out with the results", RUNNER, "cut = len(items) > 1 or rows != size", "cut = len(items) > 1"),
+    Mutant("a padded run reads where its input lies", RUNNER, "own = private or size != rows", "own = private"),
+    Mutant("padding is taken for cheaper always", TIMING, "return (split_ns, full) if split_ns < padded_ns else (padded_ns, rows)", "return padded_ns, rows"),
+    Mutant("padding is never taken for cheaper", TIMING, "return (split_ns, full) if split_ns < padded_ns else (padded_ns, rows)", "return split_ns, full"),
+    Mutant("a batch is formed as if any size were run", BATCHING, "        rows_max = timing.worth_taking(min(rows_max, lane.rows))\n", "        pass\n"),
+    Mutant("a size that takes much memory is not warmed", MODEL, " and rows not in must:", ":"),
     # ---- the client's channel
     Mutant("a result's input slots are never freed", CHANNEL, "            for offset in pending.inputs:\n                memory.free(offset)\n            pending.arrays = None\n", "            pending.arrays = None\n"),
     Mutant("an abandoned request's slots are never freed", CHANNEL, "            if pending.settled:\n                self._give_back(pending)\n                continue\n", "            if pending.settled:\n                continue\n"),

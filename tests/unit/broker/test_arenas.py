@@ -140,3 +140,51 @@ def test_the_brokers_own_segment_counts_like_the_others(arenas: Arenas) -> None:
     assert arenas.snapshot()["arenas"] == 1
     arenas.close(number)
     assert own.close()  # idempotent: it was closed with its number
+
+
+# ---- contents -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memfd(arenas: Arenas) -> Iterator[tuple[Segment, int]]:
+    """A client's arena of the kind that it cannot shrink, and its number."""
+    with segments.create(NBYTES, "memfd") as made:
+        made.commit(0, NBYTES)
+        yield made, offer(arenas, made.handle)[0]
+
+
+def test_bytes_are_read_as_they_are_now(arenas: Arenas, memfd: tuple[Segment, int]) -> None:
+    segment, number = memfd
+    segment.buffer[100:105] = b"hello"
+    assert bytes(arenas.read(number, 100, 5)) == b"hello"
+    segment.buffer[100:105] = b"there"
+    assert bytes(arenas.read(number, 100, 5)) == b"there"
+    assert bytes(arenas.read(number, NBYTES - 1, 1)) == b"\0"
+    assert bytes(arenas.read(number, NBYTES, 0)) == b""
+
+
+@pytest.mark.parametrize(
+    ("offset", "nbytes"), [(0, NBYTES + 1), (NBYTES, 1), (NBYTES - 4, 5), (1 << 60, 1), (0, -1)]
+)
+def test_what_does_not_lie_in_the_arena_is_not_read(
+    arenas: Arenas, memfd: tuple[Segment, int], offset: int, nbytes: int
+) -> None:
+    assert arenas.read(memfd[1], offset, nbytes) is None
+
+
+def test_a_named_segment_is_not_read_because_its_client_could_shrink_it(arenas: Arenas) -> None:
+    """A mapped page that is gone would end the broker with SIGBUS."""
+    with segments.create(NBYTES, "named") as made:
+        number, _ = offer(arenas, made.handle)
+        assert arenas.read(number, 0, 16) is None
+
+
+@pytest.mark.parametrize("backend", ["memfd", "named"])
+def test_the_brokers_own_arena_is_read(arenas: Arenas, backend: str) -> None:
+    with segments.create(NBYTES, backend) as made:
+        number = arenas.add_own(made)
+        made.commit(0, 64)
+        made.buffer[8:12] = b"mine"
+        assert bytes(arenas.read(number, 8, 4)) == b"mine"
+        assert arenas.read(number, NBYTES - 1, 2) is None
+        arenas.close(number)

@@ -79,7 +79,11 @@ def test_every_key_is_read(yard: Path) -> None:
         """,
     )
     path = (yard / "files" / "a.onnx").resolve()
-    assert config.models == {"resnet.18": ModelConfig("resnet.18", path, 1024, False, False, False, True, 1_500_000, 9, (1, 8, 1024), "a.onnx")}
+    assert config.models == {
+        "resnet.18": ModelConfig(
+            "resnet.18", path, 1024, False, False, False, True, 1_500_000, 9, (1, 8, 1024), "a.onnx"
+        )
+    }
     assert config.limits == Limits(1, 2, 3, 4, 5)
     assert config.budgets_ns == (500_000, 1_000_000, 2_000_000, 3_000_000)
     assert config.spin_ns == 0
@@ -336,7 +340,9 @@ def test_an_absolute_path_inside_the_root_will_do(yard: Path) -> None:
     assert with_file(NET, str(yard / "digits.onnx"), yard.resolve()).path == (yard / "digits.onnx").resolve()
 
 
-@pytest.mark.parametrize("file", ["../outside.onnx", "sub/../../outside.onnx", "{parent}/outside.onnx", "out.onnx"])
+@pytest.mark.parametrize(
+    "file", ["../outside.onnx", "sub/../../outside.onnx", "{parent}/outside.onnx", "out.onnx"]
+)
 def test_a_file_outside_the_root_is_refused_with_where_it_is(yard: Path, file: str) -> None:
     (yard / "sub").mkdir()
     (yard / "out.onnx").symlink_to("../outside.onnx")
@@ -384,3 +390,55 @@ def test_an_embedded_yards_root_is_the_folder_that_its_models_share(yard: Path) 
     assert from_models(both, models_root=yard).models_root == yard.resolve()
     with pytest.raises(ConfigError, match="models_root: expected a folder"):
         from_models(both, models_root=yard / "nowhere")
+
+
+EXPECTED_BUCKETS = (
+    "models.digits.buckets: expected rising batch sizes, at most 64, the last of them max_batch = 32; found "
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("join = 1", "models.digits.join: expected true or false, found 1"),
+        ('idempotent = "no"', 'models.digits.idempotent: expected true or false, found "no"'),
+        ("cache_ms = -1", "models.digits.cache_ms: expected milliseconds, a number from 0 to 86400000, found -1"),
+        ("cache_ms = nan", "models.digits.cache_ms: expected milliseconds, a number from 0 to 86400000, found nan"),
+        ("cache_bytes = 0", "models.digits.cache_bytes: expected an integer from 1 to 281474976710656, found 0"),
+        ("buckets = 32", EXPECTED_BUCKETS + "32"),
+        ("buckets = [1, 4]", EXPECTED_BUCKETS + "[1, 4]"),
+        ("buckets = [4, 1, 32]", EXPECTED_BUCKETS + "[4, 1, 32]"),
+        ("buckets = [1, 1, 32]", EXPECTED_BUCKETS + "[1, 1, 32]"),
+        ("buckets = [0, 32]", EXPECTED_BUCKETS + "[0, 32]"),
+        ("buckets = [true, 32]", EXPECTED_BUCKETS + "[True, 32]"),
+        ("buckets = [1.5, 32]", EXPECTED_BUCKETS + "[1.5, 32]"),
+        ("buckets = [1, 64]", EXPECTED_BUCKETS + "[1, 64]"),
+        ("bucket = [32]", 'models.digits.bucket: unknown key, did you mean "buckets"?'),
+    ],
+)  # fmt: skip
+def test_wrong_keys_of_shared_work_and_buckets_say_what_is_allowed(
+    yard: Path, line: str, problem: str
+) -> None:
+    (found,) = problems(yard, ONE_MODEL + line + "\n")
+    assert found.startswith(problem)
+
+
+def test_sizes_that_may_be_run_end_with_the_models_own_maximum(yard: Path) -> None:
+    text = ONE_MODEL + "max_batch = 16\n"
+    assert written(yard, text + "buckets = [1, 4, 16]").models["digits"].buckets == (1, 4, 16)
+    assert written(yard, text + "buckets = [16]").models["digits"].buckets == (16,)
+    assert written(yard, text + "buckets = []").models["digits"].buckets == ()
+    (found,) = problems(yard, text + "buckets = [1, 4, 32]")
+    assert "max_batch = 16" in found
+
+
+def test_a_list_of_too_many_sizes_is_not_repeated_in_full(yard: Path) -> None:
+    (found,) = problems(yard, ONE_MODEL + f"buckets = {list(range(5000))}")
+    assert len(found) < 300
+
+
+def test_nothing_is_shared_or_kept_unless_it_is_asked_for(yard: Path) -> None:
+    model = written(yard, ONE_MODEL).models["digits"]
+    assert (model.join, model.cache_ns, model.idempotent, model.buckets) == (False, 0, True, ())
+    model = written(yard, ONE_MODEL + "join = true\ncache_ms = 0.5\n").models["digits"]
+    assert (model.join, model.cache_ns, model.cache_bytes) == (True, 500_000, 64 << 20)

@@ -11,6 +11,7 @@ from batchyard.broker import events as e
 from batchyard.broker.batching import CREDIT, OVERDUE_SHARE
 from batchyard.broker.config import BUDGETS_NS_DEFAULT, Limits, ModelConfig, YardConfig
 from batchyard.broker.core import LOSSES_MAX, Core
+from batchyard.broker.lanes import Part
 from batchyard.transport import messages as m
 from batchyard.transport.errors import Code
 from batchyard.transport.messages import Priority
@@ -541,6 +542,21 @@ def test_one_death_counts_once_however_many_parts_of_the_request_it_took() -> No
         assert len(world.turn()) == CREDIT
         world.do(e.WorkerGone(worker))
         assert world.outcomes(1) == {}, f"given up after {worker} deaths"
+
+
+def test_a_death_counts_although_the_batch_had_two_parts_of_the_request(world: World) -> None:
+    """What was cut once and came back: there is nobody else to suspect."""
+    world.submit(1, 1, rows=4)
+    (lane,) = world.core.models["net"].lanes.values()
+    (whole,) = lane.take(4)
+    for start in (0, 2):
+        lane.push_front(Part(whole.request, start, start + 2))
+    for worker in range(1, 1 + LOSSES_MAX):
+        assert world.outcomes(1) == {}
+        world.turn()
+        world.do(e.WorkerGone(worker))
+        world.worker(worker + 1)
+    assert world.outcomes(1) == {1: "WORKER_LOST"}
 
 
 def test_request_cancelled_while_its_worker_dies_is_released_and_not_run_again(world: World) -> None:

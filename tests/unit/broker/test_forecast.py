@@ -1,4 +1,4 @@
-"""The forecast: what is left for a class, and how it learns from being wrong."""
+"""When a request would be done, and what a class can count on: what the classes above it leave."""
 
 from __future__ import annotations
 
@@ -7,93 +7,151 @@ from pathlib import Path
 import pytest
 from batchyard.broker.batching import OVERDUE_SHARE
 from batchyard.broker.config import ModelConfig
-from batchyard.broker.forecast import CAUTION_MAX, CAUTION_MIN, LATELY_NS, UPDATE_NS, Forecast
+from batchyard.broker.forecast import CAUTION_MAX, CAUTION_MIN, LATELY_NS, OVERHEAD_MAX, UPDATE_NS, Forecast
+from batchyard.broker.lanes import Part, Request
 from batchyard.broker.registry import Model, Worker
-from batchyard.transport.messages import Loaded
-from batchyard.transport.tensors import TensorSpec
+from batchyard.transport.messages import Loaded, Submit
+from batchyard.transport.tensors import Tensor, TensorSpec
 
 MS = 1_000_000
-NOW_NS = 1_000 * MS
+STEP_NS = UPDATE_NS + MS  # so that what has come is looked at
 URGENT, HIGH, NORMAL, LOW = range(4)
 
 
-@pytest.fixture
-def model() -> Model:
-    """10 ms a row, in batches of one."""
-    return Model(ModelConfig("net", Path("/net.onnx"), 1))
+def one(priority: int) -> list[int]:
+    """A batch of one row of a class."""
+    return [int(number == priority) for number in range(4)]
 
 
-@pytest.fixture
-def forecast(model: Model) -> Forecast:
-    spec = TensorSpec("x", 1, ["n", 4])
-    worker = Worker(1, 4711)
-    worker.serve(model, Loaded("net", 1, [spec], [spec], True, "", 1, "cpu", "", {1: 10 * MS}))
-    model.row_ns = 10 * MS
-    return Forecast({"net": model}, {1: worker})
+class Yard:
+    """Workers that take a millisecond for a row, and what the classes ask of them."""
+
+    def __init__(self, workers: int = 1) -> None:
+        self.model = Model(ModelConfig("net", Path("/net.onnx"), 8))
+        self.workers = {number: Worker(number, 5000 + number) for number in range(1, workers + 1)}
+        spec = TensorSpec("x", 1, ["n", 4])
+        for worker in self.workers.values():
+            worker.serve(self.model, Loaded("net", 1, [spec], [spec], True, "", 8, "cpu", "", {8: 8 * MS}))
+        self.model.row_ns = MS
+        self.forecast = Forecast({"net": self.model}, self.workers)
+        self.now_ns = 10**12
+        self.left_ns(LOW)  # begins to watch
+
+    def left_ns(self, priority: int, rows: int = 80) -> int:
+        """How long so many rows would take now."""
+        return self.forecast.finish_ns(self.model, rows, priority, self.now_ns) - self.now_ns
+
+    def share(self, priority: int) -> float:
+        """The part of one worker's time that a class counts on."""
+        return 80 * MS * CAUTION_MIN[priority] / len(self.workers) / self.left_ns(priority)
+
+    def wait(self, priority: int, rows: int) -> None:
+        """So many rows of a class wait."""
+        lane = self.model.lane([Tensor(1, [1, 4], 0)])
+        message = Submit(1, "net", priority, 0, [Tensor(1, [rows, 4], 0)], [])
+        lane.push(Part(Request(1, message, 1, lane, rows, rows * 16, 0), 0, rows))
+
+    def stream(self, priority: int, asked: float, ran: float, for_ns: int = 10 * LATELY_NS) -> None:
+        """A class asks for so much of the workers' time, and gets so much, for a while."""
+        for _ in range(for_ns // STEP_NS):
+            self.now_ns += STEP_NS
+            work_ns = len(self.workers) * STEP_NS
+            self.forecast.asked_ns[priority] += asked * work_ns
+            self.forecast.ran(one(priority), ran * work_ns, 0, 0)
+            self.left_ns(LOW)
 
 
-def wait_ms(forecast: Forecast, model: Model, priority: int, now_ns: int = NOW_NS) -> float:
-    return (forecast.finish_ns(model, 1, priority, now_ns) - now_ns) / MS
+def test_where_nothing_is_known_a_request_is_done_at_once() -> None:
+    yard = Yard()
+    yard.model.row_ns = 0
+    assert yard.left_ns(LOW) == 0
+    yard.model.row_ns = MS
+    yard.model.workers.clear()
+    assert yard.left_ns(LOW) == 0
 
 
-def busy(forecast: Forecast, priority: int, share: float, until_ns: int = NOW_NS) -> None:
-    """A class has asked for a share of the worker's time for long, and got it."""
-    step_ns = 2 * UPDATE_NS
-    for at_ns in range(until_ns - 20 * LATELY_NS, until_ns, step_ns):
-        forecast.asked_ns[priority] += share * step_ns
-        forecast.ran([int(n == priority) for n in range(4)], share * step_ns, 1, 1)
-        forecast._load_above(LOW, at_ns + step_ns)
+def test_where_nothing_else_is_asked_every_class_counts_on_everything() -> None:
+    yard = Yard()
+    assert [yard.share(priority) for priority in range(4)] == [1.0] * 4
 
 
-def test_what_waits_in_the_class_and_above_comes_first(forecast: Forecast, model: Model) -> None:
-    model.waiting[:] = [1, 2, 4, 0]
-    assert [wait_ms(forecast, model, priority) for priority in (URGENT, LOW)] == [
-        pytest.approx(20 / (1 - 1 / OVERDUE_SHARE)),
-        pytest.approx(80 * CAUTION_MIN[LOW]),
-    ]
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_class_counts_on_what_those_above_it_leave(workers: int) -> None:
+    yard = Yard(workers)
+    yard.stream(HIGH, 0.4, 0.4)
+    assert [yard.share(priority) for priority in range(4)] == pytest.approx([1, 1, 0.6, 0.6], abs=0.01)
 
 
-def test_nothing_is_foretold_of_a_model_that_nobody_serves(forecast: Forecast, model: Model) -> None:
-    model.workers.clear()
-    assert forecast.finish_ns(model, 1, LOW, NOW_NS) == NOW_NS
+def test_what_was_asked_in_a_burst_is_no_habit_and_what_ran_after_it_neither() -> None:
+    yard = Yard()
+    yard.stream(URGENT, asked=0.9, ran=0.1)
+    assert yard.share(LOW) == pytest.approx(0.9, abs=0.01)
+    yard.stream(URGENT, asked=0.1, ran=0.9)
+    assert yard.share(LOW) == pytest.approx(0.9, abs=0.01)
 
 
-def test_what_higher_classes_have_asked_for_and_got_is_not_left(forecast: Forecast, model: Model) -> None:
-    busy(forecast, HIGH, 0.5)
-    assert wait_ms(forecast, model, HIGH) == 10
-    assert wait_ms(forecast, model, NORMAL) == pytest.approx(20, rel=0.01)
-    later_ns = NOW_NS + 20 * LATELY_NS
-    assert wait_ms(forecast, model, NORMAL, later_ns) == pytest.approx(10, rel=0.01)
+def test_what_is_overdue_has_its_share_under_any_load() -> None:
+    yard = Yard()
+    yard.stream(URGENT, 2.0, 1.0)
+    assert yard.share(URGENT) == 1.0
+    assert yard.share(HIGH) == yard.share(LOW) == 1 / OVERDUE_SHARE
 
 
-def test_however_much_is_above_the_overdue_have_their_share(forecast: Forecast, model: Model) -> None:
-    busy(forecast, HIGH, 2.0)
-    assert wait_ms(forecast, model, LOW) == pytest.approx(10 * OVERDUE_SHARE * CAUTION_MIN[LOW])
+def test_what_waits_below_will_have_its_share_too() -> None:
+    yard = Yard()
+    yard.wait(LOW, 1)
+    assert yard.share(NORMAL) == pytest.approx(1 - 1 / OVERDUE_SHARE)
+    assert yard.left_ns(LOW) == 81 * MS * CAUTION_MIN[LOW], "it is of the same class"
 
 
-def test_a_burst_that_waits_is_no_habit(forecast: Forecast, model: Model) -> None:
-    forecast.asked_ns[HIGH] += 1e12  # asked, and not yet served
-    assert wait_ms(forecast, model, NORMAL) == 10
+def test_what_waits_in_a_class_and_above_comes_first() -> None:
+    yard = Yard()
+    yard.wait(HIGH, 8)
+    assert yard.left_ns(URGENT, 8) == int(8 * MS / (1 - 1 / OVERDUE_SHARE))
+    assert yard.left_ns(HIGH, 8) == yard.left_ns(NORMAL, 8) == 16 * MS
 
 
-def test_a_miss_makes_the_next_forecasts_of_its_class_more_careful(forecast: Forecast, model: Model) -> None:
+def test_a_load_that_is_over_is_forgotten() -> None:
+    yard = Yard()
+    yard.stream(URGENT, 0.8, 0.8)
+    yard.stream(URGENT, 0.0, 0.0, LATELY_NS)
+    assert 0.6 < yard.share(LOW) < 0.8
+    yard.now_ns += 2 * LATELY_NS
+    assert yard.share(LOW) == 1.0
+
+
+def test_between_two_updates_nothing_changes() -> None:
+    yard = Yard()
+    yard.forecast.asked_ns[URGENT] += 10 * MS
+    yard.forecast.ran(one(URGENT), 10 * MS, 0, 0)
+    yard.now_ns += UPDATE_NS
+    assert yard.share(LOW) == 1.0
+    yard.now_ns += 1
+    assert yard.share(LOW) < 1.0
+
+
+def test_deadlines_that_are_missed_make_their_class_careful_and_those_that_are_met_bold_again() -> None:
+    yard = Yard()
+    before = [yard.left_ns(priority) for priority in range(4)]
     for _ in range(10):
-        forecast.ended(NORMAL, in_time=False)
-    careful_ms = wait_ms(forecast, model, NORMAL)
-    assert careful_ms == pytest.approx(10 * 1.02**10)
-    assert wait_ms(forecast, model, HIGH) == 10
-    for _ in range(10_000):
-        forecast.ended(NORMAL, in_time=False)
-    assert wait_ms(forecast, model, NORMAL) == pytest.approx(10 * CAUTION_MAX)
-    for _ in range(100_000):
-        forecast.ended(NORMAL, in_time=True)
-    assert wait_ms(forecast, model, NORMAL) == 10
-    assert not forecast.is_careful
+        yard.forecast.ended(NORMAL, False)
+    after = [yard.left_ns(priority) for priority in range(4)]
+    assert after[NORMAL] == pytest.approx(before[NORMAL] * 1.02**10, rel=1e-6)
+    assert [after[priority] for priority in (URGENT, HIGH, LOW)] == [
+        before[priority] for priority in (URGENT, HIGH, LOW)
+    ]
+    for _ in range(1_000):
+        yard.forecast.ended(NORMAL, False)
+    assert yard.left_ns(NORMAL) == int(before[NORMAL] * CAUTION_MAX)
+    for _ in range(20_000):
+        yard.forecast.ended(NORMAL, True)
+    assert yard.left_ns(NORMAL) == pytest.approx(before[NORMAL], rel=1e-3)
 
 
-def test_what_a_batch_costs_beside_its_own_time_counts(forecast: Forecast, model: Model) -> None:
-    model.waiting[NORMAL] = 9
-    before_ms = wait_ms(forecast, model, NORMAL)
-    for _ in range(200):
-        forecast.ran([0, 0, 1, 0], 10 * MS, 10 * MS, 12 * MS)
-    assert wait_ms(forecast, model, NORMAL, NOW_NS) == pytest.approx(before_ms * 1.2, rel=0.01)
+@pytest.mark.parametrize(("held_ns", "factor"), [(MS, 1.0), (0, 1.0), (2 * MS, 2.0), (99 * MS, OVERHEAD_MAX)])
+def test_what_a_batch_costs_beside_its_own_time_is_expected_of_the_next(held_ns: int, factor: float) -> None:
+    yard = Yard()
+    for _ in range(400):
+        yard.forecast.ran([0] * 4, 0, MS, held_ns)
+    yard.forecast.ran([0] * 4, 0, 0, 50 * MS)  # nothing to compare with
+    assert yard.left_ns(URGENT) == pytest.approx(80 * MS * factor, rel=1e-3)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import zmq
 from batchyard.broker import events as e
 from batchyard.broker import front as front_module
 from batchyard.broker.config import ModelConfig, YardConfig
 from batchyard.broker.core import Core
-from batchyard.broker.front import GREET_WITHIN_NS, Front
+from batchyard.broker.front import GREET_WITHIN_NS, HASHED_BYTES_MAX, Front
 from batchyard.broker.inline import InlineTensors
 from batchyard.transport import codec
 from batchyard.transport import messages as m
+from batchyard.transport.digests import CONTENT_BYTES_MAX, digest
+from batchyard.transport.tensors import Tensor
 
 
 class Unreachable:
@@ -134,3 +137,98 @@ def test_a_client_whose_descriptor_is_one_of_the_last_is_refused(monkeypatch: An
     front.receive(b"\0abcd", HELLO, [], 40, 0)
     assert not front.known
     assert core.counters.snapshot()["refused"]["hello"] == 1
+
+
+# ---- contents -----------------------------------------------------------------------------------
+
+
+class Content:
+    """Arenas whose every byte is 7, and which know what has been read."""
+
+    def __init__(self, nbytes: int = 1 << 30) -> None:
+        self.nbytes = nbytes
+        self.read_bytes = 0
+
+    def read(self, number: int, offset: int, nbytes: int) -> Any:
+        if offset + nbytes > self.nbytes:
+            return None
+        self.read_bytes += nbytes
+        return b"\7" * nbytes
+
+
+def reading(join: bool = True, arenas: Content | None = None) -> tuple[Front, list[bytes]]:
+    """A Front, and the digests that its core is told."""
+    core = Core(YardConfig({"net": ModelConfig("net", Path("/net.onnx"), join=join)}), 1, 2)
+    core.handle(e.ArenaOpened(1, 1 << 30), 0)
+    core.handle(e.ClientJoined(1, 1), 0)
+    nothing: Any = None
+    front = Front(nothing, nothing, core, arenas or Content(), 8, lambda actions: None, lambda: None)  # type: ignore[arg-type]
+    front.known[b"\0abcd"] = front_module.Client(b"\0abcd", 5, 1, 1, False)
+    told: list[bytes] = []
+    handle = core.handle
+
+    def listen(event: Any, now_ns: int) -> Any:
+        if isinstance(event, e.Submitted):
+            told.append(event.digest)
+        return handle(event, now_ns)
+
+    core.handle = listen  # type: ignore[method-assign]
+    return front, told
+
+
+def ask(front: Front, count: int, *inputs: Tensor, model: str = "net") -> None:
+    """So many requests in one message."""
+    messages = [m.Submit(number, model, 2, 0, list(inputs), []) for number in range(1, count + 1)]
+    front.receive(b"\0abcd", codec.encode(messages), [], -1, 0)
+
+
+def test_a_digest_is_of_all_inputs_in_their_order() -> None:
+    front, told = reading()
+    ask(front, 1, Tensor(1, [2, 4], 0), Tensor(7, [2], 64))
+    assert told == [digest([b"\7" * 32, b"\7" * 16])]
+
+
+def test_contents_are_read_only_where_the_model_wants_it() -> None:
+    content = Content()
+    front, told = reading(join=False, arenas=content)
+    ask(front, 1, Tensor(1, [2, 4], 0))
+    ask(front, 1, Tensor(1, [2, 4], 0), model="unknown")
+    assert told == [b"", b""]
+    assert content.read_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        [Tensor(2, [CONTENT_BYTES_MAX + 1], 0)],
+        [Tensor(2, [CONTENT_BYTES_MAX], 0), Tensor(2, [1], 0)],
+        [Tensor(1, [1 << 40, 1 << 40], 0)],
+        [Tensor(99, [4], 0)],
+        [Tensor(2, [4], 1 << 30)],
+    ],
+    ids=["large", "large together", "more than there is", "unknown dtype", "outside"],
+)
+def test_what_is_too_large_or_not_there_has_no_digest(inputs: list[Tensor]) -> None:
+    front, told = reading()
+    ask(front, 1, *inputs)
+    assert told == [b""]
+
+
+def test_what_is_hashed_in_one_turn_is_bounded_and_the_next_turn_begins_anew() -> None:
+    """One message may name the same mebibyte 4096 times; its requests are run by themselves then."""
+    content = Content()
+    front, told = reading(arenas=content)
+    for _ in range(2):
+        told.clear()
+        content.read_bytes = 0
+        ask(front, 1000, Tensor(2, [CONTENT_BYTES_MAX], 0))
+        assert HASHED_BYTES_MAX <= content.read_bytes <= HASHED_BYTES_MAX + CONTENT_BYTES_MAX
+        assert [bool(found) for found in told] == [True] * 4 + [False] * 996
+        front._outbox.clear()
+        front.flush()
+
+
+def test_tensors_of_no_bytes_count_as_well() -> None:
+    front, told = reading()
+    ask(front, 4000, Tensor(2, [1], 0), Tensor(2, [1], 0))
+    assert 0 < sum(map(bool, told)) < 2100

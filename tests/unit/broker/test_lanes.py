@@ -181,3 +181,54 @@ def test_what_cannot_be_in_time_any_more_goes_when_nothing_else_waits(lane: Lane
     queued(lane, 6, virtual_ns=1, deadline_ns=15)  # too late beside another, and later still after it
     queued(lane, 7, virtual_ns=2)
     assert [part.request.id for part in lane.take(8, 0, timing)] == [5, 6]
+
+
+# ---- what is withdrawn --------------------------------------------------------------------------
+
+
+def withdrawn(lane: Lane, request: Request) -> bool:
+    """Take back the part that the request was queued as."""
+    (part,) = (part for part in lane.waiting() if part.request is request)
+    return lane.withdraw(part)
+
+
+def test_what_is_withdrawn_is_not_run_and_may_be_queued_again(lane: Lane) -> None:
+    requests = [queued(lane, number, virtual_ns=number) for number in (1, 2, 3)]
+    assert withdrawn(lane, requests[0])
+    assert due_ns(lane) == 2
+    assert lane.rows == lane.model.waiting[2] == 2
+    lane.push(Part(requests[0], 0, 1))
+    assert [number for number, _, _ in taken(lane, 8)] == [1, 2, 3]
+
+
+def test_what_is_in_part_elsewhere_is_not_withdrawn(lane: Lane) -> None:
+    request = queued(lane, 1, rows=6)
+    (part,) = lane.take(4)
+    request.rows_leased = 4
+    assert not withdrawn(lane, request), "its rest"
+    assert not lane.withdraw(part), "what is lent"
+    assert lane.rows == 2
+
+
+def test_what_must_run_as_it_is_is_not_withdrawn(lane: Lane) -> None:
+    request = queued(lane, 1)
+    lane.retry(lane.take(8))
+    assert not withdrawn(lane, request)
+    assert taken(lane, 8) == [(1, 0, 1)]
+
+
+def test_what_was_set_aside_as_too_late_can_be_withdrawn_too(lane: Lane) -> None:
+    timing = TimeModel({8: 80})
+    late, other = queued(lane, 1, deadline_ns=5), queued(lane, 2)
+    assert lane.heads(0, timing) is not None
+    assert withdrawn(lane, late)
+    assert lane.rows == 1
+    assert [part.request for part in lane.take(8, 0, timing)] == [other]
+    assert lane.heads(0, timing) is None
+    assert lane.take(8, 0, timing) == []
+
+
+def test_what_withdrawn_parts_leave_behind_is_swept_when_it_is_the_majority(lane: Lane) -> None:
+    for number in range(SWEEP_MIN * 4):
+        assert withdrawn(lane, queued(lane, number))
+        assert len(lane._heaps[2]) <= SWEEP_MIN + 1

@@ -46,3 +46,58 @@ def test_noise_does_not_make_a_larger_batch_look_cheaper_without_end() -> None:
     model = TimeModel({4: 500, 8: 400})
     assert model.predict_ns(6) == 500
     assert model.predict_ns(64) == 500
+
+
+def buckets(times: dict[int, int]) -> TimeModel:
+    """Only these sizes are run, and take so long."""
+    return TimeModel(times, sorted(times))
+
+
+def test_with_buckets_a_batch_takes_as_long_as_the_size_that_it_is_padded_to() -> None:
+    model = buckets({1: 100, 4: 250, 16: 800})
+    assert [model.predict_ns(rows) for rows in (1, 2, 4, 5, 16)] == [100, 250, 250, 800, 800]
+    model.learn(2, 450)  # it ran as 4
+    assert model.predict_ns(3) == 350
+    assert model.predict_ns(1) == 100
+
+
+def test_padding_is_chosen_where_it_takes_less_time() -> None:
+    """A device that takes as long for 4 rows as for one."""
+    model = buckets({1: 100, 4: 100, 16: 120})
+    assert [model.worth_taking(rows) for rows in range(1, 17)] == list(range(1, 17))
+
+
+def test_a_smaller_size_is_chosen_where_padding_takes_more_time() -> None:
+    """A device on which every row costs the same: no row is run that nobody asked for."""
+    model = buckets({1: 100, 4: 400, 16: 1600})
+    assert [model.worth_taking(rows) for rows in (1, 2, 3, 4, 5, 6, 15, 16)] == [1, 1, 1, 4, 4, 4, 4, 16]
+
+
+def test_between_them_it_depends_on_how_many_rows_there_are() -> None:
+    model = buckets({1: 100, 4: 160, 16: 400})
+    # 2 rows: 160 padded, 200 alone. 5: 400 padded, 160 + 100. 9: 400 padded, 2 * 160 + 100.
+    assert [model.worth_taking(rows) for rows in (2, 3, 5, 6, 8, 9, 12)] == [2, 3, 4, 4, 4, 9, 12]
+
+
+def test_where_no_time_is_known_all_are_taken_and_without_buckets_too() -> None:
+    assert TimeModel({}, (1, 4, 16)).worth_taking(9) == 9
+    assert TimeModel({1: 100, 16: 9000}).worth_taking(9) == 9
+
+
+def test_equal_times_pad_because_one_run_is_less_work_than_two() -> None:
+    assert buckets({1: 100, 2: 200}).worth_taking(2) == 2
+    assert buckets({2: 100, 4: 200}).worth_taking(3) == 3
+
+
+def test_what_is_chosen_is_the_cheapest_way_to_cut_so_many_rows() -> None:
+    """Against all ways; where a larger size is not dearer by the row than the one below it."""
+    for times in ({1: 7, 3: 15, 8: 31}, {2: 9, 5: 15, 8: 20}, {3: 5, 8: 9}):
+        model = buckets(times)
+        best = {0: 0}
+        for rows in range(1, 9):
+            best[rows] = min(model.predict_ns(taken) + best[rows - taken] for taken in range(1, rows + 1))
+            assert model._cheapest(rows)[0] == best[rows]
+
+
+def test_sizes_that_are_far_apart_take_no_thousand_steps() -> None:
+    assert buckets({1: 1, 1024: 1 << 40}).worth_taking(1023) == 1
