@@ -1,4 +1,7 @@
-"""`batchyard export SOURCE model.onnx`: PyTorch to ONNX, and only what is as good as it says."""
+"""`batchyard export SOURCE model.onnx`: PyTorch to ONNX, and only what is as good as it says.
+
+Owns the command line and its tables; everything else is batchyard.export's, which is loaded late.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,12 @@ from ..transport.errors import InvalidRequest
 from .arguments import count, parser, seconds
 from .text import size, table
 
-EXAMPLES = """SOURCE is module:factory (a function without arguments that returns a torch.nn.Module; the current
-folder is searched first), or a torch.export program (.pt2). Pickled models (.pt, .pth) are refused.
+EXAMPLES = """SOURCE is module:factory, a function without arguments that returns a torch.nn.Module (the
+current folder is searched first), or a torch.export program (.pt2). Pickles (.pt, .pth) are refused.
 
 examples:
   batchyard export zoo:resnet18 resnet18.onnx --input 1,3,32,32 --quantize best
-  batchyard export zoo:bert bert.onnx --input ids=int64:1,128:30000 --input mask=1,128 --quantize dynamic
+  batchyard export zoo:bert bert.onnx --input ids=int64:1,128:30000 --input mask=1,128 --quantize all
   batchyard export zoo:cnn cnn.onnx --input 1,3,32,32 --quantize static --calibration images.npy
   batchyard export model.pt2 model.onnx --input image=1,3,32,32
   batchyard export --all models.toml out/          # [models.NAME] source = "zoo:cnn", input = "1,3,32,32"
@@ -25,6 +28,7 @@ examples:
 A variant is published (model.VARIANT.onnx) only if it is smaller than fp32, not slower here, and near
 enough to PyTorch; else it is refused with its figures. model.json has all figures."""
 
+INSTALL = "pip install 'batchyard[cpu,export]', or in the repository: pip install -e '.[cpu,export]'"
 NEEDED = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
 
 
@@ -36,9 +40,7 @@ def main(argv: list[str]) -> int:
         return _many(options) if options.all else _one(options)
     except ModuleNotFoundError as missing:
         if (missing.name or "").split(".")[0] in NEEDED:
-            raise InvalidRequest(
-                f"{missing.name} is not installed: pip install 'batchyard[cpu,export]' (or -e '.[cpu,export]')"
-            ) from None
+            raise InvalidRequest(f"{missing.name} is not installed: {INSTALL}") from None
         raise
 
 
@@ -131,10 +133,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--optimize", action=argparse.BooleanOptionalAction, default=True, help="run the passes (default)")
     variants = "best, all, or of: fp16-storage, int8-storage, dynamic, static, with commas (none)"
     add("--quantize", metavar="VARIANTS", nargs="?", const="best", help=variants)
-    add("--calibration", type=Path, metavar="FILE", help="rows for static: .npy, or .npz by input name")
+    rows = "rows for static: .npy, .npz by input name, or module:function that yields batches"
+    add("--calibration", metavar="FILE", help=rows)
     methods = ("minmax", "entropy", "percentile")
     add("--calibration-method", choices=methods, default="minmax", help="(%(default)s)")
-    add("--validation", type=Path, metavar="FILE", help="rows to compare with PyTorch, besides random ones")
+    add("--validation", metavar="FILE", help="rows to compare with PyTorch, besides random ones")
     add("--weights", type=Path, metavar="FILE", help="a state dict for SOURCE; only tensors are read from it")
     fixed = "keep the input's own number of rows, instead of 1..batch-max"
     add("--fixed-batch", dest="dynamic_batch", action="store_false", help=fixed)

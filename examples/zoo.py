@@ -1,6 +1,7 @@
 """Four families of models to try `batchyard export` on, untrained, the same weights every time.
 
     batchyard export batchyard.examples.zoo:resnet18 resnet18.onnx --input 1,3,32,32 --quantize best
+    batchyard export --all examples/zoo.toml out/
 
 All take float32[batch, 3, 32, 32] and give float32[batch, 10], but `transformer`: int64[batch, 64] tokens
 below 1000 to float32[batch, 10]. Needs torch (`pip install -e '.[cpu,export]'`).
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -100,3 +102,14 @@ def settled(model: Any) -> Any:
         for _ in range(5):
             model(torch.randn(16, 3, 32, 32))
     return model.eval()
+
+
+def images() -> Any:
+    """Batches to calibrate with: noise, as nothing here is trained."""
+    random = np.random.default_rng(20)
+    return iter([random.standard_normal((64, 3, 32, 32)).astype(np.float32)])
+
+
+def tokens() -> Any:
+    """The same for `transformer`."""
+    return iter([np.random.default_rng(20).integers(0, TOKENS, (64, LENGTH))])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pkgutil
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +14,8 @@ import numpy as np
 from ..transport.errors import InvalidRequest
 from .specs import Array, Feeds, InputSpec
 
-# A file, an array (one input), arrays by name, or a callable that yields arrays or mappings of them.
+# A file, `module:function`, an array (one input), arrays by name, or a callable that yields arrays or
+# mappings of them.
 Data = str | Path | Array | Mapping[str, Array] | Callable[[], Iterable[Any]]
 
 ROWS_MAX = 512  # ranges settle long before; the histograms of Entropy and Percentile grow with every row
@@ -51,10 +54,28 @@ def batches(feeds: Feeds, rows: int) -> list[Feeds]:
     return [{name: array[start : start + rows] for name, array in feeds.items()} for start in starts]
 
 
+def is_named(text: str) -> bool:
+    """Whether `text` is `module:function`, and no file."""
+    return re.fullmatch(r"[\w.]+:[\w.]+", text) is not None and not text.endswith((".npy", ".npz"))
+
+
+def resolved(text: str) -> Callable[[], Iterable[Any]]:
+    """The function that `module:function` names. Raises InvalidRequest."""
+    try:
+        found = pkgutil.resolve_name(text)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidRequest(f"{text} cannot be imported: {error}") from error
+    if not callable(found):
+        raise InvalidRequest(f"{text} is no function that yields batches")
+    return found  # type: ignore[no-any-return]
+
+
 def _read(data: Data, specs: Sequence[InputSpec]) -> Mapping[str, Array]:
     lone = specs[0].name
     if isinstance(data, str | Path):
-        return _load(Path(data), lone)
+        if not is_named(str(data)):
+            return _load(Path(data), lone)
+        data = resolved(str(data))
     if isinstance(data, np.ndarray):
         return {lone: data}
     if isinstance(data, Mapping):

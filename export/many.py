@@ -22,6 +22,7 @@ from typing import Any
 
 from ..transport.errors import InvalidRequest, ModelFailed
 from .build import Say, export_to_onnx
+from .calibration import is_named
 from .report import Report
 from .sources import called, first_line
 from .specs import parse_all
@@ -128,7 +129,7 @@ def loaded(file: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # somebody else's code
-        raise ModelFailed(f"{file.name} failed: {type(error).__name__}: {first_line(error)}") from error
+        raise ModelFailed(f"{file.name} raised {type(error).__name__}: {first_line(error)}") from error
     return module
 
 
@@ -149,7 +150,7 @@ def arguments(table: Mapping[str, Any], base: Path) -> dict[str, Any]:
             wrong.append(f"{key} is {' or '.join(kind.__name__ for kind in KEYS[key][1])}, and not {value!r}")
         else:
             name, _, is_file = KEYS[key]
-            given[name] = base / str(value) if is_file else value
+            given[name] = base / str(value) if is_file and not is_named(str(value)) else value
     if "input_shape" not in given and not wrong:
         wrong.append("it has no input, such as input = '1,3,32,32'")
     if wrong:

@@ -76,7 +76,7 @@ def called(name: str, factory: Any) -> Any:
     try:
         return factory()
     except (Exception, SystemExit) as error:  # somebody else's code: its end is not ours
-        raise ModelFailed(f"{name} failed: {type(error).__name__}: {first_line(error)}") from error
+        raise ModelFailed(f"{name} raised {type(error).__name__}: {first_line(error)}") from error
 
 
 def load_weights(model: Any, path: Path) -> None:
