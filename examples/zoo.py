@@ -104,12 +104,20 @@ def settled(model: Any) -> Any:
     return model.eval()
 
 
-def images() -> Any:
+def images(seed: int = 20, rows: int = 64) -> Any:
     """Batches to calibrate with: noise, as nothing here is trained."""
-    random = np.random.default_rng(20)
-    return iter([random.standard_normal((64, 3, 32, 32)).astype(np.float32)])
+    yield np.random.default_rng(seed).standard_normal((rows, 3, 32, 32)).astype(np.float32)
 
 
-def tokens() -> Any:
+def images_held_back() -> Any:
+    """Other noise, to be judged by."""
+    return images(seed=21, rows=256)
+
+
+def tokens(seed: int = 20, rows: int = 64) -> Any:
     """The same for `transformer`."""
-    return iter([np.random.default_rng(20).integers(0, TOKENS, (64, LENGTH))])
+    yield np.random.default_rng(seed).integers(0, TOKENS, (rows, LENGTH))
+
+
+def tokens_held_back() -> Any:
+    return tokens(seed=21, rows=256)

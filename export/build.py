@@ -53,7 +53,8 @@ def export_to_onnx(
         does, names ("dynamic", "static", "fp16-storage", "int8-storage") those.
     calibration: real rows for "static": .npy, .npz, arrays, or a callable that yields batches.
     calibration_method: "minmax", "entropy" or "percentile".
-    validation_data: rows to compare with PyTorch besides random ones; without, the calibration's.
+    validation_data: real rows to compare with PyTorch; without, the calibration's. fp32 is compared on
+        random rows besides, a variant on random rows only where there are no real ones.
     dynamic_batch, batch_max: axis 0 symbolic, traced for 1..batch_max rows; else the shape's own size.
     weights: a state dict for a module, read with weights_only=True.
     measure_s: seconds per batch size and variant. say: is told what goes on, a line at a time.
@@ -159,7 +160,11 @@ class Judge:
 
         self.provider = provider
         self.measure_s = measure_s
-        self.cases = validation.cases(specs, reference, sizes(validation.BATCHES), given)
+        random = validation.random_cases(specs, reference, sizes(validation.BATCHES))
+        real = validation.given_cases(given, reference, fixed or validation.GIVEN_AT_ONCE) if given else []
+        self.cases_all = [*random, *real]
+        # Noise is no fair judge of a variant that was calibrated for real rows: its ranges end there.
+        self.cases = real or random
         self.timed = {size: sample(specs, size, validation.SEED) for size in sizes(BATCHES_TIMED)}
         self.base: Variant
         self.session: Any = None
@@ -168,7 +173,7 @@ class Judge:
         """Take `proto` for what variants are compared with. Raises ModelFailed unless it is as PyTorch."""
         content = proto.SerializeToString()
         self.session = runtime.session(content, self.provider)
-        difference = validation.compare(self.cases, lambda feeds: runtime.run(self.session, feeds))
+        difference = validation.compare(self.cases_all, lambda feeds: runtime.run(self.session, feeds))
         refusal = gate.fp32_refusal(difference)
         if refusal:
             raise ModelFailed(f"{name} {refusal}")

@@ -10,7 +10,7 @@ import numpy as np
 from .calibration import batches
 from .specs import Array, Feeds, InputSpec, sample
 
-BATCHES = (1, 2, 7, 32)  # odd, even, alone, and large enough for a share of rows to mean something
+BATCHES = (1, 2, 7, 64)  # odd, even, alone, and large enough for a share of rows to mean something
 GIVEN_ROWS_MAX = 256
 GIVEN_AT_ONCE = 32
 SEED = 1
@@ -37,18 +37,17 @@ class Difference:
     agreement: float | None  # share of rows whose largest class is the same; None without classes
 
 
-def cases(
-    specs: Sequence[InputSpec],
-    reference: Callable[[Feeds], list[Array]],
-    batch_sizes: Sequence[int],
-    given: Feeds | None = None,
+def random_cases(
+    specs: Sequence[InputSpec], reference: Callable[[Feeds], list[Array]], batch_sizes: Sequence[int]
 ) -> list[Case]:
-    """Random inputs of every batch size, and up to GIVEN_ROWS_MAX rows of the given ones."""
+    """Random inputs of every batch size."""
     fed = [sample(specs, rows, SEED + rows) for rows in batch_sizes]
-    if given is not None:
-        # A fixed batch has only its own size.
-        rows = batch_sizes[0] if len(batch_sizes) == 1 else GIVEN_AT_ONCE
-        fed += batches({name: array[:GIVEN_ROWS_MAX] for name, array in given.items()}, rows)
+    return [Case(feeds, reference(feeds)) for feeds in fed]
+
+
+def given_cases(given: Feeds, reference: Callable[[Feeds], list[Array]], rows: int) -> list[Case]:
+    """Up to GIVEN_ROWS_MAX of the given rows, in batches of `rows`."""
+    fed = batches({name: array[:GIVEN_ROWS_MAX] for name, array in given.items()}, rows)
     return [Case(feeds, reference(feeds)) for feeds in fed]
 
 

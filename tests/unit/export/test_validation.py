@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from batchyard.export.specs import InputSpec
-from batchyard.export.validation import Case, cases, compare
+from batchyard.export.validation import Case, compare, given_cases, random_cases
 
 WANTED = np.array([[1.0, 2.0], [40.0, 3.0]], np.float32)
 
@@ -42,6 +42,7 @@ def test_another_shape_is_infinitely_far_away() -> None:
 
 
 def test_cases_are_random_rows_of_every_size_and_the_given_ones() -> None:
-    given = {"x": np.ones((70, 3), np.float32)}
-    made = cases([InputSpec("x", (1, 3))], lambda feeds: [feeds["x"]], (1, 7), given)
-    assert [len(case.wanted[0]) for case in made] == [1, 7, 32, 32]
+    random = random_cases([InputSpec("x", (1, 3))], lambda feeds: [feeds["x"]], (1, 7))
+    assert [len(case.wanted[0]) for case in random] == [1, 7]
+    given = given_cases({"x": np.ones((70, 3), np.float32)}, lambda feeds: [feeds["x"]], 32)
+    assert [len(case.wanted[0]) for case in given] == [32, 32]
