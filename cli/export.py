@@ -113,6 +113,7 @@ def _common(options: argparse.Namespace) -> dict[str, Any]:
         "batch_max": options.batch_max,
         "opset": options.opset,
         "measure_s": options.measure,
+        "provider": options.provider,
     }
 
 
@@ -143,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--fixed-batch", dest="dynamic_batch", action="store_false", help=fixed)
     add("--batch-max", type=count, default=64, metavar="ROWS", help="(%(default)s)")
     add("--opset", type=count, default=18, help="(%(default)s)")
+    judge = "the onnxruntime provider that variants must not be slower on (%(default)s)"
+    add("--provider", default="CPUExecutionProvider", metavar="NAME", help=judge)
     each = "time to measure each variant and batch size (%(default)g)"
     add("--measure", type=seconds, default=1.0, metavar="S", help=each)
     return arguments

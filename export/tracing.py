@@ -71,12 +71,36 @@ def trace(
         except Exception as error:  # the exporter raises what the model raises
             raise ModelFailed(f"{source.name} cannot be exported: {first_line(error)}") from error
     proto = exported.model_proto
-    if len(proto.graph.input) != len(specs):
-        raise InvalidRequest(
-            f"{source.name} takes {len(proto.graph.input)} inputs, and {len(specs)} were given"
-        )
+    got = next(one.version for one in proto.opset_import if not one.domain)
+    if got != opset:  # the exporter goes on with what it can
+        raise InvalidRequest(f"{source.name} cannot be exported to opset {opset}, but to {got}")
     scrub(proto)
-    return Traced(proto, answers(source.model), named_batch(proto))
+    symbolic = named_batch(proto)
+    check_inputs(source.name, proto, specs)
+    return Traced(proto, answers(source), symbolic)
+
+
+def check_inputs(name: str, proto: Any, specs: Sequence[InputSpec]) -> None:
+    """A saved program has its own inputs: raises InvalidRequest where `specs` are others."""
+    from onnx import helper
+
+    given = [(spec.dtype, list(spec.shape)) for spec in specs]
+    taken = []
+    for value in proto.graph.input:
+        tensor = value.type.tensor_type
+        sizes = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+        taken.append((str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), sizes))
+
+    def fits(one: tuple[str, list[Any]], other: tuple[str, list[int]]) -> bool:
+        same = len(one[1]) == len(other[1])
+        sizes = zip(one[1], other[1], strict=False)
+        return one[0] == other[0] and same and all(isinstance(a, str) or a == b for a, b in sizes)
+
+    if len(taken) != len(given) or not all(map(fits, taken, given)):
+        said = [
+            "; ".join(f"{dtype}{sizes}".replace("'", "") for dtype, sizes in part) for part in (taken, given)
+        ]
+        raise InvalidRequest(f"{name} takes {said[0]}, and {said[1]} was given")
 
 
 def names(count: int, given: Sequence[str] | None) -> list[str]:
@@ -115,16 +139,24 @@ def scrub(proto: Any) -> None:
     proto.ClearField("metadata_props")
 
 
-def answers(model: Any) -> Reference:
-    """PyTorch itself as a function of NumPy arrays."""
+def answers(source: Source) -> Reference:
+    """PyTorch itself as a function of NumPy arrays. It raises ModelFailed with the model's first words."""
     import torch
     from torch.utils._pytree import tree_leaves
 
+    model = source.model
     module = model if isinstance(model, torch.nn.Module) else model.module()
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
-        with torch.no_grad(), evaluating(model):
-            given = module(*(torch.from_numpy(array) for array in feeds.values()))
+        tensors = [torch.from_numpy(array) for array in feeds.values()]
+        try:
+            with torch.no_grad(), evaluating(model):
+                given = module(*tensors)
+        except Exception as error:  # such as a saved program's bounds on its batch
+            rows = len(tensors[0])
+            raise ModelFailed(
+                f"{source.name} cannot run {rows} rows in PyTorch: {first_line(error)}"
+            ) from error
         return [leaf.numpy() for leaf in tree_leaves(given)]
 
     return run
@@ -146,7 +178,7 @@ def evaluating(model: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep torch's remarks about itself (torchvision, deprecations in its own code) off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch")]
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "torch.export", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

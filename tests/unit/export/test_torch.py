@@ -81,6 +81,8 @@ def test_a_saved_program_and_its_fixed_batch(tmp_path: Path) -> None:
     report = export_to_onnx(tmp_path / "saved.pt2", tmp_path / "saved.onnx", (2, 4), measure_s=QUICK_S)
     assert (report.source, report.dynamic_batch) == ("saved.pt2", False)
     assert report.inputs[0]["shape"] == [2, 4]
+    with pytest.raises(InvalidRequest, match=r"takes float32\[2, 4\], and float32\[1, 4\] was given"):
+        export_to_onnx(tmp_path / "saved.pt2", tmp_path / "saved.onnx", (1, 4))
 
 
 def test_a_state_dict_is_read_as_tensors_only(tmp_path: Path) -> None:
