@@ -160,11 +160,11 @@ class Judge:
 
         self.provider = provider
         self.measure_s = measure_s
-        random = validation.random_cases(specs, reference, sizes(validation.BATCHES))
-        real = validation.given_cases(given, reference, fixed or validation.GIVEN_AT_ONCE) if given else []
-        self.cases_all = [*random, *real]
         # Noise is no fair judge of a variant that was calibrated for real rows: its ranges end there.
-        self.cases = real or random
+        rows = given or sample(specs, validation.ROWS_JUDGED, validation.SEED)
+        at_once = fixed or min(validation.ROWS_AT_ONCE, batch_max)
+        self.cases = validation.given_cases(rows, reference, at_once)
+        self.cases_all = validation.random_cases(specs, reference, sizes(validation.BATCHES)) + self.cases
         self.timed = {size: sample(specs, size, validation.SEED) for size in sizes(BATCHES_TIMED)}
         self.base: Variant
         self.session: Any = None

@@ -126,6 +126,7 @@ def loaded(file: Path) -> Any:
     assert spec is not None  # its suffix is .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and torch look a class's module up
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # somebody else's code

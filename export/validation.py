@@ -10,9 +10,9 @@ import numpy as np
 from .calibration import batches
 from .specs import Array, Feeds, InputSpec, sample
 
-BATCHES = (1, 2, 7, 64)  # odd, even, alone, and large enough for a share of rows to mean something
-GIVEN_ROWS_MAX = 256
-GIVEN_AT_ONCE = 32
+BATCHES = (1, 2, 7, 64)  # alone, even, odd, many
+ROWS_JUDGED = 256  # as many as it takes for a share of 98 % to mean something
+ROWS_AT_ONCE = 32
 SEED = 1
 
 
@@ -46,8 +46,8 @@ def random_cases(
 
 
 def given_cases(given: Feeds, reference: Callable[[Feeds], list[Array]], rows: int) -> list[Case]:
-    """Up to GIVEN_ROWS_MAX of the given rows, in batches of `rows`."""
-    fed = batches({name: array[:GIVEN_ROWS_MAX] for name, array in given.items()}, rows)
+    """Up to ROWS_JUDGED of the given rows, in batches of `rows`."""
+    fed = batches({name: array[:ROWS_JUDGED] for name, array in given.items()}, rows)
     return [Case(feeds, reference(feeds)) for feeds in fed]
 
 
