@@ -28,6 +28,7 @@ VERBS = {
     "infer": ("batchyard.cli.infer", "run a model on an array from a file"),
     "models": ("batchyard.cli.models", "what a yard serves, and by which workers"),
     "doctor": ("batchyard.cli.doctor", "look for what is wrong on this machine"),
+    "export": ("batchyard.cli.export", "make ONNX files of PyTorch models, and judge them"),
     "bench": ("batchyard.bench.main", "measure, and compare with the runtime alone"),
     "keys": ("batchyard.cli.keys", "make the keys of a yard that other machines may use"),
 }

@@ -1,0 +1,151 @@
+"""`batchyard export SOURCE model.onnx`: PyTorch to ONNX, and only what is as good as it says.
+
+Owns the command line and its tables; everything else is batchyard.export's, which is loaded late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..transport.errors import InvalidRequest
+from .arguments import count, parser, seconds
+from .text import size, table
+
+EXAMPLES = """SOURCE is module:factory, a function without arguments that returns a torch.nn.Module (the
+current folder is searched first), or a torch.export program (.pt2). Pickles (.pt, .pth) are refused.
+
+examples:
+  batchyard export zoo:resnet18 resnet18.onnx --input 1,3,32,32 --quantize best
+  batchyard export zoo:bert bert.onnx --input ids=int64:1,128:30000 --input mask=1,128 --quantize all
+  batchyard export zoo:cnn cnn.onnx --input 1,3,32,32 --quantize static --calibration images.npy
+  batchyard export model.pt2 model.onnx --input image=1,3,32,32
+  batchyard export --all models.toml out/          # [models.NAME] source = "zoo:cnn", input = "1,3,32,32"
+  batchyard export --all factories/ out/           # one .py per model: model() and INPUT = "1,3,32,32"
+
+A variant is published (model.VARIANT.onnx) only if it is smaller than fp32, not slower here, and near
+enough to PyTorch; else it is refused with its figures. model.json has all figures."""
+
+INSTALL = "pip install 'batchyard[cpu,export]', or in the repository: pip install -e '.[cpu,export]'"
+NEEDED = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
+
+
+def main(argv: list[str]) -> int:
+    """0 when everything that was asked for has been published; raises what is wrong as BatchyardError."""
+    arguments = _parser()
+    options = arguments.parse_args(argv)
+    try:
+        return _many(options) if options.all else _one(options)
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").split(".")[0] in NEEDED:
+            raise InvalidRequest(f"{missing.name} is not installed: {INSTALL}") from None
+        raise
+
+
+def _one(options: argparse.Namespace) -> int:
+    from ..export import export_to_onnx
+    from ..export.many import importable
+    from ..export.specs import parse_all
+
+    if len(options.places) != 2:
+        raise InvalidRequest("give SOURCE and the file to write, such as zoo:cnn cnn.onnx")
+    source, target = options.places
+    if not options.input:
+        raise InvalidRequest("give --input for every input, such as --input 1,3,32,32")
+    with importable(Path.cwd()):
+        report = export_to_onnx(
+            source,
+            target,
+            parse_all(options.input),
+            calibration=options.calibration,
+            validation_data=options.validation,
+            output_names=options.outputs.split(",") if options.outputs else None,
+            weights=options.weights,
+            say=_progress,
+            **_common(options),
+        )
+    print("\n".join(report.lines()))
+    if report.missing:
+        names = ", ".join(variant.name for variant in report.missing)
+        print(f"batchyard: {names} refused, {report.path} (fp32) is published", file=sys.stderr)
+    return 1 if report.missing else 0
+
+
+def _many(options: argparse.Namespace) -> int:
+    from ..export import entries, export_many
+    from ..export.many import importable, sentence
+
+    if len(options.places) != 1:
+        raise InvalidRequest("give the folder to write into, such as --all models.toml out/")
+    single = ("input", "outputs", "calibration", "validation", "weights")
+    given = [name for name in single if getattr(options, name)]
+    if given:
+        raise InvalidRequest(f"--{given[0]} is for one model: write it into {options.all}")
+    found = entries(options.all)
+    with importable(options.all if options.all.is_dir() else options.all.parent):
+        outcomes = export_many(found, Path(options.places[0]), _progress, **_common(options))
+    rows = [["model", "fp32", "best", "size", "time", "nodes", ""]]
+    for outcome in outcomes:
+        report = outcome.report
+        if report is None:
+            rows.append([outcome.name, "-", "-", "-", "-", "-", sentence(outcome)])
+            continue
+        best, nodes = report.best, f"{report.nodes_raw} -> {report.nodes}"
+        size_ratio, time_ratio = f"{best.size_ratio:.0%}", f"{best.time_ratio:.2f}x"
+        end = sentence(outcome) if outcome.failed else "published"
+        fp32 = size(report.variants[0].nbytes)
+        rows.append([outcome.name, fp32, best.name, size_ratio, time_ratio, nodes, end])
+    print("\n".join(table(rows, right=(1, 3, 4, 5))))
+    failed = sum(outcome.failed for outcome in outcomes)
+    print(f"{len(outcomes) - failed} published, {failed} failed")
+    return 1 if failed else 0
+
+
+def _common(options: argparse.Namespace) -> dict[str, Any]:
+    quantize = options.quantize
+    return {
+        "optimize": options.optimize,
+        "quantize": quantize.split(",") if quantize and "," in quantize else quantize,
+        "calibration_method": options.calibration_method,
+        "dynamic_batch": options.dynamic_batch,
+        "batch_max": options.batch_max,
+        "opset": options.opset,
+        "measure_s": options.measure,
+        "provider": options.provider,
+    }
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    purpose = "Export PyTorch models to ONNX: optimized, quantized where that pays, checked against PyTorch."
+    arguments = parser("export", purpose, EXAMPLES)
+    add = arguments.add_argument
+    places = "SOURCE and the .onnx file to write; with --all, the folder to write into"
+    add("places", nargs="+", metavar="SOURCE FILE", help=places)
+    add("--all", type=Path, metavar="LIST", help="many models: a TOML list, or a folder of factories")
+    syntax = "1,3,32,32 or NAME=DTYPE:1,128[:BELOW]; once per input, in order"
+    add("--input", action="append", default=[], metavar="SHAPE", help=syntax)
+    add("--outputs", metavar="NAMES", help="the outputs' names, with commas between them")
+    add("--optimize", action=argparse.BooleanOptionalAction, default=True, help="run the passes (default)")
+    variants = "best, all, or of: fp16-storage, int8-storage, dynamic, static, with commas (none)"
+    add("--quantize", metavar="VARIANTS", nargs="?", const="best", help=variants)
+    rows = "rows for static: .npy, .npz by input name, or module:function that yields batches"
+    add("--calibration", metavar="FILE", help=rows)
+    methods = ("minmax", "entropy", "percentile")
+    add("--calibration-method", choices=methods, default="minmax", help="(%(default)s)")
+    add("--validation", metavar="FILE", help="rows to compare with PyTorch, besides random ones")
+    add("--weights", type=Path, metavar="FILE", help="a state dict for SOURCE; only tensors are read from it")
+    fixed = "keep the input's own number of rows, instead of 1..batch-max"
+    add("--fixed-batch", dest="dynamic_batch", action="store_false", help=fixed)
+    add("--batch-max", type=count, default=64, metavar="ROWS", help="(%(default)s)")
+    add("--opset", type=count, default=18, help="(%(default)s)")
+    judge = "the onnxruntime provider that variants must not be slower on (%(default)s)"
+    add("--provider", default="CPUExecutionProvider", metavar="NAME", help=judge)
+    each = "time to measure each variant and batch size (%(default)g)"
+    add("--measure", type=seconds, default=1.0, metavar="S", help=each)
+    return arguments

@@ -1,0 +1,107 @@
+"""What an export did, as data and as lines for a terminal. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .gate import cost
+from .passes import Pass
+from .timing import Timing
+from .validation import Difference
+
+FP32 = "fp32"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of the model; `path` and `sha256` only where it was published, `refused` only where not."""
+
+    name: str
+    nbytes: int
+    size_ratio: float
+    timings: tuple[Timing, ...]
+    difference: Difference | None
+    refused: tuple[str, ...] = ()
+    path: Path | None = None
+    sha256: str | None = None
+
+    @property
+    def time_ratio(self) -> float:
+        """The slowest batch size's, relative to fp32."""
+        return max((timing.ratio for timing in self.timings), default=1.0)
+
+    @property
+    def cost(self) -> float:
+        return cost(self.size_ratio, self.timings)
+
+
+@dataclass(frozen=True)
+class Report:
+    """`variants[0]` is fp32, at `path`; the others lie beside it, and `metadata` has it all as JSON."""
+
+    path: Path
+    source: str
+    opset: int
+    dynamic_batch: bool
+    nodes_raw: int
+    nodes: int
+    passes: tuple[Pass, ...]
+    variants: tuple[Variant, ...]
+    metadata: Path
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    outputs: list[dict[str, Any]] = field(default_factory=list)
+    asked: tuple[str, ...] = ()  # variants that were asked for by name
+
+    @property
+    def missing(self) -> list[Variant]:
+        """What was asked for by name, and refused."""
+        return [variant for variant in self.variants if variant.name in self.asked and variant.refused]
+
+    @property
+    def published(self) -> list[Variant]:
+        """What lies on the disk now, fp32 first."""
+        return [variant for variant in self.variants if variant.path is not None]
+
+    @property
+    def best(self) -> Variant:
+        """The published file that is cheapest in size times time; fp32 where nothing beats it."""
+        return min(self.published, key=lambda variant: variant.cost)
+
+    @property
+    def passes_effective(self) -> list[str]:
+        """The passes that changed anything, each once."""
+        return list(dict.fromkeys(step.name for step in self.passes if step.changed))
+
+    def lines(self) -> list[str]:
+        """A few lines: nodes, passes, and a row per variant."""
+        head = f"{self.path}: opset {self.opset}, {'dynamic' if self.dynamic_batch else 'fixed'} batch"
+        if self.nodes < self.nodes_raw:
+            less = (self.nodes_raw - self.nodes) / self.nodes_raw
+            head += f", {self.nodes_raw} -> {self.nodes} nodes (-{less:.0%} against the raw export)"
+        lines = [head]
+        lines += [
+            f"  pass {step.name:<26}{step.nodes_before:>5} ->{step.nodes_after:>5} nodes"
+            for step in self.passes
+            if step.changed
+        ]
+        lines += [f"  {row(variant)}" for variant in self.variants]
+        if len(self.variants) > 1:
+            lines.append(f"  best: {self.best.name} ({self.best.path})")
+        return lines
+
+
+def row(variant: Variant) -> str:
+    """`int8-storage  1.1 MB   26 %  1.00x  error 5e-03, top-1 100.0 %  published`."""
+    refused = "refused: " + "; ".join(variant.refused)
+    if not variant.nbytes:  # it could not be made
+        return f"{variant.name:<13}  {refused}"
+    figures = f"{variant.name:<13}{variant.nbytes / 1e6:>8.3f} MB {variant.size_ratio:>5.0%}"
+    if variant.timings:
+        figures += f"  {variant.time_ratio:.2f}x"
+    if variant.difference is not None:
+        figures += f"  max {variant.difference.abs_max:.1e}, error {variant.difference.rms:.1e}"
+        if variant.difference.agreement is not None:
+            figures += f", top-1 {variant.difference.agreement:.1%}"
+    return f"{figures}  {'published' if variant.path else refused}"
