@@ -48,20 +48,20 @@ def run(demand: Demand, say: Say) -> list[Figure]:
         with load:
             for swapping, seconds in ((False, 0.5), (True, 1.0), (False, 0.5)):
                 load.latencies_ns = phases[swapping]
-                end_s = time.monotonic() + seconds * demand.seconds
-                while (left_s := end_s - time.monotonic()) > 0:
-                    time.sleep(min(left_s, demand.every_s))
-                    if swapping and time.monotonic() < end_s:
-                        file = (f"{MODEL}.onnx", OTHER)[load.swaps % 2 == 0]
+                began_s = time.monotonic()
+                if swapping:
+                    for number in range(int(demand.seconds / demand.every_s)):
+                        time.sleep(max(0.0, began_s + number * demand.every_s - time.monotonic()))
+                        file = (OTHER, f"{MODEL}.onnx")[number % 2]
                         changed = field.yard.operator.swap(MODEL, file)
-                        load.swaps += 1
                         differences.append(changed.difference or 0.0)
+                time.sleep(max(0.0, began_s + seconds * demand.seconds - time.monotonic()))
                 say(f"{'swapped' if swapping else 'steady'}: {len(phases[swapping]):,} requests")
     steady_ns, swapped_ns = (percentile(sorted(phases[key]), 99) for key in (False, True))
     return [
         Figure("capacity, requests/s", capacity),
         Figure("arrivals, requests/s", rate * demand.threads),
-        Figure("swaps", load.swaps, at_least=int(demand.seconds / demand.every_s) - 1),
+        Figure("swaps", len(differences), at_least=int(demand.seconds / demand.every_s)),
         Figure("a canary's answers differ by", max(differences, default=0.0)),
         Figure("requests", sum(load.ended.values())),
         *outcomes("ended as", load.ended),
@@ -95,7 +95,6 @@ class _Load:
     def __init__(self, field: Field, truths: tuple[Truth, Truth], threads: int, rate_per_s: float) -> None:
         self.ended: Counter[str] = Counter()
         self.latencies_ns: list[int] = []
-        self.swaps = 0
         self._client = field.client
         self._truths = truths
         self._gap_s = 1 / rate_per_s
