@@ -232,3 +232,25 @@ def test_tensors_of_no_bytes_count_as_well() -> None:
     front, told = reading()
     ask(front, 4000, Tensor(2, [1], 0), Tensor(2, [1], 0))
     assert 0 < sum(map(bool, told)) < 2100
+
+
+# ---- those who are dropped ----------------------------------------------------------------------
+
+
+def test_a_client_that_was_dropped_is_told_nothing_more() -> None:
+    """It may still be connected. Half of what it is owed would be worse than its connection's end."""
+    core = Core(YardConfig({"net": ModelConfig("net", Path("/net.onnx"))}), 1, 2)
+    nothing: Any = None
+
+    def act(actions: list[Any]) -> None:
+        for action in actions:
+            front.reply(action)
+
+    front = Front(nothing, nothing, core, nothing, 8, act, lambda: None)
+    client = front_module.Client(b"\0abcd", 5, 1, 1, False)
+    front.known[client.identity] = front._by_conn[1] = client
+    act([e.ToClient(1, m.Released([1]))])
+    assert front._outbox == {client.identity: [m.Released([1])]}
+    core.handle = lambda event, now_ns: [e.ToClient(1, m.Released([2]))]  # type: ignore[method-assign]
+    front.gone(client, 0)
+    assert front._outbox == {}

@@ -228,6 +228,16 @@ def test_what_was_set_aside_as_too_late_can_be_withdrawn_too(lane: Lane) -> None
     assert lane.take(8, 0, timing) == []
 
 
+def test_what_is_too_late_for_a_busy_worker_may_be_in_time_for_another(lane: Lane) -> None:
+    timing = TimeModel({8: 80})
+    queued(lane, 1, virtual_ns=10, deadline_ns=100)
+    queued(lane, 2, virtual_ns=50)
+    for starts_ns, first_ns in ((90, 50), (0, 10), (90, 50)):
+        heads = lane.heads(starts_ns, timing)
+        assert heads is not None
+        assert heads[0] == first_ns
+
+
 def test_what_withdrawn_parts_leave_behind_is_swept_when_it_is_the_majority(lane: Lane) -> None:
     for number in range(SWEEP_MIN * 4):
         assert withdrawn(lane, queued(lane, number))
