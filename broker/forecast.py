@@ -97,7 +97,9 @@ class Forecast:
             all_ns = passed_ns * max(1, len(self._workers))
             weight = min(1.0, passed_ns / LATELY_NS)
             for index in range(len(CAUTION_MIN)):
-                self._asked[index] += (self.asked_ns[index] / all_ns - self._asked[index]) * weight
+                # Bounded: what comes in one moment is much, and says little about the next ones.
+                asked = min(1.0, self.asked_ns[index] / all_ns)
+                self._asked[index] += (asked - self._asked[index]) * weight
                 self._served[index] += (self._served_ns[index] / all_ns - self._served[index]) * weight
                 self.asked_ns[index] = self._served_ns[index] = 0.0
         pairs = zip(self._asked[:priority], self._served[:priority], strict=True)

@@ -155,3 +155,11 @@ def test_what_a_batch_costs_beside_its_own_time_is_expected_of_the_next(held_ns:
         yard.forecast.ran([0] * 4, 0, MS, held_ns)
     yard.forecast.ran([0] * 4, 0, 0, 50 * MS)  # nothing to compare with
     assert yard.left_ns(URGENT) == pytest.approx(80 * MS * factor, rel=1e-3)
+
+
+def test_a_burst_that_is_being_run_is_no_habit_either() -> None:
+    yard = Yard()
+    yard.forecast.asked_ns[NORMAL] += 10_000 * MS
+    for _ in range(3):
+        yard.stream(NORMAL, asked=0.0, ran=1.0, for_ns=STEP_NS)
+    assert yard.share(LOW) > 0.7
