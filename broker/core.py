@@ -588,7 +588,7 @@ class Core:
                 reply = completed[conn] = m.Completed([request.id], [queue_ns], receipt)
                 self._actions.append(e.ToClient(conn, reply))
         took_ns = message.gather_ns + message.compute_ns + message.scatter_ns
-        self.admission.forecast.ran(ran, model.row_ns, took_ns, now_ns - batch.began_ns)
+        self.admission.forecast.ran(ran, model.row_ns, took_ns, now_ns - batch.began_ns, now_ns)
         timing = worker.timings.get(model.name)
         if timing is not None and batch.revision == model.revision:
             timing.learn(batch.rows, took_ns)

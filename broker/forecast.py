@@ -46,9 +46,10 @@ class Forecast:
 
     # ---- what happens -------------------------------------------------------------------------
 
-    def ran(self, rows: Sequence[int], row_ns: float, took_ns: int, held_ns: int) -> None:
+    def ran(self, rows: Sequence[int], row_ns: float, took_ns: int, held_ns: int, now_ns: int) -> None:
         """A batch has run, of so many rows of each class. It took so long, and kept its worker for so
         long, as seen from here."""
+        self._look_back(now_ns)  # often, or a burst and its run would fall together
         for priority, count in enumerate(rows):
             if count:
                 self._served_ns[priority] += count * row_ns
@@ -91,16 +92,21 @@ class Forecast:
 
     def _load_above(self, priority: int, now_ns: int) -> float:
         """The part of the workers' time that higher classes will take."""
-        passed_ns = now_ns - self._updated_ns
-        if passed_ns > UPDATE_NS:
-            self._updated_ns = now_ns
-            all_ns = passed_ns * max(1, len(self._workers))
-            weight = min(1.0, passed_ns / LATELY_NS)
-            for index in range(len(CAUTION_MIN)):
-                # Bounded: what comes in one moment is much, and says little about the next ones.
-                asked = min(1.0, self.asked_ns[index] / all_ns)
-                self._asked[index] += (asked - self._asked[index]) * weight
-                self._served[index] += (self._served_ns[index] / all_ns - self._served[index]) * weight
-                self.asked_ns[index] = self._served_ns[index] = 0.0
+        self._look_back(now_ns)
         pairs = zip(self._asked[:priority], self._served[:priority], strict=True)
         return sum(min(asked, served) for asked, served in pairs)
+
+    def _look_back(self, now_ns: int) -> None:
+        """Bring up to date what was asked and served lately."""
+        passed_ns = now_ns - self._updated_ns
+        if passed_ns <= UPDATE_NS:
+            return
+        self._updated_ns = now_ns
+        all_ns = passed_ns * max(1, len(self._workers))
+        weight = min(1.0, passed_ns / LATELY_NS)
+        for index in range(len(CAUTION_MIN)):
+            # Bounded: what comes in one moment is much, and says little about the next ones.
+            asked = min(1.0, self.asked_ns[index] / all_ns)
+            self._asked[index] += (asked - self._asked[index]) * weight
+            self._served[index] += (self._served_ns[index] / all_ns - self._served[index]) * weight
+            self.asked_ns[index] = self._served_ns[index] = 0.0

@@ -57,7 +57,7 @@ class Yard:
             self.now_ns += STEP_NS
             work_ns = len(self.workers) * STEP_NS
             self.forecast.asked_ns[priority] += asked * work_ns
-            self.forecast.ran(one(priority), ran * work_ns, 0, 0)
+            self.forecast.ran(one(priority), ran * work_ns, 0, 0, self.now_ns)
             self.left_ns(LOW)
 
 
@@ -123,7 +123,7 @@ def test_a_load_that_is_over_is_forgotten() -> None:
 def test_between_two_updates_nothing_changes() -> None:
     yard = Yard()
     yard.forecast.asked_ns[URGENT] += 10 * MS
-    yard.forecast.ran(one(URGENT), 10 * MS, 0, 0)
+    yard.forecast.ran(one(URGENT), 10 * MS, 0, 0, yard.now_ns)
     yard.now_ns += UPDATE_NS
     assert yard.share(LOW) == 1.0
     yard.now_ns += 1
@@ -152,8 +152,8 @@ def test_deadlines_that_are_missed_make_their_class_careful_and_those_that_are_m
 def test_what_a_batch_costs_beside_its_own_time_is_expected_of_the_next(held_ns: int, factor: float) -> None:
     yard = Yard()
     for _ in range(400):
-        yard.forecast.ran([0] * 4, 0, MS, held_ns)
-    yard.forecast.ran([0] * 4, 0, 0, 50 * MS)  # nothing to compare with
+        yard.forecast.ran([0] * 4, 0, MS, held_ns, yard.now_ns)
+    yard.forecast.ran([0] * 4, 0, 0, 50 * MS, yard.now_ns)  # nothing to compare with
     assert yard.left_ns(URGENT) == pytest.approx(80 * MS * factor, rel=1e-3)
 
 
