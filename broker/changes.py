@@ -113,12 +113,14 @@ class Changes:
         change = self._changes.get(name)
         if change is None or message.revision != change.revision or worker.id != change.waiting[0]:
             return None
-        reason = message.text if isinstance(message, m.LoadFailed) else self._unfit(change, message)
-        if reason:
-            return self._give_up(name, Code.MODEL_FAILED, f"{reason} (worker {worker.id})")
-        assert isinstance(message, m.Loaded)
-        change.loaded[change.waiting.pop(0)] = message
-        return [self._try_next(change)] if change.waiting else self._switch(change)
+        if isinstance(message, m.Loaded):
+            reason = self._unfit(change, message)
+            if not reason:
+                change.loaded[change.waiting.pop(0)] = message
+                return [self._try_next(change)] if change.waiting else self._switch(change)
+        else:
+            reason = message.text or "the worker gave no reason"
+        return self._give_up(name, Code.MODEL_FAILED, f"{reason} (worker {worker.id})")
 
     def joined(self, worker: Worker) -> None:
         """A worker has come: nothing is switched without it."""

@@ -180,6 +180,15 @@ def test_a_new_model_that_cannot_be_loaded_leaves_nothing(world: World) -> None:
     assert list(world.core.models) == ["net"]
 
 
+def test_a_worker_that_refuses_a_model_without_a_word_has_refused_it(world: World) -> None:
+    world.load(1)
+    world.take()
+    world.say(1, m.LoadFailed("other", 1, ""))
+    code, text = world.refusal(1)
+    assert code == Code.MODEL_FAILED
+    assert "the worker gave no reason (worker 1)" in text
+
+
 # ---- swaps --------------------------------------------------------------------------------------
 
 
