@@ -74,22 +74,6 @@ __all__ = [
     "serve",
 ]
 
-_FROM_CLIENT = frozenset(
-    {
-        "AsyncClient",
-        "Client",
-        "InferFuture",
-        "ModelChanged",
-        "ModelInfo",
-        "Operator",
-        "Priority",
-        "Receipt",
-        "Reply",
-        "Yard",
-        "serve",
-    }
-)
-
 if not TYPE_CHECKING:  # a type checker would take any misspelt name for an object
 
     def __getattr__(name: str) -> object:
@@ -99,14 +83,14 @@ if not TYPE_CHECKING:  # a type checker would take any misspelt name for an obje
             from importlib.metadata import version
 
             value = version("batchyard")
-        elif name in _FROM_CLIENT:
-            from . import client
-
-            value = getattr(client, name)
         else:
             from .transport import errors
 
-            value = getattr(errors, name)
+            value = getattr(errors, name, None)
+            if value is None:
+                from . import client
+
+                value = getattr(client, name)
         globals()[name] = value  # asked for once: __getattr__ isn't called again
         return value
 
