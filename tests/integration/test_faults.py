@@ -205,18 +205,18 @@ def test_what_a_killed_broker_owed_is_sent_to_the_next_one_by_every_kind_of_call
     async def ask(started: threading.Event) -> None:
         async with yard.async_client() as client:
             await client.wait_ready("slow")
-            tasks = [client.submit("slow", slow_input(number), timeout=60) for number in range(60)]
+            tasks = [client.submit("slow", slow_input(number), timeout=300) for number in range(60)]
             await asyncio.sleep(0.01)  # so that they are on their way
             started.set()
             for number, task in enumerate(tasks):
                 np.testing.assert_array_equal(await task, slow_input(number))
 
     def infer(client: Client, value: float) -> None:
-        np.testing.assert_array_equal(client.infer("slow", slow_input(value), timeout=60), slow_input(value))
+        np.testing.assert_array_equal(client.infer("slow", slow_input(value), timeout=300), slow_input(value))
 
     def mapped(client: Client, started: threading.Event) -> None:
         inputs = [slow_input(number) for number in range(60)]
-        for x, y in zip(inputs, client.map("slow", inputs, window=16, timeout=60), strict=True):
+        for x, y in zip(inputs, client.map("slow", inputs, window=16, timeout=300), strict=True):
             started.set()
             np.testing.assert_array_equal(y, x)
 
@@ -228,25 +228,25 @@ def test_what_a_killed_broker_owed_is_sent_to_the_next_one_by_every_kind_of_call
             pool.submit(lambda: asyncio.run(ask(started[0]))),
             pool.submit(mapped, client, started[1]),
         ]
+        calls += [pool.submit(infer, client, value) for value in range(3)]
+        assert all(event.wait(30) for event in started)
         futures = []
         for number in range(60):
             x = slow_input(number)
-            futures.append(client.submit("slow", x, timeout=60))
+            futures.append(client.submit("slow", x, timeout=300))
             x[:] = -1  # it is the caller's own again: what was copied counts
         placed = client.empty((MAX_BATCH, 512))
         placed[:] = 77
-        futures.append(client.submit("slow", placed, timeout=60))
+        futures.append(client.submit("slow", placed, timeout=300))
         del placed
-        calls += [pool.submit(infer, client, value) for value in range(3)]
-        assert all(event.wait(30) for event in started)
+        futures[0].result(300)  # the I/O thread has sent them, and each is a run of its own
         assert not futures[-1].done()
         broker = yard.processes[0].pid
         tools.kill(broker)
-        for number, future in enumerate([*futures[:-1]]):
-            np.testing.assert_array_equal(future.result(60), slow_input(number))
-        np.testing.assert_array_equal(futures[-1].result(60), slow_input(77))
+        for number, future in enumerate(futures):
+            np.testing.assert_array_equal(future.result(300), slow_input(number if number < 60 else 77))
         for call in calls:
-            call.result(60)
+            call.result(300)
         assert yard.processes[0].pid != broker
         assert (kept == -1).all()
         assert works(client)
