@@ -66,7 +66,7 @@ def fetch(remote: Remote, path: Path, say: Say = lambda line: None) -> Path:
         return path
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    fruitless, most = 0, _length(part)
+    reason, fruitless, most = "", 0, _length(part)
     while (have := _length(part)) < remote.nbytes:
         if fruitless == ATTEMPTS:
             kept = f"; {have:,} bytes are kept, the next try goes on with them" if have else ""

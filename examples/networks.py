@@ -9,9 +9,7 @@ DROPOUT = 0.3
 POOL_TWICE = 16  # images of this height or more
 
 
-def cnn(
-    shape: tuple[int, int, int], classes: int, width: int = WIDTH, dropout: float = DROPOUT
-) -> Any:
+def cnn(shape: tuple[int, int, int], classes: int, width: int = WIDTH, dropout: float = DROPOUT) -> Any:
     """float32[batch, *shape] (channels, height, width) -> logits float32[batch, classes].
 
     8x8 pixels are halved once, larger images twice; height and width must divide by 2, or 4.
@@ -32,6 +30,4 @@ def cnn(
     if halvings == 2:
         layers.append(nn.MaxPool2d(2))
     pixels = (height >> halvings) * (breadth >> halvings)
-    return nn.Sequential(
-        *layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(3 * width * pixels, classes)
-    )
+    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(3 * width * pixels, classes))

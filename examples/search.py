@@ -91,12 +91,13 @@ class Behind(Exception):
 
 def tried(data: Dataset, settings: Settings, trial: Any, number: int) -> Trial:
     """Train once, reporting every epoch to `trial`, which may end it."""
-    epochs: list[Epoch] = []
+    reached: list[tuple[float, float]] = []  # loss and accuracy after each epoch
     began_s = time.monotonic()
 
     def watch(epoch: Epoch) -> None:
-        epochs.append(epoch)
-        trial.report(epoch.validation_loss, epoch.number)
+        assert epoch.validation is not None  # there are validation rows below
+        reached.append((epoch.validation.loss, epoch.validation.accuracy))
+        trial.report(epoch.validation.loss, epoch.number)
         if trial.should_prune():
             raise Behind
 
@@ -105,23 +106,12 @@ def tried(data: Dataset, settings: Settings, trial: Any, number: int) -> Trial:
         train(data.train, len(data.classes), settings, data.validation, watch)
     except Behind:
         pruned = True
-    best = min(epochs, key=validation_loss)
-    return Trial(
-        number,
-        settings,
-        validation_loss(best),
-        best.validation_accuracy or 0.0,
-        len(epochs),
-        pruned,
-        time.monotonic() - began_s,
-    )
-
-
-def validation_loss(epoch: Epoch) -> float:
-    return float("inf") if epoch.validation_loss is None else epoch.validation_loss
+    loss, accuracy = min(reached)
+    return Trial(number, settings, loss, accuracy, len(reached), pruned, time.monotonic() - began_s)
 
 
 def line(trial: Trial, trials: int) -> str:
-    """`trial  3/12  0.0812  97.8%  rate 4.0e-03, ...  after 15 epochs`."""
-    how = f"given up after {trial.epochs} epochs" if trial.pruned else f"{trial.epochs} epochs"
-    return f"trial {trial.number:>2}/{trials}  {trial.loss:.4f}  {trial.accuracy:.1%}  {trial.settings}  {how}"
+    """`trial  3/12  0.0812  97.8%  rate 0.0040 ...  15 epochs`: loss and accuracy are the validation's."""
+    how = f"{trial.epochs:>2} epochs{', given up' if trial.pruned else ''}"
+    figures = f"{trial.loss:.4f} {trial.accuracy:>6.1%}"
+    return f"trial {trial.number:>2}/{trials}  {figures}  {trial.settings}  {how}"

@@ -8,6 +8,8 @@ and drawn with pens of several widths.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -126,14 +128,15 @@ def _fitted(ends: Floats, height: float, rng: np.random.Generator) -> Floats:
     """The strokes in pixels, `height` high, as the real ones fill their bitmap; then moved a little."""
     low, high = ends.min((0, 1)), ends.max((0, 1))
     scale = height / float((high - low).max())
-    return (ends - (low + high) / 2) * scale + (0.5 + rng.normal(0, MOVE, 2)) * BITMAP
+    fitted: Floats = (ends - (low + high) / 2) * scale + (0.5 + rng.normal(0, MOVE, 2)) * BITMAP
+    return fitted
 
 
 def _fine(stroke: Floats) -> Floats:
     """Lines with points between their ends, so that they bend, too."""
     if len(stroke) >= STEPS:
         return stroke
-    parts = [np.linspace(a, b, 3, endpoint=False) for a, b in zip(stroke[:-1], stroke[1:], strict=True)]
+    parts = [np.linspace(a, b, 3, endpoint=False) for a, b in itertools.pairwise(stroke)]
     return np.concatenate([*parts, stroke[-1:]])
 
 
@@ -156,7 +159,8 @@ def _inked(ends: Floats, pen: float) -> npt.NDArray[np.bool_]:
     length2 = np.maximum((way**2).sum(1), 1e-9)
     along = np.clip(((pixels - start) * way).sum(2) / length2, 0, 1)
     away2 = ((pixels - start - along[..., None] * way) ** 2).sum(2)
-    return (away2.min(1) <= pen**2).reshape(BITMAP, BITMAP)
+    inked: npt.NDArray[np.bool_] = (away2.min(1) <= pen**2).reshape(BITMAP, BITMAP)
+    return inked
 
 
 def _scan(bitmap: npt.NDArray[np.bool_]) -> Floats:

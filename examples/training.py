@@ -9,7 +9,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from .datasets import Labelled
@@ -32,24 +32,37 @@ class Settings:
     dropout: float = DROPOUT
     patience: int = 8  # epochs without a better validation loss, and training ends
     seed: int = 20
+    threads: int = 1  # small networks are slower on more: several times, where cores are shared
 
     def __str__(self) -> str:
         return (
-            f"rate {self.learning_rate:.1e}, decay {self.weight_decay:.1e}, width {self.width}, "
-            f"dropout {self.dropout:.2f}, {self.rows} rows a step"
+            f"rate {self.learning_rate:.4f} decay {self.weight_decay:.4f} width {self.width:>2} "
+            f"dropout {self.dropout:.2f} rows {self.rows:>3}"
         )
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One pass over the training rows. Losses are mean cross-entropies; None without validation rows."""
+class Judged:
+    """Mean cross-entropy, and the share of rows whose largest logit is their label's."""
 
-    number: int  # from 1
     loss: float
     accuracy: float
-    validation_loss: float | None
-    validation_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training rows: how they did while it went on, how validation rows did after it."""
+
+    number: int  # from 1
+    training: Judged
+    validation: Judged | None
     took_s: float
+
+    def better_than(self, other: Epoch) -> bool:
+        """By validation loss; without validation rows the later one is."""
+        if self.validation is None or other.validation is None:
+            return self.number > other.number
+        return self.validation.loss < other.validation.loss
 
 
 @dataclass(frozen=True)
@@ -72,12 +85,12 @@ def train(
 
     With `validation`, training ends when its loss has not fallen for `patience` epochs, and the weights
     of its lowest are kept; without, all epochs run and the last weights are. watch: is called after each
-    epoch, and what it raises ends the training. The same seed on the same machine and number of threads
-    gives the same weights, bit for bit.
+    epoch, and what it raises ends the training. The same settings on the same machine give the same
+    weights, bit for bit.
     """
     import torch
 
-    with deterministic(settings.seed):
+    with deterministic(settings.seed, settings.threads):
         shape = rows.images.shape[1:]
         model = cnn((shape[0], shape[1], shape[2]), classes, settings.width, settings.dropout)
         steps = batches(rows, settings)
@@ -86,15 +99,17 @@ def train(
             optimizer, max_lr=settings.learning_rate, epochs=settings.epochs, steps_per_epoch=len(steps)
         )
         epochs: list[Epoch] = []
-        best, weights = None, None
+        best: Epoch | None = None
+        weights = None
         for number in range(1, settings.epochs + 1):
             began_s = time.perf_counter()
-            loss, accuracy = one_epoch(model, steps, optimizer, schedule, len(rows))
-            judged = judge(model, validation) if validation is not None else (None, None)
-            epochs.append(Epoch(number, loss, accuracy, *judged, time.perf_counter() - began_s))
-            watch(epochs[-1])
-            if best is None or validation is None or judged[0] < best.validation_loss:
-                best, weights = epochs[-1], copy.deepcopy(model.state_dict())
+            trained = one_epoch(model, steps, optimizer, schedule, len(rows))
+            judged = None if validation is None else judge(model, validation)
+            epoch = Epoch(number, trained, judged, time.perf_counter() - began_s)
+            epochs.append(epoch)
+            watch(epoch)
+            if best is None or epoch.better_than(best):
+                best, weights = epoch, copy.deepcopy(model.state_dict())
             elif number - best.number >= settings.patience:
                 break
     assert best is not None
@@ -113,8 +128,8 @@ def batches(rows: Labelled, settings: Settings) -> Any:
     return DataLoader(pairs, sampler=shuffled, batch_size=None, generator=order)
 
 
-def one_epoch(model: Any, steps: Any, optimizer: Any, schedule: Any, rows: int) -> tuple[float, float]:
-    """Mean loss and accuracy of the steps as they were made."""
+def one_epoch(model: Any, steps: Any, optimizer: Any, schedule: Any, rows: int) -> Judged:
+    """Every step once; how each did before it."""
     import torch
 
     model.train()
@@ -128,11 +143,11 @@ def one_epoch(model: Any, steps: Any, optimizer: Any, schedule: Any, rows: int) 
         schedule.step()
         loss_sum += loss.item() * len(labels)
         right += int((logits.argmax(1) == labels).sum())
-    return loss_sum / rows, right / rows
+    return Judged(loss_sum / rows, right / rows)
 
 
-def judge(model: Any, rows: Labelled) -> tuple[float, float]:
-    """Mean loss and accuracy on `rows`, in eval mode."""
+def judge(model: Any, rows: Labelled) -> Judged:
+    """How `model` does on `rows`, in eval mode, in which it is left."""
     import torch
 
     model.eval()
@@ -144,22 +159,24 @@ def judge(model: Any, rows: Labelled) -> tuple[float, float]:
             logits = model(images)
             loss_sum += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             right += int((logits.argmax(1) == labels).sum())
-    return loss_sum / len(rows), right / len(rows)
+    return Judged(loss_sum / len(rows), right / len(rows))
 
 
 @contextlib.contextmanager
-def deterministic(seed: int) -> Iterator[None]:
+def deterministic(seed: int, threads: int) -> Iterator[None]:
     """torch with this seed, and only algorithms that repeat themselves; as it was, afterwards."""
     import torch
 
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         torch.use_deterministic_algorithms(True)
+        torch.set_num_threads(threads)
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before)
+            torch.use_deterministic_algorithms(before[0])
+            torch.set_num_threads(before[1])
 
 
 class Progress:
@@ -179,14 +196,10 @@ class Progress:
             self._say(self.line(epoch))
 
     def line(self, epoch: Epoch) -> str:
-        """`epoch  3/30  loss 0.1462  accuracy 94.6%  validation 95.2% (0.1201)  2 s left at most`."""
+        """`epoch  3/30  loss 0.1462  accuracy  94.6%  validation 0.1201  95.2%  2 s left at most`."""
         left_s = self._spent_s / epoch.number * (self._epochs - epoch.number)
-        text = f"epoch {epoch.number:>2}/{self._epochs}  loss {epoch.loss:.4f}  accuracy {epoch.accuracy:.1%}"
-        if epoch.validation_accuracy is not None:
-            text += f"  validation {epoch.validation_accuracy:.1%} ({epoch.validation_loss:.4f})"
+        done, judged = epoch.training, epoch.validation
+        text = f"epoch {epoch.number:>2}/{self._epochs}  loss {done.loss:.4f}  accuracy {done.accuracy:>6.1%}"
+        if judged is not None:
+            text += f"  validation {judged.loss:.4f} {judged.accuracy:>6.1%}"
         return f"{text}  {left_s:.0f} s left at most" if epoch.number < self._epochs else text
-
-
-def described(settings: Settings) -> dict[str, Any]:
-    """The settings as plain values, for a file."""
-    return asdict(settings)

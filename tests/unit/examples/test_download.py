@@ -119,9 +119,7 @@ def test_no_more_than_the_expected_bytes_are_taken(server: Server, tmp_path: Pat
     assert fetch(server.remote(), tmp_path / "file").stat().st_size == len(CONTENT)
 
 
-def test_a_file_that_ends_early_is_unavailable_and_its_parts_are_kept(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_file_that_ends_early_is_unavailable_and_its_parts_are_kept(server: Server, tmp_path: Path) -> None:
     server.content = CONTENT[:5000]
     with pytest.raises(Unavailable, match="5,000 bytes are kept"):
         fetch(server.remote(), tmp_path / "file")
