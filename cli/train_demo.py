@@ -67,6 +67,9 @@ def main(argv: list[str]) -> int:
     add("--out", type=Path, default=Path("trained"), metavar="FOLDER", help="for the files (%(default)s)")
     add("--dataset", choices=NAMES, default=NAMES[0], help="(%(default)s)")
     add("--data", type=Path, default=Path("data"), metavar="FOLDER", help="for CIFAR's files (%(default)s)")
+    add(
+        "--measure", type=seconds, default=1.0, metavar="S", help="of each variant, by the gate (%(default)g)"
+    )
     add("--seconds", type=seconds, default=SECONDS_DEFAULT, metavar="S", help="of load (%(default)g)")
     add("--clients", type=count, default=CLIENTS_DEFAULT, metavar="N", help="programs (%(default)s)")
     options = arguments.parse_args(argv)
@@ -78,7 +81,7 @@ def main(argv: list[str]) -> int:
     began_s = time.monotonic()
     data = prepared(options.dataset, options.data)
     trained = learned(data, options.trials, options.epochs)
-    report = exported(data, trained, options.out)
+    report = exported(data, trained, options.out, options.measure)
     config = published(data, report, options.out)
     passed = served(data, report, options.seconds, options.clients)
     tell(f"\nThe whole took {time.monotonic() - began_s:.0f} s. Next:\n" + "\n".join(next_steps(config)))
@@ -116,7 +119,7 @@ def learned(data: Dataset, trials: int, epochs: int) -> Trained:
     return trained
 
 
-def exported(data: Dataset, trained: Trained, out: Path) -> Report:
+def exported(data: Dataset, trained: Trained, out: Path, measure_s: float) -> Report:
     """Every variant tried, the best of those that pass the gate published in `out`."""
     step("export", "to ONNX; a variant is published if it is smaller, not slower and as good")
     report = export_to_onnx(
@@ -127,6 +130,7 @@ def exported(data: Dataset, trained: Trained, out: Path) -> Report:
         calibration=data.train.images[:CALIBRATION_ROWS],
         validation_data=data.validation.images,
         output_names=[OUTPUT],
+        measure_s=measure_s,
     )
     for line in report.lines():
         detail(line)
@@ -171,7 +175,7 @@ def loaded(
 ) -> tuple[Tally, dict[str, Any]]:  # fmt: skip
     """The clients' answers put together, and the broker's counters at the end."""
     np.savez(folder / "data.npz", images=images, expected=expected, labels=labels)
-    step("serve", f"a broker and a worker, neither with torch; {plural(clients, 'program')} as clients")
+    step("serve", f"a broker and a worker, neither with torch, and {plural(clients, 'client program')}")
     with serve({name: model}, workers=1, max_batch=MAX_BATCH, log=log) as yard:
         total = Tally(expected, labels)
         for path in load(yard, name, folder, log, load_s, clients):

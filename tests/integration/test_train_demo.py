@@ -18,8 +18,9 @@ BATCHYARD = [sys.executable, "-m", "batchyard.cli.main", "demo", "--train"]
 def test_from_data_to_a_served_model_in_one_command(tmp_path: Path) -> None:
     for name in ("torch", "sklearn", "optuna"):
         pytest.importorskip(name, reason=WHY)
-    short = ["--trials", "2", "--epochs", "3", "--seconds", "2", "--clients", "1", "--out", str(tmp_path)]
-    done = subprocess.run([*BATCHYARD, *short], capture_output=True, text=True, timeout=150, check=False)
+    short = ["--trials", "2", "--epochs", "3", "--measure", "0.1", "--seconds", "2", "--clients", "1"]
+    command = [*BATCHYARD, *short, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     for name in ("data", "search", "train", "compare", "export", "publish", "serve"):
