@@ -143,8 +143,11 @@ def unpack(archive: Path, folder: Path, wanted: Mapping[str, int | None]) -> Non
     """Put the members `folder.name/NAME` of a .tar.gz into `folder`, which appears complete or not at all.
 
     wanted: the members' names with their exact lengths in bytes, or None for a text of SMALL_BYTES_MAX at
-    most; all others are left in the archive. Raises Damaged where one is missing, or is something else.
+    most; all others are left in the archive. Raises Damaged where one is missing or is something else,
+    Unavailable where this Python is too old.
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise Unavailable(f"Python 3.11.4 or later is needed to unpack {archive} safely; or do it yourself")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
         files = Path(work, "files")
         files.mkdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +57,25 @@ def test_cifar10_is_read_as_it_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(part.labels, np.concatenate([held[name][0][:, 0] for name in names]))
         assert part.coarse is None
     assert data.names[3] == "class_3"
+
+
+def test_an_archive_that_was_put_there_is_checked_unpacked_and_no_longer_needed(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    held = written(TEN, made)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    archive = folder / TEN.remote.name
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(made / TEN.folder, TEN.folder)
+    content = archive.read_bytes()
+    remote = Remote(NOWHERE, len(content), hashlib.sha256(content).hexdigest())
+    with pytest.raises(Damaged, match="bytes, and should have 100"):
+        load(TEN, folder)
+    data = load(replace(TEN, remote=remote), folder)
+    np.testing.assert_array_equal(data.test.images, held["test_batch.bin"][1])
+    assert [path.name for path in folder.iterdir()] == [TEN.folder]
+    assert len(load(TEN, folder).train.labels) == 8
 
 
 def test_cifar100_has_coarse_and_fine_labels(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from batchyard.examples import comparison
+from batchyard.examples import comparison, datasets
+from batchyard.examples.cifar import CIFAR10
 from batchyard.examples.datasets import Dataset, Labelled, digits
 from batchyard.examples.networks import cnn
 from batchyard.examples.search import Found, search
@@ -37,6 +39,25 @@ def test_the_splits_share_no_scan_and_hold_every_digit(data: Dataset) -> None:
     scans = [{image.tobytes() for image in part.images} for part in parts]
     assert not any(one & other for one, other in itertools.combinations(scans, 2))
     assert data.shape == (1, 8, 8)
+
+
+def test_cifar_is_scaled_and_split_as_the_digits_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    small = replace(CIFAR10, train={"data_batch_1.bin": 50}, test={"test_batch.bin": 10})
+    folder = tmp_path / small.folder
+    folder.mkdir()
+    for name, count in (small.train | small.test).items():
+        records = rng.integers(0, 256, (count, small.record_bytes), np.uint8)
+        records[:, 0] = np.arange(count) % 10
+        records.tofile(folder / name)
+    (folder / small.names).write_text("\n".join(f"class_{label}" for label in range(10)))
+    monkeypatch.setattr(datasets, "CIFAR10", small)
+    data = datasets.named("cifar10", 20, tmp_path)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [40, 10, 10]
+    assert np.bincount(data.validation.labels).tolist() == [1] * 10
+    raw = np.fromfile(folder / "test_batch.bin", np.uint8).reshape(10, -1)[:, 1:]
+    np.testing.assert_allclose(data.test.images.reshape(10, -1), raw / 255, rtol=1e-6)
+    assert (data.shape, data.classes[9]) == ((3, 32, 32), "class_9")
 
 
 def test_a_training_learns_and_its_seed_repeats_it_bit_for_bit(data: Dataset) -> None:
