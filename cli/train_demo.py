@@ -196,7 +196,7 @@ def batch_sizes(counters: dict[str, Any], model: str) -> str:
             median = bucket_upper_ns(bucket) - 1
             break
     largest = min(MAX_BATCH, bucket_upper_ns(max(counts)) - 1) if counts else 0
-    return f"{batches:,}: half of them of up to {min(median, MAX_BATCH)} scans, the largest of {largest}"
+    return f"{batches:,}: half of them of up to {plural(min(median, MAX_BATCH), 'scan')}, the largest of {largest}"
 
 
 def next_steps(config: Path) -> list[str]:
