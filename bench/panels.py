@@ -23,6 +23,8 @@ RATE_INTERVAL = "20s"  # what Grafana makes of a scrape interval of 5 s
 POINTS = 240
 GRID_COLUMNS = 24
 COLUMN_IN, LINE_IN = 0.62, 0.30  # of Grafana's grid, in inches
+BYTES = ("bytes", "binBps")
+WHOLE = ("short", "reqps")  # a scale that ends below 1 would make much of nothing
 PAPER, PANE, INK, FAINT = "#111217", "#181b1f", "#ccccdc", "#8e8e9c"
 COLOURS = ("#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#b877d9", "#56d9d9", "#ffa6b0", "#c8f2c2")
 EPILOG = """\
@@ -107,8 +109,10 @@ def ask(prometheus: str, target: dict[str, Any], from_s: float, until_s: float) 
         for label, value in result["metric"].items():
             legend = legend.replace(f"{{{{{label}}}}}", value)
         points = [(float(at), float(value)) for at, value in result["values"]]
-        if any(value for _, value in points) or len(results) == 1:  # a legend of zeros says nothing
-            found.append((legend, [point for point in points if math.isfinite(point[1])]))
+        points = [point for point in points if math.isfinite(point[1])]
+        # One of many that never was more than 0 would only fill the legend.
+        if points and (len(results) == 1 or any(value for _, value in points)):
+            found.append((legend, points))
     return found
 
 
@@ -164,7 +168,8 @@ def draw(
             tall * (1 - 0.98 / inches[1]),
         )
         if panel["type"] == "gauge":
-            _gauge(figure.add_axes(inside, projection="polar"), series, panel)
+            around = (left, bottom - 0.12 * tall, width, 0.94 * tall)
+            _gauge(figure.add_axes(around, projection="polar"), series, panel)
         else:
             _lines(figure.add_axes(inside, facecolor=PANE), series, panel, span_s)
     figure.savefig(picture, dpi=100, facecolor=PAPER)
@@ -172,6 +177,8 @@ def draw(
 
 
 def _lines(axes: Any, series: list[Series], panel: dict[str, Any], span_s: tuple[float, float]) -> None:
+    from matplotlib.ticker import FixedLocator
+
     unit = panel["fieldConfig"]["defaults"]["unit"]
     stacked = panel["fieldConfig"]["defaults"]["custom"]["stacking"]["mode"] == "normal"
     floor: dict[float, float] = {}
@@ -185,7 +192,9 @@ def _lines(axes: Any, series: list[Series], panel: dict[str, Any], span_s: tuple
             floor.update(zip(times, values, strict=True))
     axes.set_xlim(*span_s)
     top = axes.get_ylim()[1]
+    top = max(top, 1.0) if unit in WHOLE else top
     axes.set_ylim(0, top if series and top > 0 else 1)
+    axes.yaxis.set_major_locator(FixedLocator(ticks(axes.get_ylim()[1], unit)))
     axes.grid(color="#2c3235", linewidth=0.6)
     axes.spines[:].set_visible(False)
     axes.tick_params(colors=FAINT, labelsize=7, length=0)
@@ -196,7 +205,7 @@ def _lines(axes: Any, series: list[Series], panel: dict[str, Any], span_s: tuple
         axes.legend(
             loc="upper left",
             bbox_to_anchor=(-0.02, -0.12),
-            ncols=4,
+            ncols=6,
             fontsize=7,
             frameon=False,
             labelcolor=INK,
@@ -222,7 +231,17 @@ def _gauge(axes: Any, series: list[Series], panel: dict[str, Any]) -> None:
         axes.barh(0.86, -turn * share, left=start, height=0.26, color=colour)
     unit = panel["fieldConfig"]["defaults"]["unit"]
     text = "no data" if math.isnan(value) else shown(value, unit)
-    axes.text(0, 0, text, color=COLOURS[0], size=17, ha="center", va="center", weight="bold")
+    axes.text(0, 0, text, color=COLOURS[0], size=15, ha="center", va="center", weight="bold")
+
+
+def ticks(top: float, unit: str) -> list[float]:
+    """Four to eight round values from 0 up to `top`; of bytes, round ones are powers of two."""
+    if unit in BYTES:
+        step = 2.0 ** math.ceil(math.log2(top / 6))
+    else:
+        size = 10 ** math.floor(math.log10(top / 6))
+        step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= top / 6)
+    return [step * index for index in range(int(top / step) + 1)]
 
 
 def _minutes(span_s: tuple[float, float]) -> Any:
@@ -243,7 +262,7 @@ def shown(value: float, unit: str) -> str:
                 return f"{value * factor:.3g} {name}"
         return f"{value:.3g} s"
     suffix = {"reqps": " req/s", "rpm": " /min", "celsius": " °C", "watt": " W"}.get(unit, "")
-    if unit in ("bytes", "binBps"):
+    if unit in BYTES:
         for name in ("B", "KiB", "MiB", "GiB"):
             if value < 1024 or name == "GiB":
                 return f"{value:.3g} {name}{'/s' if unit == 'binBps' else ''}"
