@@ -46,7 +46,7 @@ def test_each_rule_is_played_well_and_in_trouble() -> None:
         for test in read("prometheus/rules_test.yml")["tests"]
     )
     names = {rule["alert"] for rule in group["rules"]}
-    assert well == dict.fromkeys(names, [])
+    assert well == {key: [] for key in names}
     assert trouble.keys() == names
     assert all(trouble.values())
 
