@@ -24,7 +24,9 @@ from typing import Any
 import batchyard
 import numpy as np
 import pytest
+from batchyard.bench import monitoring
 from batchyard.bench.loops import open_loop
+from batchyard.bench.main import main as bench
 from batchyard.bench.statistics import Measured, percentile
 from batchyard.sidecar.buckets import TIME
 from batchyard.sidecar.dashboard import dashboard
@@ -105,28 +107,30 @@ def scene(slow_model: Path, tmp_path_factory: pytest.TempPathFactory, tools: Any
         assert committed in config
         config = config.replace(committed, here)
     (folder / "prometheus.yml").write_text(config)
-    with batchyard.serve({"slow": slow_model}, threads=1, max_batch=4) as yard:
-        commands = {
-            "sidecar": sidecar_command(yard.url, port, "--sysfs", str(folder / "sys")),
-            "prometheus": [
+    server = Server(url)
+    started = [
+        subprocess.Popen(
+            [
                 tool("prometheus"),
                 f"--config.file={folder / 'prometheus.yml'}",
                 f"--storage.tsdb.path={folder / 'data'}",
                 f"--web.listen-address=127.0.0.1:{port + 1}",
                 "--log.level=warn",
-            ],
-        }
-        started = {name: subprocess.Popen(command) for name, command in commands.items()}
-        try:
-            server = Server(url)
+            ]
+        )
+    ]
+    try:  # it takes 5 s to its first scrape, and the yard less to be there
+        with batchyard.serve({"slow": slow_model}, threads=1, max_batch=4) as yard:
+            sidecar = subprocess.Popen(sidecar_command(yard.url, port, "--sysfs", str(folder / "sys")))
+            started.append(sidecar)
             tools.until(lambda: scraped(server), 30, "Prometheus has scraped the sidecar")
             measured, ended = load(yard)
-            yield Scene(yard, page, started["sidecar"], server, measured, ended)
-        finally:
-            for process in started.values():
-                process.terminate()
-            for process in started.values():
-                process.wait(30)
+            yield Scene(yard, page, sidecar, server, measured, ended)
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait(30)
 
 
 def sidecar_command(url: str, port: int, *arguments: str) -> list[str]:
@@ -337,3 +341,15 @@ def test_a_port_that_is_taken_is_one_sentence_and_not_a_traceback(scene: Scene) 
     )
     assert done.returncode == 1
     assert done.stderr == f"sidecar: cannot listen at 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_the_benchmark_of_watching_measures_each_state_of_a_sidecar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitoring, "SLICES", 1)
+    figures = tmp_path / "figures.json"
+    assert bench(["monitoring", "--rounds", "1", "--seconds", "0.4", "--json", str(figures)]) == 0
+    ratios = json.loads(figures.read_text())["benchmarks"]["monitoring"]["figures"]["ratios"]
+    states = ("scraped", "stopped", "killed")
+    assert set(ratios) == {f"p{p}, {state}" for p in ("50", "99", "99.9") for state in states}
+    assert all(ratio["median"] > 0 for ratio in ratios.values())
