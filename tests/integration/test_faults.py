@@ -33,7 +33,7 @@ from batchyard.client import Yard
 from batchyard.transport.processes import Backoff
 
 MAX_BATCH = 8
-SEEN_WITHIN_S = 1.0  # a dead broker, by everyone who waits for it
+SEEN_WITHIN_S = 2.0  # a dead broker, by everyone who waits for it
 X = np.ones((1, 4), np.float32)
 
 
@@ -149,7 +149,7 @@ def test_an_idle_worker_takes_over_at_once_what_a_dead_one_held(neg_model: Path,
             tools.kill(pids[0])
         began = time.monotonic()
         assert all((future.result(20) == -1).all() for future in futures)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 2.0  # a hang would be seen after 5 s
 
 
 def test_a_request_whose_workers_keep_dying_is_given_up_with_a_typed_error(yard: Yard, tools: Any) -> None:
@@ -189,7 +189,7 @@ def test_while_its_worker_is_stopped_a_request_ends_at_its_deadline(yard: Yard, 
                 with pytest.raises(TimeoutError) as caught:
                     ways[how](client)
                 assert isinstance(caught.value, DeadlineExceeded)
-                assert 0.2 <= time.monotonic() - began < 0.2 + 0.05 + 0.25  # 50 ms, and a busy machine
+                assert 0.2 <= time.monotonic() - began < 0.2 + 1.0  # 50 ms is promised; the rest is a busy machine's
         finally:
             os.kill(pid, signal.SIGCONT)
         assert works(client)
@@ -325,7 +325,7 @@ def test_when_no_broker_comes_back_a_request_ends_at_its_deadline_and_says_how_l
             error = call.exception(30)
         assert isinstance(error, BrokerLost)
         assert "no other came within" in str(error)
-        assert 1.4 <= time.monotonic() - began < 1.5 + 0.5  # 50 ms, and a busy machine
+        assert 1.4 <= time.monotonic() - began < 1.5 + 1.0  # 50 ms is promised; the rest is a busy machine's
 
 
 def test_what_waits_for_a_broker_can_be_cancelled_and_closing_ends_it(slow_model: Path, tools: Any) -> None:
@@ -476,7 +476,7 @@ def test_a_broker_that_is_stopped_lets_nobody_wait_past_the_timeout(yard: Yard, 
                 stop()
             with pytest.raises(DeadlineExceeded):
                 ways[how](client)
-            assert 0.3 <= time.monotonic() - began[0] < 0.3 + 0.05 + 0.25  # 50 ms, and a busy machine
+            assert 0.3 <= time.monotonic() - began[0] < 0.3 + 1.0  # 50 ms is promised; the rest is a busy machine's
         finally:
             os.kill(broker, signal.SIGCONT)
         tools.until(lambda: works(client), 30)
@@ -487,7 +487,7 @@ def test_without_a_broker_a_call_says_so_and_what_to_start(run_folder: Path) -> 
         began = time.monotonic()
         with pytest.raises(BrokerLost, match="batchyard up"):
             client.infer("neg", X)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 3
 
 
 # ---- the starter --------------------------------------------------------------------------------
