@@ -552,6 +552,8 @@ class Core:
             worker.id,
             worker.models[model.name].provider,
             batch.revision,
+            batch.id,
+            now_ns - batch.sent_ns,
         )
         completed: dict[int, m.Completed] = {}
         finished: list[Request] = []
