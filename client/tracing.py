@@ -8,6 +8,7 @@ A program that has not cannot have set up anything that would take spans, so loo
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..transport.errors import InvalidRequest
@@ -15,6 +16,9 @@ from .reply import Receipt
 
 if TYPE_CHECKING:
     from .spans import Origin, RequestSpan
+
+_Origin = Callable[[str | None], "Origin | None"]
+_origin: _Origin | None = None  # of spans.py, once it is loaded: an import costs as much as all the rest
 
 
 def origin(traceparent: str | None) -> Origin | None:
@@ -29,9 +33,15 @@ def origin(traceparent: str | None) -> Origin | None:
         raise InvalidRequest(f"traceparent is the text of a W3C header, not {traceparent!r}")
     if "opentelemetry.trace" not in sys.modules:
         return None
-    from . import spans
+    return (_origin or _load())(traceparent)
 
-    return spans.origin(traceparent)
+
+def _load() -> _Origin:
+    global _origin
+    from .spans import origin
+
+    _origin = origin
+    return origin
 
 
 def begin(model: str, priority: int, traceparent: str | None) -> RequestSpan | None:
