@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 from typing import Self
 
+KEY_BYTES_MAX = 64
 LOOK_S = 0.05  # how often Windows, which cannot wait for a key and a time at once, is asked
 
 
@@ -55,7 +56,8 @@ class Keyboard:
                 termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._before)
 
         def pressed(self, within_s: float) -> str:
-            """The next key, or "" when none was pressed within that time."""
+            """The next key, or "" when none was pressed within that time. An arrow is several
+            characters, of which the first is Escape."""
             import select
 
             if not self._is_terminal:
@@ -63,7 +65,7 @@ class Keyboard:
                 return ""
             if not select.select([sys.stdin], [], [], within_s)[0]:
                 return ""
-            key = os.read(sys.stdin.fileno(), 1)
-            if not key:  # the terminal has gone
+            keys = os.read(sys.stdin.fileno(), KEY_BYTES_MAX)
+            if not keys:  # the terminal has gone
                 self._is_terminal = False
-            return key.decode(errors="replace")
+            return keys.decode(errors="replace")

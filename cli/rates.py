@@ -2,7 +2,7 @@
 Pure: no socket, no clock, no terminal.
 
 Everything that a broker counts is cumulative, so an interval is a difference; quantiles are of what was
-counted in the interval alone, within 19 % (transport/histograms.py).
+counted in the interval alone, and lie in the right bucket, which is 25 % wide at most.
 """
 
 from __future__ import annotations

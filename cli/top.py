@@ -7,6 +7,7 @@ Owns the asking: a snapshot every interval, what is said while there is no broke
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from .rates import Interval, Snapshot, between, read
 if TYPE_CHECKING:
     from rich.console import Console
 
+FIRST_ANSWER_S = 2.0  # for there to be a broker at all
 ANSWER_S = 1.0  # for a broker to answer before it counts as gone
 LOOK_S = 0.1  # how often the terminal's size is looked at
 PLAIN_WIDTH = 110  # columns, where there is no terminal to ask
@@ -62,7 +64,7 @@ class _Source:
 
     def first(self) -> Interval:
         """How it is now, without rates. Raises what `Operator.snapshot` does, also when nobody is there."""
-        return self._take(read(self._operator.snapshot()))
+        return self._take(read(self._operator.snapshot(FIRST_ANSWER_S)))
 
     def next(self) -> Interval | None:
         """What has been done since the call before; None: there is no broker now."""
@@ -94,6 +96,8 @@ def _show(source: _Source, every_s: float, once: bool) -> None:
         from rich.console import Console
     except ImportError:
         raise BatchyardError("the view needs rich: pip install rich; --json does without") from None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode shows a ? here and there
     console = Console(highlight=False)
     if console.is_terminal and not once:
         _draw(source, every_s, console)

@@ -275,7 +275,7 @@ def _workers(seen: Interval, lines: int) -> Panel:
         )
         if count
     ]
-    title = f"workers  {len(seen.workers)}" + (f", {', '.join(troubles)}" if troubles else "")
+    title = f"workers  {len(seen.workers)} up" + (f", {', '.join(troubles)}" if troubles else "")
     style = "red" if seen.workers_lost > seen.workers_restarted else DIM
     return Panel(body, title=title, title_align="left", border_style=style, height=lines + 2)
 
