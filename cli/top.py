@@ -10,7 +10,8 @@ import argparse
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,15 +19,20 @@ import msgspec
 from ..client import Operator
 from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded
 from .arguments import add_yard, parser, seconds
+from .keyboard import Keyboard
 from .rates import Interval, Snapshot, between, read
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.live import Live
+
+    from .view import Screen
 
 FIRST_ANSWER_S = 2.0  # for there to be a broker at all
 ANSWER_S = 1.0  # for a broker to answer before it counts as gone
 LOOK_S = 0.1  # how often the terminal's size is looked at
 PLAIN_WIDTH = 110  # columns, where there is no terminal to ask
+KEYS = "q ends it"
 QUIT = ("q", "Q", "\x1b", "\x04")  # also Escape, Ctrl-D
 EXAMPLES = """examples:
   batchyard top
@@ -44,7 +50,7 @@ def main(argv: list[str]) -> int:
         if options.json:
             _print_json(source, options.interval, options.once)
         else:
-            _show(source, options.interval, options.once)
+            _show(source, options.interval, options.once, options.svg)
     except KeyboardInterrupt:
         pass  # that is how it ends
     return 0
@@ -91,32 +97,36 @@ def _print_json(source: _Source, every_s: float, once: bool) -> None:
                 return
 
 
-def _show(source: _Source, every_s: float, once: bool) -> None:
+def _show(source: _Source, every_s: float, once: bool, svg: Path | None) -> None:
+    """Draw, or print, and leave a picture of what was shown last."""
     try:
         from rich.console import Console
     except ImportError:
         raise BatchyardError("the view needs rich: pip install rich; --json does without") from None
+    from .view import Screen
+
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode shows a ? here and there
     console = Console(highlight=False)
-    if console.is_terminal and not once:
-        _draw(source, every_s, console)
-    else:
-        _print(source, every_s, once, console)
-
-
-def _print(source: _Source, every_s: float, once: bool, console: Console) -> None:
-    """A block for every interval, on whatever stdout is."""
-    from .view import History, View
-
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
-    history = History()
-    source.first()
-    for seen in _intervals(source, every_s):
-        history.add(seen)
+    screen = Screen(source.first(), every_s)
+    try:
+        if console.is_terminal and not once:
+            _draw(source, screen, console)
+        else:
+            _print(source, screen, once, console)
+    finally:
+        if svg is not None:
+            svg.write_text(screen.svg(console.width), encoding="utf-8")
+
+
+def _print(source: _Source, screen: Screen, once: bool, console: Console) -> None:
+    """A block for every interval, on whatever stdout is."""
+    for seen in _intervals(source, screen.every_s):
+        screen.show(seen)
         if seen.interval_s is not None:
-            console.print(View(seen, history, every_s), "")
+            console.print(screen, "")
             if once:
                 return
 
@@ -134,44 +144,39 @@ def _intervals(source: _Source, every_s: float) -> Iterator[Interval]:
             yield seen
 
 
-def _draw(source: _Source, every_s: float, console: Console) -> None:
+def _draw(source: _Source, screen: Screen, console: Console) -> None:
     """The live view, until a key or Ctrl-C ends it."""
     from rich.live import Live
 
-    from .keyboard import Keyboard
-    from .view import History, View
-
-    history = History()
-    seen = source.first()
     lost_s = 0.0
-    with Keyboard() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
+    screen.below = KEYS
+    with Keyboard() as keyboard, Live(screen, console=console, screen=True, auto_refresh=False) as live:
         while True:
-            below = "q ends it"
-            if lost_s:
-                below = f"waiting for the broker… {time.monotonic() - lost_s:.0f} s; this is how it was"
-            live.update(View(seen, history, every_s, below, bool(lost_s)), refresh=True)
-            if _pause(every_s, lambda within_s: keyboard.pressed(within_s) in QUIT, live.refresh, console):
+            live.refresh()
+            if _pause(screen.every_s, keyboard, live):
                 return
-            found = source.next()
-            if found is None:
+            seen = source.next()
+            if seen is None:
                 lost_s = lost_s or time.monotonic()
-                continue
-            seen, lost_s = found, 0.0
-            history.add(seen)
+                waited_s = time.monotonic() - lost_s
+                screen.below = f"waiting for the broker… {waited_s:.0f} s; this is how it was"
+            else:
+                lost_s = 0.0
+                screen.below = KEYS
+                screen.show(seen)
+            screen.is_stale = seen is None
 
 
-def _pause(
-    for_s: float, is_over: Callable[[float], bool], redraw: Callable[[], None], console: Console
-) -> bool:
+def _pause(for_s: float, keyboard: Keyboard, live: Live) -> bool:
     """Wait, and draw again when the terminal has another size. True: it is to end."""
     until_s = time.monotonic() + for_s
-    size = console.size
+    size = live.console.size
     while (left_s := until_s - time.monotonic()) > 0:
-        if is_over(min(left_s, LOOK_S)):
+        if keyboard.pressed(min(left_s, LOOK_S)) in QUIT:
             return True
-        if console.size != size:
-            size = console.size
-            redraw()
+        if live.console.size != size:
+            size = live.console.size
+            live.refresh()
     return False
 
 
@@ -182,5 +187,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     arguments.add_argument("--once", action="store_true", help="one interval, and the end")
     arguments.add_argument("--json", action="store_true", help="one JSON object per interval and line")
+    arguments.add_argument("--svg", type=Path, metavar="FILE", help="a picture of what was shown last")
     add_yard(arguments)
     return arguments

@@ -6,9 +6,11 @@ shown, and how many more there are.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from io import StringIO
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -19,8 +21,7 @@ from rich.text import Text
 from . import text
 from .rates import Interval, Model, Run, Track, Worker
 
-HISTORY = 60  # intervals in a curve
-CURVE_WIDTH = 18
+CURVE_WIDTH = 18  # intervals in a curve
 BAR_WIDTH = 8
 WIDE = 108  # columns from which everything has room
 FRAME_LINES = 1 + 4 + 4 + 2  # title, tiles, the models' heading and space, the frame at the bottom
@@ -37,33 +38,35 @@ STATES = {"ready": "green", "loading": "yellow", "failed": "bold red"}
 DIM = "bright_black"
 
 
-class History:
-    """The last intervals' rates, for the curves."""
+class Screen:
+    """What is on the screen: the last interval, and curves of those before. `below`: a line under it;
+    `is_stale`: it is not of now, and the line says why."""
 
-    def __init__(self) -> None:
-        self.requests: deque[float] = deque(maxlen=HISTORY)
-        self.rows: deque[float] = deque(maxlen=HISTORY)
-        self.waiting: deque[float] = deque(maxlen=HISTORY)
-
-    def add(self, seen: Interval) -> None:
-        """An interval's; one without rates has none to add."""
-        if seen.requests_per_s is not None and seen.rows_per_s is not None:
-            self.requests.append(seen.requests_per_s)
-            self.rows.append(seen.rows_per_s)
-            self.waiting.append(seen.rows_waiting)
-
-
-class View:
-    """A whole screen. `below`: a line under it; `is_stale`: it is not of now, and the line says why."""
-
-    def __init__(
-        self, seen: Interval, history: History, every_s: float, below: str = "", is_stale: bool = False
-    ) -> None:
+    def __init__(self, seen: Interval, every_s: float) -> None:
+        self.every_s = every_s
+        self.below = ""
+        self.is_stale = False
         self._seen = seen
-        self._history = history
-        self._every_s = every_s
-        self._below = below
-        self._is_stale = is_stale
+        self._requests: deque[float] = deque(maxlen=CURVE_WIDTH)
+        self._rows: deque[float] = deque(maxlen=CURVE_WIDTH)
+        self._waiting: deque[float] = deque(maxlen=CURVE_WIDTH)
+
+    def show(self, seen: Interval) -> None:
+        """The next interval. One without rates adds nothing to the curves."""
+        self._seen = seen
+        if seen.requests_per_s is not None and seen.rows_per_s is not None:
+            self._requests.append(seen.requests_per_s)
+            self._rows.append(seen.rows_per_s)
+            self._waiting.append(seen.rows_waiting)
+
+    def svg(self, width: int) -> str:
+        """A picture of it, `width` columns wide, that fetches nothing."""
+        console = Console(
+            record=True, width=width, force_terminal=True, color_system="truecolor", file=StringIO()
+        )
+        console.print(self)
+        picture = console.export_svg(title="batchyard top")
+        return re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         seen = self._seen
@@ -73,14 +76,42 @@ class View:
         left = None  # as long as it gets
         if options.height is not None:
             workers = min(workers, WORKERS_LINES)
-            left = max(1, options.height - FRAME_LINES - workers - (not wide) - bool(self._below))
-        yield _title(seen, self._every_s, wide)
-        yield _tiles(seen, self._history, blocks, wide)
+            left = max(1, options.height - FRAME_LINES - workers - (not wide) - bool(self.below))
+        yield _title(seen, self.every_s, wide)
+        yield self._tiles(blocks, wide)
         yield _models(seen.models, left, blocks, wide)
         yield _bottom(seen, workers, wide)
-        if self._below:
-            style = "bold yellow" if self._is_stale else DIM
-            yield Text(f" {self._below}", style=style, no_wrap=True, overflow="ellipsis")
+        if self.below:
+            style = "bold yellow" if self.is_stale else DIM
+            yield Text(f" {self.below}", style=style, no_wrap=True, overflow="ellipsis")
+
+    def _tiles(self, blocks: str, wide: bool) -> RenderableType:
+        seen = self._seen
+        ended = Text("all ended well", "green") if seen.requests_per_s else Text("")
+        failed = {name: rate for name, rate in seen.outcomes_per_s.items() if name != "ok"}
+        if failed:
+            ended = Text(_reasons(failed), "red")
+        batch = NOTHING if seen.rows_per_batch is None else f"{seen.rows_per_batch:.1f}"
+        tiles = [
+            _tile("requests/s", _rate(seen.requests_per_s), _curve(self._requests, blocks, "cyan"), ended),
+            _tile(
+                "rows/s",
+                _rate(seen.rows_per_s),
+                _curve(self._rows, blocks, "green"),
+                Text(f"{batch} in a batch" + f", {_rate(seen.batches_per_s)} batches/s" * wide, DIM),
+            ),
+            _tile(
+                "rows waiting",
+                f"{seen.rows_waiting:,}",
+                _curve(self._waiting, blocks, "yellow"),
+                Text(f"{seen.rows_under_way:,} under way" + f", credit {seen.credit}" * wide, DIM),
+            ),
+        ]
+        grid = Table.grid(expand=True)
+        for _ in tiles:
+            grid.add_column(ratio=1)
+        grid.add_row(*tiles)
+        return grid
 
 
 def _title(seen: Interval, every_s: float, wide: bool) -> RenderableType:
@@ -96,37 +127,6 @@ def _title(seen: Interval, every_s: float, wide: bool) -> RenderableType:
     return line
 
 
-# ---- the tiles ----------------------------------------------------------------------------------
-
-
-def _tiles(seen: Interval, history: History, blocks: str, wide: bool) -> RenderableType:
-    ended = Text("all ended well", "green") if seen.requests_per_s else Text("")
-    failed = {name: rate for name, rate in seen.outcomes_per_s.items() if name != "ok"}
-    if failed:
-        ended = Text(_reasons(failed), "red")
-    batch = NOTHING if seen.rows_per_batch is None else f"{seen.rows_per_batch:.1f}"
-    tiles = [
-        _tile("requests/s", _rate(seen.requests_per_s), _curve(history.requests, blocks, "cyan"), ended),
-        _tile(
-            "rows/s",
-            _rate(seen.rows_per_s),
-            _curve(history.rows, blocks, "green"),
-            Text(f"{batch} in a batch" + f", {_rate(seen.batches_per_s)} batches/s" * wide, DIM),
-        ),
-        _tile(
-            "rows waiting",
-            f"{seen.rows_waiting:,}",
-            _curve(history.waiting, blocks, "yellow"),
-            Text(f"{seen.rows_under_way:,} under way" + f", credit {seen.credit}" * wide, DIM),
-        ),
-    ]
-    grid = Table.grid(expand=True)
-    for _ in tiles:
-        grid.add_column(ratio=1)
-    grid.add_row(*tiles)
-    return grid
-
-
 def _tile(title: str, value: str, curve: Text, below: Text) -> Panel:
     top = Table.grid(expand=True)
     top.add_column(no_wrap=True)
@@ -137,11 +137,10 @@ def _tile(title: str, value: str, curve: Text, below: Text) -> Panel:
 
 
 def _curve(values: Sequence[float], blocks: str, style: str) -> Text:
-    """The last values, each as high as its share of the greatest."""
-    shown = list(values)[-CURVE_WIDTH:]
-    top = max(shown, default=0.0)
+    """Each as high as its share of the greatest."""
+    top = max(values, default=0.0)
     steps = len(blocks) - 1
-    heights = (1 + int(value / top * (steps - 1) + 0.5) if value else 0 for value in shown)
+    heights = (1 + int(value / top * (steps - 1) + 0.5) if value else 0 for value in values)
     return Text("".join(blocks[height] for height in heights), style)
 
 

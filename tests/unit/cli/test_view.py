@@ -6,7 +6,7 @@ import io
 
 import pytest
 from batchyard.cli.rates import Interval, Lane, Model, Run, Times, Track, Worker
-from batchyard.cli.view import History, View
+from batchyard.cli.view import Screen
 from rich.console import Console
 
 MS = 1_000_000
@@ -30,19 +30,20 @@ def interval(models: list[Model], workers: int = 2) -> Interval:
     )  # fmt: skip
 
 
-def history(seen: Interval) -> History:
-    found = History()
+def screen(seen: Interval, below: str = "") -> Screen:
+    found = Screen(seen, 1.0)
+    found.below = below
     for _ in range(100):
-        found.add(seen)
+        found.show(seen)
     return found
 
 
-def drawn(seen: Interval, width: int, height: int | None = None, *, encoding: str = "utf-8", **more: object) -> list[str]:
+def drawn(seen: Interval, width: int, height: int | None = None, *, encoding: str = "utf-8", below: str = "") -> list[str]:
     """The lines of a terminal of that size; height None: of a file."""
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding, errors="replace")
     console = Console(file=file, width=width, height=height, force_terminal=height is not None, color_system=None, highlight=False)
-    view = View(seen, history(seen), 1.0, **more)  # type: ignore[arg-type]
+    view = screen(seen, below)
     if height is None:
         console.print(view)
     else:
@@ -107,3 +108,10 @@ def test_lanes_are_told_where_there_are_several() -> None:
 def test_a_terminal_without_unicode_gets_none() -> None:
     lines = drawn(interval([model("m")]), 120, 40, encoding="ascii")
     assert any("#" * 8 in line for line in lines)
+
+
+def test_a_picture_of_it_fetches_nothing() -> None:
+    picture = screen(interval([model("digits")])).svg(120)
+    assert picture.startswith("<svg")
+    assert "URGENT" in picture
+    assert "url(http" not in picture.replace('"', "")
