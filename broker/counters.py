@@ -28,7 +28,7 @@ class Histogram:
         self.sum_ns += value_ns * count
 
     def snapshot(self) -> dict[str, Any]:
-        return {"counts": dict(sorted(self.counts.items())), "sum": self.sum_ns}
+        return {"counts": self.counts.copy(), "sum": self.sum_ns}
 
 
 class Counters:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -125,7 +125,10 @@ class Yard:
         keys: Path | None = None,
         log: IO[bytes] | None = None,
         quiet: bool = False,
+        companions: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        """`companions`: further processes of the yard, by name: what `python -m` runs beside it, each told
+        where the yard is as the workers are."""
         _check_count("workers", workers)
         _check_count("threads", 1 if threads is None else threads)
         self._pid = os.getpid()
@@ -150,6 +153,10 @@ class Yard:
             *(
                 Process(ChildProcess(worker, environment, f"worker.{number}", stdout=log, stderr=log))
                 for number in range(1, workers + 1)
+            ),
+            *(
+                Process(ChildProcess([*python, *module, *common], environment, name, stdout=log, stderr=log))
+                for name, module in (companions or {}).items()
             ),
         ]
         self._stop = threading.Event()
