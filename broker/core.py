@@ -146,6 +146,20 @@ class Core:
                 [model.name, model.revision, model.state, list(model.waiting), model.providers()]
                 for model in self.models.values()
             ],
+            "lanes": [
+                [model.name, [list(shape) for shape in lane.signature], lane.rows]
+                for model in self.models.values()
+                for lane in model.lanes.values()
+            ],
+            "leases": [
+                [
+                    worker.id,
+                    worker.pid,
+                    {name: info.provider for name, info in worker.models.items()},
+                    [[batch.lane.model.name, batch.rows] for batch in worker.leases.values()],
+                ]
+                for worker in self.workers.values()
+            ],
         }
 
     def validate(self) -> None:
@@ -574,6 +588,8 @@ class Core:
             worker.id,
             worker.models[model.name].provider,
             batch.revision,
+            batch.id,
+            now_ns - batch.sent_ns,
         )
         completed: dict[int, m.Completed] = {}
         finished: list[Request] = []

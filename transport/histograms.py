@@ -9,6 +9,8 @@ true value over the whole range from nanoseconds to hours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 BUCKETS_PER_OCTAVE = 4
 
 
@@ -27,3 +29,15 @@ def bucket_upper(bucket: int) -> int:
         return value
     octave, step = divmod(value, BUCKETS_PER_OCTAVE)
     return (BUCKETS_PER_OCTAVE + step) << (octave - 1)
+
+
+def quantile(counts: Mapping[int, int], share: float) -> float | None:
+    """The value that a share (0 to 1) of what was counted does not exceed, straight between the ends of
+    its bucket; None when nothing was counted."""
+    left = share * sum(counts.values())
+    for bucket, count in sorted(counts.items()):
+        if count and left <= count:
+            first, last = bucket_upper(bucket - 1) if bucket else 0, bucket_upper(bucket) - 1
+            return first + (last - first) * left / count
+        left -= count
+    return None

@@ -1028,6 +1028,17 @@ def test_a_worker_that_takes_a_lost_ones_place_counts_as_restarted_and_one_more_
     assert (snapshot["workers_lost"], snapshot["workers_restarted"], snapshot["workers"]) == (1, 1, 3)
 
 
+def test_a_snapshot_names_lanes_and_what_every_worker_has_been_lent(world: World) -> None:
+    world.submit(1, 1, rows=2)
+    assert world.core.snapshot()["lanes"] == [["net", [], 2]]
+    assert world.core.snapshot()["leases"] == [[1, 5001, {"net": "cpu"}, []]]
+    (batch,) = world.turn()
+    assert world.core.snapshot()["lanes"] == [["net", [], 0]]
+    assert world.core.snapshot()["leases"] == [[1, 5001, {"net": "cpu"}, [["net", 2]]]]
+    world.done(1, batch)
+    assert world.core.snapshot()["leases"] == [[1, 5001, {"net": "cpu"}, []]]
+
+
 def test_a_snapshot_names_models_what_waits_for_them_and_who_serves_them(world: World) -> None:
     for number in range(1, 13):
         world.submit(1, number, priority=LOW)

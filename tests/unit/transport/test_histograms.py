@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from batchyard.transport.histograms import BUCKETS_PER_OCTAVE, bucket_of, bucket_upper
+from collections import Counter
+
+import pytest
+from batchyard.transport.histograms import BUCKETS_PER_OCTAVE, bucket_of, bucket_upper, quantile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,3 +46,19 @@ def test_a_bucket_is_narrow_enough_for_a_quantile_to_be_within_a_quarter(value: 
 
 def test_a_negative_time_is_counted_as_none() -> None:
     assert bucket_of(-5) == 0  # a clock that is behind must not end the broker
+
+
+@given(st.lists(st.integers(0, 1 << 50), min_size=1), st.floats(0.01, 1))
+def test_a_quantile_lies_in_the_bucket_of_the_value_that_has_its_rank(values: list[int], share: float) -> None:
+    found = quantile(Counter(map(bucket_of, values)), share)
+    rank = max(1, -int(-share * len(values) // 1))  # the least that is not below the share
+    bucket = bucket_of(sorted(values)[rank - 1])
+    assert found is not None
+    assert (bucket_upper(bucket - 1) if bucket else 0) <= found <= bucket_upper(bucket) - 1
+
+
+def test_a_quantile_of_nothing_is_none_and_of_small_numbers_exact() -> None:
+    assert quantile({}, 0.5) is None
+    assert quantile({5: 0}, 0.5) is None
+    assert quantile({0: 0, 3: 10, 5: 90}, 0.99) == 5
+    assert quantile({bucket_of(100): 4}, 0.5) == pytest.approx(100, rel=0.25)
