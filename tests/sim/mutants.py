@@ -213,7 +213,7 @@ MUTANTS = [
     # ---- the worker
     Mutant("a worker keeps a former broker's arenas", SESSION, "        self._memory.detach_all()\n", ""),
     Mutant("a worker keeps bindings into a former broker's arenas", SESSION, "    def _welcome(self, message: m.WorkerWelcome) -> None:\n        for _, model in self._kept:\n            model.forget_bindings()\n", "    def _welcome(self, message: m.WorkerWelcome) -> None:\n"),
-    Mutant("a worker forgets its arenas when it greets again", SESSION, "        self._send([m.Register(self._pid, [self._provider])])\n", "        self._memory.detach_all()\n        self._send([m.Register(self._pid, [self._provider])])\n"),
+    Mutant("a worker forgets its arenas when it greets again", SESSION, "        self._send([m.Register(self._pid, [self._provider], self._fallen)])\n", "        self._memory.detach_all()\n        self._send([m.Register(self._pid, [self._provider], self._fallen)])\n"),
     Mutant("a worker never unmaps an arena", SESSION, "        self._memory.detach(message.arena)\n", ""),
     Mutant("a worker answers with a former broker's epoch", SESSION, "        self._epoch = message.epoch\n", "        self._epoch = self._epoch or message.epoch\n"),
     Mutant("a worker that is refused does not greet again", SESSION, "            self.register()\n", "            pass\n"),
