@@ -479,10 +479,10 @@ class Core:
         self._lend_due_ns = NEVER_NS
         if self.lanes:
             for worker in self.workers.values():
-                if not worker.leases and not worker.leaving:
+                if not worker.leases:
                     self._lend(worker, now_ns)
             for worker in self.workers.values():
-                if len(worker.leases) == 1 and not worker.leaving:
+                if len(worker.leases) == 1:
                     self._lend(worker, now_ns)
             for lane in [lane for lane in self.lanes if not lane.rows]:
                 del self.lanes[lane]
@@ -497,7 +497,7 @@ class Core:
 
     def _lend(self, worker: Worker, now_ns: int) -> None:
         """Give the worker the best batch there is, if there is one that it should have."""
-        choice = choose(self.lanes, worker, now_ns)
+        choice = choose(self.lanes, worker, now_ns) if not worker.leaving else None
         if choice is None:
             return
         urgent_present = now_ns < self._urgent_until_ns
