@@ -69,7 +69,13 @@ def main(argv: list[str]) -> int:
     try:
         arguments = ["--config", str(options.config)]
         with Yard(
-            arguments, options.workers, options.threads, url, options.keys, companions=companions
+            arguments,
+            options.workers,
+            options.threads,
+            url,
+            options.keys,
+            provider=options.provider,
+            companions=companions,
         ) as yard:
             _say(f"starting a yard at {yard.url}: broker and {plural(options.workers, 'worker')}")
             if started(yard, options.workers, stop):
@@ -237,6 +243,12 @@ def _parser() -> argparse.ArgumentParser:
         type=count,
         metavar="N",
         help=f"of each worker (cores / workers; cores here: {os.cpu_count() or 1})",
+    )
+    arguments.add_argument(
+        "--provider",
+        choices=("auto", "directml", "webgpu", "cuda", "cpu"),
+        default="auto",
+        help="what the workers run on (%(default)s: the best that works here)",
     )
     arguments.add_argument(
         "--watch", action="store_true", help="load, swap and unload models as the files of models_root do"
