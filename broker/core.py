@@ -141,11 +141,8 @@ class Core:
             "bytes_held": self.held_bytes,
             "clients": len(self.connections),
             "workers": len(self.workers),
-<<<<<<< HEAD
             "worker_pids": [worker.pid for worker in self.workers.values()],
-=======
             "workers_fallen": [[each.id, each.fallen] for each in self.workers.values() if each.fallen],
->>>>>>> providers
             "batches_lent": len(self.batches),
             "credit": CREDIT * len(self.workers) - len(self.batches),
             "models": [
@@ -411,14 +408,10 @@ class Core:
     # ---- workers ----------------------------------------------------------------------------
 
     def _worker_joined(self, event: e.WorkerJoined, now_ns: int) -> None:
-<<<<<<< HEAD
         if self._places:
             self._places -= 1
             self.counters.workers_restarted += 1
-        self.workers[event.worker] = Worker(event.worker, event.pid)
-=======
         self.workers[event.worker] = Worker(event.worker, event.pid, event.fallen)
->>>>>>> providers
         self._actions.append(e.ToWorker(event.worker, m.WorkerWelcome(self.epoch, event.worker, self._pid)))
         for model in self.models.values():
             self._actions.append(e.ToWorker(event.worker, load(model.config, model.revision)))
