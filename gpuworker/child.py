@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from ..transport.errors import BatchyardError, Code
 from ..transport.keys import KeyFolder
 from ..transport.sockets import configure, readable
 from . import providers
+from .agreement import TOLERANCE
+from .device import DeviceLost
 from .loader import Loader, Outcome
 from .memory import Memory
 from .model import ServedModel
@@ -126,8 +129,10 @@ class Session:
             self._start_load(key, message, self._models.get((message.model, message.beside)))
 
     def loaded(self, key: Any, outcome: Outcome) -> None:
-        """What was started under `key` is loaded, or can't be: then `outcome` says why."""
+        """What was started under `key` is loaded, or can't be: then `outcome` says why. Raises DeviceLost."""
         asked = self._loading.pop(key).asked
+        if isinstance(outcome, DeviceLost):
+            raise outcome
         if not asked:
             return  # it was unloaded meanwhile, or its broker is gone
         source = key[0]
@@ -227,8 +232,10 @@ def _is_still(source: Any, load: m.Load) -> bool:
         return False
 
 
-def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_threads: int) -> None:
-    """Connect, and handle messages for ever."""
+def serve(
+    endpoint: Endpoint, keys: KeyFolder | None, make: Callable[[m.Load], ServedModel], provider: str
+) -> None:
+    """Connect, and handle messages for ever; `make` loads a model. Raises DeviceLost."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
     configure(socket, endpoint)
@@ -244,7 +251,7 @@ def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_th
         else:
             socket.send(codec.encode(messages))
 
-    loader = Loader(lambda message: ServedModel(message, providers.recipe(provider, intra_op_threads)))
+    loader = Loader(make)
     session = Session(provider, os.getpid(), send, loader.start, Memory())
     watchdog = Watchdog()
     socket.connect(endpoint.workers)
@@ -288,7 +295,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--url", required=True)
     parser.add_argument("--keys", type=Path)
     parser.add_argument("--provider", default="cpu")
+    parser.add_argument("--device", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     parser.add_argument("--quiet", action="store_true")
     arguments = parser.parse_args(argv)
     level = logging.WARNING if arguments.quiet else logging.INFO
@@ -296,8 +306,10 @@ def main(argv: list[str] | None = None) -> int:
     lifeline.hold()
     try:
         keys = KeyFolder(arguments.keys) if arguments.keys is not None else None
-        serve(Endpoint.parse(arguments.url), keys, arguments.provider, arguments.threads)
-    except (BatchyardError, zmq.ZMQError) as error:
+        recipe = providers.recipe(arguments.provider, arguments.threads, arguments.device, arguments.whole)
+        make = partial(ServedModel, recipe=recipe, tolerance=arguments.tolerance)
+        serve(Endpoint.parse(arguments.url), keys, make, arguments.provider)
+    except (BatchyardError, ValueError, zmq.ZMQError) as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1
     return 0
