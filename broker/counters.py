@@ -59,6 +59,7 @@ class Counters:
         self.refused: dict[str, int] = {}  # reason
         self.workers_lost = 0
         self.workers_hung = 0  # and killed for it
+        self.workers_left = 0  # and said so: a lost device, or a better one
         self.requeued = 0  # parts
         self.batches = 0
         self.batches_failed = 0
@@ -108,6 +109,7 @@ class Counters:
             "refused": dict(self.refused),
             "workers_lost": self.workers_lost,
             "workers_hung": self.workers_hung,
+            "workers_left": self.workers_left,
             "requeued": self.requeued,
             "batches": self.batches,
             "batches_failed": self.batches_failed,

@@ -17,8 +17,6 @@ from .canary import CannotServe, difference
 from .runner import bytes_of
 from .sessions import ANY_SIZE, Sessions
 
-TOLERANCE = 1e-2  # a right float32 graph is off by 1e-6 to 1e-3, a float16 one by 1e-3; a wrong one by 1
-
 
 class Agreement:
     """The answers of the CPU's session to compare with.

@@ -6,6 +6,7 @@ to say. What is never allowed: other shapes, and answers that are no numbers whe
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 ROWS = 2
 SEED = 20_261_122
+SOURCE_PLACE = re.compile(r"^/\S+:\d+ .* was false\. ")
 
 
 class CannotServe(Exception):
@@ -22,9 +24,9 @@ class CannotServe(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What onnxruntime has to say, without the rest of it."""
+    """What onnxruntime has to say, without the rest of it, and without where in its source it says so."""
     text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:500]
+    return SOURCE_PLACE.sub("", text[0] if text else type(error).__name__)[:500]
 
 
 def compare(old: ServedModel, new: ServedModel, tolerance: float | None) -> float | None:

@@ -17,10 +17,10 @@ import onnxruntime
 from ..transport import dtypes
 from ..transport.messages import LentBatch, Load
 from ..transport.tensors import TensorSpec, nbytes_of
-from .agreement import TOLERANCE, Agreement
+from .agreement import Agreement
 from .canary import SEED, CannotServe, first_line
 from .memory import Memory
-from .providers import Recipe
+from .providers import TOLERANCE, Recipe
 from .runner import Result, Runner
 from .sessions import ANY_SIZE, Sessions
 

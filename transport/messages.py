@@ -146,6 +146,7 @@ class WorkerInfo(msgspec.Struct, array_like=True, frozen=True):
     provider: str
     placement: str
     warmup_ns: dict[int, int]  # rows -> time of one run
+    fallen: str = ""  # why the worker is on no better provider, where it might be
 
 
 class ModelState(IntEnum):
@@ -185,6 +186,7 @@ class Register(msgspec.Struct, array_like=True, tag=1):
 
     pid: Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]
     providers: Annotated[list[str], msgspec.Meta(max_length=16)]
+    fallen: Text = ""  # why it is on no better provider, where it might be
 
 
 class Loaded(msgspec.Struct, array_like=True, tag=2):
@@ -240,6 +242,13 @@ class BatchFailed(msgspec.Struct, array_like=True, tag=5):
     code: int
     text: Text
     item: int = -1
+
+
+class Leaving(msgspec.Struct, array_like=True, tag=6):
+    """The worker's process is about to end, and not for what it was lent, which it will not run: its
+    device is lost, or it goes to a better one. Answered by Dismissed."""
+
+    text: Text
 
 
 # ---- broker -> worker -----------------------------------------------------------------------
@@ -320,6 +329,10 @@ class LentBatch(msgspec.Struct, array_like=True, tag=6):
     lease_ns: int = 0
 
 
+class Dismissed(msgspec.Struct, array_like=True, tag=7):
+    """Answer to Leaving: it is known why the process ends."""
+
+
 # ---- admin ----------------------------------------------------------------------------------
 
 
@@ -367,7 +380,7 @@ class ModelChanged(msgspec.Struct, array_like=True, tag=2):
 
 ClientMessage = Hello | Submit | Cancel | Describe | Bye
 BrokerToClient = Refused | Welcome | Completed | Answer | Failed | Released | Described
-WorkerMessage = Register | Loaded | LoadFailed | Done | BatchFailed
-BrokerToWorker = Refused | WorkerWelcome | Load | Unload | Attach | Detach | LentBatch
+WorkerMessage = Register | Loaded | LoadFailed | Done | BatchFailed | Leaving
+BrokerToWorker = Refused | WorkerWelcome | Load | Unload | Attach | Detach | LentBatch | Dismissed
 AdminMessage = Snapshot | LoadModel | SwapModel | UnloadModel
 BrokerToAdmin = Refused | SnapshotTaken | ModelChanged

@@ -14,6 +14,8 @@ from typing import Any
 
 LADDER = ("directml", "webgpu", "cuda", "cpu")  # best first: where one fails, the next is taken
 ROWS_MAX = 1024  # of a batch, by the protocol
+# Of a device's answers, see `Agreement`: right float32 graphs are off by 1e-6 to 1e-3, float16 ones by 1e-3.
+TOLERANCE = 1e-2
 
 # The distributions that bring a provider.
 WHEELS: dict[str, tuple[str, ...]] = {

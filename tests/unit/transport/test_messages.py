@@ -122,17 +122,36 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
                     True,
                     "",
                     32,
-                    [[3, 4712, "cpu", "CPUExecutionProvider", {1: 20_000, 2: 31_000}]],
+                    [[3, 4712, "cpu", "CPUExecutionProvider", {1: 20_000, 2: 31_000}, ""]],
                     False,
                 ],
                 ["broken", 2, "no such file", 1, [], [], False, "", 32, [], True],
             ],
         ],
     ),
-    "worker_to_broker.Register": (codec.worker_to_broker, m.Register(4712, ["cpu"]), [1, 4712, ["cpu"]]),
+    "worker_to_broker.Register": (codec.worker_to_broker, m.Register(4712, ["cpu"]), [1, 4712, ["cpu"], ""]),
+    "worker_to_broker.Register fallen": (
+        codec.worker_to_broker,
+        m.Register(4712, ["cpu"], "webgpu: no adapter"),
+        [1, 4712, ["cpu"], "webgpu: no adapter"],
+    ),
+    "worker_to_broker.Leaving": (codec.worker_to_broker, m.Leaving("887A0006"), [6, "887A0006"]),
     "worker_to_broker.Loaded": (
         codec.worker_to_broker,
-        m.Loaded("resnet18", 2, [IMAGE], [LOGITS], True, "", 32, "cpu", "CPUExecutionProvider", {1: 20_000}, [1, 8], 0.5),
+        m.Loaded(
+            "resnet18",
+            2,
+            [IMAGE],
+            [LOGITS],
+            True,
+            "",
+            32,
+            "cpu",
+            "CPUExecutionProvider",
+            {1: 20_000},
+            [1, 8],
+            0.5,
+        ),
         [
             2,
             "resnet18",
@@ -185,10 +204,13 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
         m.Attach(5, NAMED),
         [4, 5, ["named", "batchyard-00112233445566778899aabbccddeeff", 4096]],
     ),
+    "broker_to_worker.Dismissed": (codec.broker_to_worker, m.Dismissed(), [7]),
     "broker_to_worker.Detach": (codec.broker_to_worker, m.Detach(5), [5, 5]),
     "broker_to_worker.Batch": (
         codec.broker_to_worker,
-        m.Batch(17, "resnet18", 2, 3, [m.Item(5, [Tensor(1, [3, 4], 128)], [Slot(0, 60)], b"\x01\xff")], 7_000),
+        m.Batch(
+            17, "resnet18", 2, 3, [m.Item(5, [Tensor(1, [3, 4], 128)], [Slot(0, 60)], b"\x01\xff")], 7_000
+        ),
         [6, 17, "resnet18", 2, 3, [[5, [[1, [3, 4], 128, 0]], [[0, 60]], b"\x01\xff"]], 7_000],
     ),
     "admin_to_broker.Snapshot": (codec.admin_to_broker, m.Snapshot(), [1]),
@@ -209,8 +231,25 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
 }
 
 
-def test_the_golden_file_and_the_table_name_the_same_messages() -> None:
-    assert sorted(GOLDEN) == sorted(EXPECTED)
+# name -> (decoder, what the bytes of before a field was added at the end are read as)
+OLDER: dict[str, tuple[codec.Decoder[Any], Any]] = {
+    "worker_to_broker.Register before fallen": (codec.worker_to_broker, m.Register(4712, ["cpu"])),
+    "broker_to_client.Described before fallen": (
+        codec.broker_to_client,
+        EXPECTED["broker_to_client.Described"][1],
+    ),
+}
+
+
+def test_the_golden_file_and_the_tables_name_the_same_messages() -> None:
+    assert sorted(GOLDEN) == sorted([*EXPECTED, *OLDER])
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_what_was_sent_before_a_field_was_added_is_still_understood(name: str) -> None:
+    decoder, message = OLDER[name]
+    assert decoder.decode(bytes.fromhex(GOLDEN[name])) == [message]
+    assert codec.encode([message]).hex() != GOLDEN[name]
 
 
 @pytest.mark.parametrize("name", EXPECTED)
