@@ -152,7 +152,7 @@ class Changes:
         reason = model.differs(message) if model is not None and model.inputs else ""
         if not reason:
             try:
-                Model(change.config).loaded(Worker(0, 0), message)
+                Model(change.config).loaded(0, 0, message)
             except InvalidRequest as error:
                 reason = f"it was described wrongly: {error}"
         return reason

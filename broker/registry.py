@@ -61,7 +61,7 @@ class Worker:
     def serve(self, model: Model, message: Loaded) -> None:
         """It has loaded the model. Raises InvalidRequest, and nothing has changed, for metadata that
         no model can have."""
-        self.models[model.name] = model.loaded(self, message)
+        self.models[model.name] = model.loaded(self.id, self.pid, message, self.fallen)
         self.timings[model.name] = TimeModel(message.warmup_ns, message.buckets)
 
     def forget(self, name: str) -> None:
@@ -144,7 +144,7 @@ class Model:
                     return f"its {kind} is {new}, and that of the one that serves is {old}"
         return ""
 
-    def loaded(self, worker: Worker, message: Loaded) -> WorkerInfo:
+    def loaded(self, worker: int, pid: int, message: Loaded, fallen: str = "") -> WorkerInfo:
         """A worker serves it. The first one's metadata is everyone's; all load the same file.
 
         Raises InvalidRequest, and nothing has changed, for metadata that no model can have.
@@ -154,11 +154,9 @@ class Model:
             raise InvalidRequest("a tensor without axes has no rows to batch")
         expected = [_Expected(spec, skip) for spec in message.inputs]
         output_row_nbytes = _row_nbytes(message.outputs, skip)
-        info = WorkerInfo(
-            worker.id, worker.pid, message.provider, message.placement, message.warmup_ns, worker.fallen
-        )
-        self.workers[worker.id] = info
-        self.failures.pop(worker.id, None)
+        info = WorkerInfo(worker, pid, message.provider, message.placement, message.warmup_ns, fallen)
+        self.workers[worker] = info
+        self.failures.pop(worker, None)
         self.inputs = message.inputs
         self.outputs = message.outputs
         self.batchable = message.batchable

@@ -122,7 +122,7 @@ MUTANTS = [
     Mutant("an input may lie outside the arena", REGISTRY, "            if nbytes > arena_nbytes - tensor.offset:\n                check_range(tensor.offset, nbytes, arena_nbytes)  # says what is wrong\n", ""),
     Mutant("lanes that nobody uses pile up", REGISTRY, "            del self.lanes[lane.signature]\n", "            pass\n"),
     Mutant("shapes that differ share a lane", REGISTRY, "tuple(tuple(tensor.shape[1:]) for tensor in inputs)", "((),)"),
-    Mutant("a model that loads at last is still failed", REGISTRY, "        self.failures.pop(worker.id, None)\n", ""),
+    Mutant("a model that loads at last is still failed", REGISTRY, "        self.failures.pop(worker, None)\n", ""),
     # ---- models that change
     Mutant("a swap is made when the first worker has it", CHANGES, "        return [self._try_next(change)] if change.waiting else self._switch(change)\n", "        return self._switch(change)\n"),
     Mutant("the old revision is never dropped", CHANGES, "            actions += [e.ToWorker(worker, old) for worker in self._workers]\n", ""),
