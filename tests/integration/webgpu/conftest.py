@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
+import time
 
 import pytest
 from batchyard.gpuworker import providers
-
-PROBE = [sys.executable, "-m", "batchyard.gpuworker.probe", "--provider", "webgpu"]
-PROBE_TIMEOUT_S = 90
+from batchyard.gpuworker.probe import Probe, Probed
 
 
 def why_not() -> str:
     """Why WebGPU can't be tested here; empty where it can."""
     if "webgpu" not in providers.installed():
         return "no WebGPU runtime is installed here: python3 run test --webgpu makes an environment with one"
-    done = subprocess.run(PROBE, stdin=subprocess.PIPE, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S)
-    if done.returncode:
-        return f"the probe of WebGPU ended with status {done.returncode}: {done.stderr[-500:]}"
-    found = json.loads(done.stdout.splitlines()[-1])
-    if found["works"]:
+    found = probed()
+    if found.works:
         return ""
-    return f"WebGPU does not work here ({found['text']}); without a GPU, python3 run vulkan helps on Debian"
+    return f"WebGPU does not work here ({found.text}); without a GPU, python3 run vulkan helps on Debian"
+
+
+def probed() -> Probed:
+    """What a worker would find."""
+    probe = Probe("webgpu", None, 1, time.monotonic())
+    while (found := probe.poll(time.monotonic())) is None:
+        time.sleep(0.02)
+    return found
 
 
 @pytest.fixture(scope="session", autouse=True)
