@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Receipt,
         Reply,
         Yard,
+        model,
         serve,
     )
     from .transport.errors import (
@@ -71,6 +72,7 @@ __all__ = [
     "WrongVersion",
     "Yard",
     "__version__",
+    "model",
     "serve",
 ]
 

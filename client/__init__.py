@@ -3,6 +3,7 @@
 Imports pyzmq, numpy, and msgspec alone; the server's side is only ever started as processes.
 """
 
+from ..transport.functions import model
 from ..transport.messages import ModelChanged, ModelInfo, Priority
 from .admin import Operator
 from .aio import AsyncClient
@@ -22,5 +23,6 @@ __all__ = [
     "Receipt",
     "Reply",
     "Yard",
+    "model",
     "serve",
 ]

@@ -8,6 +8,7 @@ and keeps its sessions; arenas belong to a broker, and are unmapped when the nex
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
@@ -25,6 +27,7 @@ from ..transport.errors import BatchyardError, Code
 from ..transport.keys import KeyFolder
 from ..transport.sockets import configure, readable
 from . import providers
+from .functions import FunctionModel
 from .loader import Loader, Outcome
 from .memory import Memory
 from .model import ServedModel
@@ -214,9 +217,12 @@ class Session:
 
 def _source(load: m.Load) -> Any:
     """What a model is loaded from. Raises OSError."""
-    found = Path(load.path).stat()
-    file = (load.path, found.st_mtime_ns, found.st_size, found.st_ino)
-    return load.model, file, load.max_batch, load.batchable, load.warmup, tuple(load.buckets)
+    file: tuple[Any, ...] = ()
+    if load.path:  # else a function of an importable module, which this process reads once
+        found = Path(load.path).stat()
+        file = (load.path, found.st_mtime_ns, found.st_size, found.st_ino)
+    function = msgspec.json.encode(load.function)  # lists of axes have no hash
+    return load.model, file, function, load.max_batch, load.batchable, load.warmup, tuple(load.buckets)
 
 
 def _is_still(source: Any, load: m.Load) -> bool:
@@ -244,7 +250,12 @@ def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_th
         else:
             socket.send(codec.encode(messages))
 
-    loader = Loader(lambda message: ServedModel(message, providers.recipe(provider, intra_op_threads)))
+    def make(load: m.Load) -> ServedModel:
+        if load.function is not None:
+            return FunctionModel(load, load.function)
+        return ServedModel(load, providers.recipe(provider, intra_op_threads))
+
+    loader = Loader(make)
     session = Session(provider, os.getpid(), send, loader.start, Memory())
     watchdog = Watchdog()
     socket.connect(endpoint.workers)
@@ -293,6 +304,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     level = logging.WARNING if arguments.quiet else logging.INFO
     logging.basicConfig(level=level, format="worker: %(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a Python model prints should be seen, also of one
+        sys.stdout.reconfigure(line_buffering=True)  # that is killed
     lifeline.hold()
     try:
         keys = KeyFolder(arguments.keys) if arguments.keys is not None else None

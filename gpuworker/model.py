@@ -41,17 +41,12 @@ class CannotServe(Exception):
 class ServedModel:
     """A session and what surrounds it. Raises CannotServe when the file can't be served."""
 
+    apart = True  # as for Runner
+
     def __init__(self, load: Load, recipe: Recipe) -> None:
         self.name = load.model
         self.recipe = recipe
-        try:
-            self.session = onnxruntime.InferenceSession(
-                load.path, recipe.options, providers=recipe.providers, enable_fallback=0
-            )
-        except Exception as error:  # onnxruntime raises its own types, RuntimeError and others
-            raise CannotServe(first_line(error)) from None
-        self.inputs = [_spec(value) for value in self.session.get_inputs()]
-        self.outputs = [_spec(value) for value in self.session.get_outputs()]
+        self.session, self.inputs, self.outputs = self._open(load)
         self.alone_reason = self._why_alone() if load.batchable is None else ""
         if load.batchable and not all(spec.shape for spec in (*self.inputs, *self.outputs)):
             raise CannotServe("batchyard.toml says batchable = true, and a tensor without axes has no rows")
@@ -74,7 +69,18 @@ class ServedModel:
             self.max_batch,
             recipe.in_place,
             self.buckets,
+            self.apart,
         )
+
+    def _open(self, load: Load) -> tuple[Any, list[TensorSpec], list[TensorSpec]]:
+        """(session, inputs, outputs). Raises CannotServe."""
+        try:
+            session = onnxruntime.InferenceSession(
+                load.path, self.recipe.options, providers=self.recipe.providers, enable_fallback=0
+            )
+        except Exception as error:  # onnxruntime raises its own types, RuntimeError and others
+            raise CannotServe(first_line(error)) from None
+        return session, [_spec(v) for v in session.get_inputs()], [_spec(v) for v in session.get_outputs()]
 
     def run(self, batch: LentBatch, memory: Memory) -> Result:
         """Run a batch. Raises ItemRefused for an item whose handles are wrong; anything else that

@@ -22,6 +22,7 @@ import msgspec
 import pytest
 from batchyard.transport import codec
 from batchyard.transport import messages as m
+from batchyard.transport.functions import Function, Signature
 from batchyard.transport.segments import SegmentHandle
 from batchyard.transport.tensors import Slot, Tensor, TensorSpec
 
@@ -33,6 +34,8 @@ IMAGE = TensorSpec("image", 1, ["batch", 3, 224, 224])
 IMAGE_PLAIN = ["image", 1, ["batch", 3, 224, 224]]
 LOGITS = TensorSpec("logits", 10, ["batch", 1000])
 LOGITS_PLAIN = ["logits", 10, ["batch", 1000]]
+FUNCTION = Function("resize", "images.tools", Signature([IMAGE], [LOGITS], True, 16))
+FUNCTION_PLAIN = ["resize", "images.tools", [[IMAGE_PLAIN], [LOGITS_PLAIN], True, 16]]
 MEMFD = SegmentHandle("memfd", "7:1234", 67_108_864)
 NAMED = SegmentHandle("named", "batchyard-00112233445566778899aabbccddeeff", 4096)
 
@@ -177,7 +180,12 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
     "broker_to_worker.Load": (
         codec.broker_to_worker,
         m.Load("resnet18", 2, "/models/resnet18.onnx", 32, None, True, [1, 8], 1, 0.25),
-        [2, "resnet18", 2, "/models/resnet18.onnx", 32, None, True, [1, 8], 1, 0.25],
+        [2, "resnet18", 2, "/models/resnet18.onnx", 32, None, True, [1, 8], 1, 0.25, None],
+    ),
+    "broker_to_worker.Load of a function": (
+        codec.broker_to_worker,
+        m.Load("resize", 1, "", 8, None, True, [], 0, None, FUNCTION),
+        [2, "resize", 1, "", 8, None, True, [], 0, None, FUNCTION_PLAIN],
     ),
     "broker_to_worker.Unload": (codec.broker_to_worker, m.Unload("resnet18", 1), [3, "resnet18", 1]),
     "broker_to_worker.Attach": (
@@ -208,9 +216,23 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
     ),
 }
 
+# Of peers that knew fewer fields: read, and never written.
+OLDER: dict[str, tuple[codec.Decoder[Any], Any]] = {
+    "broker_to_worker.Load before functions": (
+        codec.broker_to_worker,
+        m.Load("resnet18", 2, "/models/resnet18.onnx", 32, None, True, [1, 8], 1, 0.25),
+    ),
+}
+
 
 def test_the_golden_file_and_the_table_name_the_same_messages() -> None:
-    assert sorted(GOLDEN) == sorted(EXPECTED)
+    assert sorted(GOLDEN) == sorted(EXPECTED | OLDER)
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_bytes_without_the_fields_that_came_later_are_still_read(name: str) -> None:
+    decoder, message = OLDER[name]
+    assert decoder.decode(bytes.fromhex(GOLDEN[name])) == [message]
 
 
 @pytest.mark.parametrize("name", EXPECTED)
