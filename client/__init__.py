@@ -9,19 +9,25 @@ from .admin import Operator
 from .aio import AsyncClient
 from .client import Client
 from .futures import InferFuture
+from .jobs import AsyncInferenceQueue, JobPriority, JobStatistics, JobStatus, UnknownJob
 from .reply import Receipt, Reply
 from .yard import Yard, serve
 
 __all__ = [
     "AsyncClient",
+    "AsyncInferenceQueue",
     "Client",
     "InferFuture",
+    "JobPriority",
+    "JobStatistics",
+    "JobStatus",
     "ModelChanged",
     "ModelInfo",
     "Operator",
     "Priority",
     "Receipt",
     "Reply",
+    "UnknownJob",
     "Yard",
     "model",
     "serve",
