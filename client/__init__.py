@@ -9,8 +9,9 @@ from .admin import Operator
 from .aio import AsyncClient
 from .client import Client
 from .futures import InferFuture
-from .jobs import AsyncInferenceQueue, JobPriority, JobStatistics, JobStatus, UnknownJob
+from .jobs import AsyncInferenceQueue, UnknownJob
 from .reply import Receipt, Reply
+from .tally import JobPriority, JobStatistics, JobStatus
 from .yard import Yard, serve
 
 __all__ = [

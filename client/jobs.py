@@ -11,10 +11,8 @@ import heapq
 import os
 import secrets
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from itertools import count
 from types import TracebackType
@@ -41,35 +39,13 @@ from .aio import AsyncClient
 from .client import deadline_ns_of, priority_of
 from .reply import Reply
 from .signature import Array, Signature
+from .tally import JobPriority, JobStatistics, JobStatus, Tally
 from .yard import Yard, serve
 
 MODEL = "inference"  # what the yard of a queue's own calls its model
 JOB_TIMEOUT_S = 600.0
-SAMPLES_MAX = 4096  # jobs that statistics look back on
-WINDOW_S = 10.0  # that throughput is counted over
 
 Result = Array | dict[str, Array]
-
-
-class JobPriority(Enum):
-    """How soon a job should run; each is the `Priority` of the same name."""
-
-    LOW = "low"
-    NORMAL = "normal"
-    HIGH = "high"
-    URGENT = "urgent"
-
-
-class JobStatus(Enum):
-    """PENDING waits for room in shared memory. RUNNING is in the yard's hands: it waits for a worker or
-    is in a batch; which of the two, the broker tells nobody. The others are ends."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
 
 
 class UnknownJob(BatchyardError, LookupError):
@@ -79,26 +55,6 @@ class UnknownJob(BatchyardError, LookupError):
 
     def __str__(self) -> str:  # LookupError's subclasses may quote
         return str(self.args[0]) if self.args else ""
-
-
-@dataclass(frozen=True, slots=True)
-class JobStatistics:
-    """Since the queue was made. What is None has not been seen yet; latencies are from submit to result,
-    of the last 4,096 completed jobs, and batches are theirs."""
-
-    submitted: int
-    pending: int
-    running: int
-    completed: int
-    failed: int
-    cancelled: int
-    expired: int
-    throughput: float  # completed jobs per second, over the last 10 s
-    latency_p50_s: float | None
-    latency_p95_s: float | None
-    latency_p99_s: float | None
-    batch_rows_mean: float | None  # of the batches that jobs ran in
-    batch_fill: float | None  # the same, as a share of the largest batch
 
 
 class _Job:
@@ -181,10 +137,7 @@ class AsyncInferenceQueue:
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []  # for room; a heap
         self._numbers = count(1)
         self._sweeper: asyncio.TimerHandle | None = None
-        self._submitted = 0
-        self._ends = dict.fromkeys(JobStatus, 0)
-        # (when it ended, its latency, its rows, its batch's rows)
-        self._samples: deque[tuple[float, float, int, int]] = deque(maxlen=SAMPLES_MAX)
+        self._tally = Tally()
 
     # ---- start and stop -----------------------------------------------------------------------
 
@@ -291,7 +244,7 @@ class AsyncInferenceQueue:
         inputs, rows, single = self._rows(data)
         job = _Job(secrets.token_hex(8), asyncio.get_running_loop().create_future())
         self._under_way[job.id] = job
-        self._submitted += 1
+        self._tally.began(job.started_s)
         job.task = asyncio.ensure_future(self._carry(job, client, inputs, rows, single, urgency, deadline_s))
         return job.id
 
@@ -328,32 +281,9 @@ class AsyncInferenceQueue:
 
     def statistics(self) -> JobStatistics:
         """Counts, and figures of the jobs that ended last."""
-        now_s = time.monotonic()
-        recent = sum(1 for ended_s, *_ in self._samples if now_s - ended_s <= WINDOW_S)
-        p50 = p95 = p99 = mean = fill = None
-        if self._samples:
-            latencies = [latency_s for _, latency_s, _, _ in self._samples]
-            p50, p95, p99 = (float(value) for value in np.percentile(latencies, (50, 95, 99)))
-            # A batch of n rows is seen by each of its jobs: together they count it once.
-            batches = sum(rows / batch for _, _, rows, batch in self._samples)
-            mean = sum(rows for _, _, rows, _ in self._samples) / batches
-            assert self._info is not None
-            fill = mean / self._info.max_batch
-        return JobStatistics(
-            self._submitted,
-            self._count(JobStatus.PENDING),
-            self._count(JobStatus.RUNNING),
-            self._ends[JobStatus.COMPLETED],
-            self._ends[JobStatus.FAILED],
-            self._ends[JobStatus.CANCELLED],
-            self._ends[JobStatus.EXPIRED],
-            recent / WINDOW_S,
-            p50,
-            p95,
-            p99,
-            mean,
-            fill,
-        )
+        most = self._info.max_batch if self._info is not None else self._batch_size
+        pending, running = self._count(JobStatus.PENDING), self._count(JobStatus.RUNNING)
+        return self._tally.statistics(time.monotonic(), pending, running, most)
 
     async def _carry(
         self,
@@ -390,9 +320,8 @@ class AsyncInferenceQueue:
             self._end(job, JobStatus.FAILED, error=error)
         else:
             if self._end(job, JobStatus.COMPLETED, _kept(reply, single)):
-                self._samples.append(
-                    (job.ended_s, job.ended_s - job.started_s, rows, max(1, reply.receipt.rows))
-                )
+                took_s = job.ended_s - job.started_s
+                self._tally.ran(job.ended_s, took_s, rows, reply.receipt.rows)
 
     def _rows(self, data: Any) -> tuple[dict[str, Array], int, bool]:
         """(arrays with rows, how many, whether it was one item). Raises InvalidRequest."""
@@ -430,7 +359,7 @@ class AsyncInferenceQueue:
         job.done.set_result(None)
         del self._under_way[job.id]
         self._ended[job.id] = job
-        self._ends[status] += 1
+        self._tally.ended(status)
         while self._waiters:
             _, _, waiter = heapq.heappop(self._waiters)
             if not waiter.done():
