@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from ..transport import dtypes
 from ..transport.errors import InvalidRequest
-from ..transport.functions import ATTRIBUTE, Signature, is_reference, parse
+from ..transport.functions import ATTRIBUTE, INPUT, Signature, is_reference, parse
+from ..transport.tensors import TensorSpec
 
 HOW = (
     "workers are other processes, and nothing is pickled: define it by `def` or `class` at the top level of "
@@ -69,6 +73,25 @@ def reference(function: Callable[..., Any]) -> str:
     if file is None or not file.endswith(".py") or not Path(file).is_file():
         raise InvalidRequest(f"{shown!r} was not read from a .py file; {HOW}")
     return f"{os.path.abspath(file)}:{name}"
+
+
+def learned(example: Any) -> Signature:
+    """What a function takes that is to be called with batches of items like this one: an array, or a dict
+    of them. Raises InvalidRequest."""
+    bare = not isinstance(example, Mapping)
+    specs = []
+    for name, value in ({INPUT: example} if bare else dict(example)).items():
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise InvalidRequest(f"input {name!r} is no array: {error}") from None
+        code = dtypes.CODE_BY_NUMPY.get(array.dtype)
+        if code is None or not isinstance(name, str):
+            raise InvalidRequest(f"input {name!r} is a {array.dtype}, which no tensor can be")
+        specs.append(TensorSpec(name, code, ["batch", *array.shape]))
+    if not specs:
+        raise InvalidRequest("an item is an array or a dict of arrays, and this is an empty dict")
+    return Signature(specs, [], bare)
 
 
 def environment() -> dict[str, str]:

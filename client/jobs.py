@@ -20,7 +20,6 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from ..transport import dtypes
 from ..transport.errors import (
     ArenaExhausted,
     BatchyardError,
@@ -30,10 +29,8 @@ from ..transport.errors import (
     InvalidRequest,
     Overloaded,
 )
-from ..transport.functions import ATTRIBUTE, INPUT
-from ..transport.functions import Signature as Declared
+from ..transport.functions import ATTRIBUTE
 from ..transport.messages import ModelInfo, Priority
-from ..transport.tensors import TensorSpec
 from . import functions
 from .aio import AsyncClient
 from .client import deadline_ns_of, priority_of
@@ -201,7 +198,7 @@ class AsyncInferenceQueue:
         """The queue's own yard. One that is cancelled while it starts is closed."""
         source: Any = self._source
         if self._learns:
-            source = functions.Named(functions.reference(source), _learned(example))
+            source = functions.Named(functions.reference(source), functions.learned(example))
         start = partial(
             serve,
             {self._model: source},
@@ -260,7 +257,7 @@ class AsyncInferenceQueue:
         if not job.done.done():
             raise DeadlineExceeded(f"job {job_id} has not ended within {timeout:g} s")
         if job.error is not None:
-            raise job.error
+            raise job.error.with_traceback(None)
         assert job.result is not None
         return job.result
 
@@ -318,6 +315,11 @@ class AsyncInferenceQueue:
             self._end(job, JobStatus.EXPIRED, error=error)
         except BatchyardError as error:
             self._end(job, JobStatus.FAILED, error=error)
+        except Exception as error:  # no end at all would be worse
+            self._end(job, JobStatus.FAILED, error=BatchyardError(f"{type(error).__name__}: {error}"))
+        except asyncio.CancelledError:
+            self._end(job, JobStatus.CANCELLED, error=Cancelled("the event loop ended it"))
+            raise
         else:
             if self._end(job, JobStatus.COMPLETED, _kept(reply, single)):
                 took_s = job.ended_s - job.started_s
@@ -366,48 +368,33 @@ class AsyncInferenceQueue:
                 waiter.set_result(None)
                 break
         self._sweep()
+        if self._sweeper is None and self._open:
+            self._sweeper = asyncio.get_running_loop().call_later(self._ttl_s, self._sweep_again)
         return True
 
     def _sweep(self) -> None:
-        """Forget ends that are too old or too many, and come again for the next."""
+        """Forget ends that are too old or too many."""
         now_s = time.monotonic()
         while self._ended:
             oldest = next(iter(self._ended.values()))
             if len(self._ended) <= self._results_max and now_s - oldest.ended_s < self._ttl_s:
                 break
             del self._ended[oldest.id]
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+
+    def _sweep_again(self) -> None:
+        """As time passes: the next oldest is looked at when it is due."""
         self._sweeper = None
+        self._sweep()
         if self._ended and self._open:
             oldest = next(iter(self._ended.values()))
-            self._sweeper = asyncio.get_running_loop().call_later(
-                oldest.ended_s + self._ttl_s - now_s, self._sweep
-            )
+            due_s = oldest.ended_s + self._ttl_s - time.monotonic()
+            self._sweeper = asyncio.get_running_loop().call_later(due_s, self._sweep_again)
 
     def _job(self, job_id: str) -> _Job:
         job = self._under_way.get(job_id) or self._ended.get(job_id)
         if job is None or (job.done.done() and time.monotonic() - job.ended_s >= self._ttl_s):
             raise UnknownJob(f"there is no job {job_id!r}; ends are remembered for {self._ttl_s:g} s")
         return job
-
-
-def _learned(example: Any) -> Declared:
-    """What a function takes whose first job's data, one item, is this. Raises InvalidRequest."""
-    bare = not isinstance(example, Mapping)
-    specs = []
-    for name, value in ({INPUT: example} if bare else dict(example)).items():
-        try:
-            array = np.asarray(value)
-        except ValueError as error:
-            raise InvalidRequest(f"input {name!r} is no array: {error}") from None
-        code = dtypes.CODE_BY_NUMPY.get(array.dtype)
-        if code is None or not isinstance(name, str):
-            raise InvalidRequest(f"input {name!r} is a {array.dtype}, which no tensor can be")
-        specs.append(TensorSpec(name, code, ["batch", *array.shape]))
-    if not specs:
-        raise InvalidRequest("the first job brings no input")
-    return Declared(specs, [], bare)
 
 
 def _kept(reply: Reply, single: bool) -> Result:
