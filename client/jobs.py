@@ -243,6 +243,7 @@ class AsyncInferenceQueue:
         self._under_way[job.id] = job
         self._tally.began(job.started_s)
         job.task = asyncio.ensure_future(self._carry(job, client, inputs, rows, single, urgency, deadline_s))
+        await asyncio.sleep(0)  # it is on its way, also when the caller submits many without a pause
         return job.id
 
     async def get_result(self, job_id: str, timeout: float | None = None) -> Result:
@@ -336,7 +337,12 @@ class AsyncInferenceQueue:
             single = all(np.ndim(given[name]) == len(spec.shape) - 1 for name, spec in specs.items())
             if single:
                 given = {n: v[None] if isinstance(v, np.ndarray) else [v] for n, v in given.items()}
-        arrays, rows = self._signature.arrays(given)
+        try:
+            arrays, rows = self._signature.arrays(given)
+        except InvalidRequest as error:
+            if not single:
+                raise
+            raise InvalidRequest(f"{error}; that is one item, with the axis of rows put before it") from None
         return {name: np.array(array) for name, array in zip(specs, arrays, strict=True)}, rows, single
 
     def _count(self, status: JobStatus) -> int:

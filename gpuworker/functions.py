@@ -88,6 +88,9 @@ class FunctionModel(ServedModel):
         session.counts_rows = named and load.batchable is not False
         return session, session.inputs, session.outputs
 
+    def _fed(self, array: Any, dtype: int) -> Any:
+        return _Value(array)
+
     def _view(self, address: int, nbytes: int) -> memoryview:
         """The bytes that a batch's run is bound to."""
         assert self._memory is not None
@@ -166,6 +169,9 @@ class _Value:
     def data_ptr(self) -> int:
         return int(self._array.ctypes.data)
 
+    def tensor_size_in_bytes(self) -> int:
+        return self._array.nbytes
+
     def numpy(self) -> Array:
         return self._array
 
@@ -208,11 +214,8 @@ class FunctionSession:
 
     def run_with_ort_values(self, names: None, feeds: Mapping[str, Any]) -> list[_Value]:
         """A run beside the batches, for warm-up and canary."""
-        inputs = []
-        for spec in self.inputs:
-            value = feeds[spec.name]
-            source = _at(value.data_ptr(), spec.dtype, value.shape())
-            inputs.append((memoryview(source.tobytes()), value.shape()))
+        arrays = [feeds[spec.name].numpy() for spec in self.inputs]
+        inputs = [(memoryview(array.tobytes()), list(array.shape)) for array in arrays]
         values: list[_Value] = []
         self._run(inputs, lambda outputs: values.extend(_Value(np.array(o, order="C")) for o in outputs))
         return values

@@ -172,7 +172,11 @@ class ServedModel:
             array[...] = rng.standard_normal(shape)
         elif rng is not None:  # 0 and 1 are indices that most tables have
             array[...] = rng.integers(0, 2, shape)
-        return _OrtValues.make(array, spec.dtype)
+        return self._fed(array, spec.dtype)
+
+    def _fed(self, array: Any, dtype: int) -> Any:
+        """An array as the session takes it."""
+        return _OrtValues.make(array, dtype)
 
     def _check_rows(self, answers: Sequence[Any], rows: int) -> bool:
         for spec, answer in zip(self.outputs, answers, strict=True):
