@@ -235,7 +235,7 @@ class AsyncInferenceQueue:
         """
         urgency = priority_of(priority.value if isinstance(priority, JobPriority) else priority)
         deadline_s = deadline_ns_of(deadline, JOB_TIMEOUT_S) / 1e9
-        client = self._client or await self._connect(data)
+        client = self._client if self._open and self._client is not None else await self._connect(data)
         if len(self._under_way) >= self._jobs_max:
             raise Overloaded(f"{self._jobs_max} jobs are under way, and no more are allowed", 0.01)
         inputs, rows, single = self._rows(data)
