@@ -91,11 +91,12 @@ class Admin:
 
     def _wanted(self, message: m.LoadModel | m.SwapModel) -> ModelConfig:
         """The model as it would be. Raises InvalidRequest, UnknownModel."""
-        root = self._config.models_root
+        root, load_python = self._config.models_root, self._config.load_python
         if isinstance(message, m.SwapModel):
-            return with_file(self._core.served(message.model).config, message.file, root)
+            return with_file(self._core.served(message.model).config, message.file, root, load_python)
         max_batch = message.max_batch or self._config.max_batch
-        return with_file(ModelConfig(message.model, Path(), max_batch), message.file, root)
+        new = ModelConfig(message.model, Path(), max_batch)
+        return with_file(new, message.file, root, load_python)
 
     def _refuse(self, identity: bytes, reason: str, error: BatchyardError) -> None:
         self._core.counters.refuse(reason)

@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     orders = arguments.add_subparsers(dest="order", metavar="ORDER")
     load = orders.add_parser("load", help="serve one more model, from a file inside the yard's models_root")
     load.add_argument("name", metavar="NAME")
-    load.add_argument("file", metavar="FILE", help="relative to models_root")
+    load.add_argument("file", metavar="FILE", help="relative to models_root; file.py:function where allowed")
     load.add_argument("--max-batch", type=count, metavar="ROWS", help="in one run (the yard's default)")
     swap = orders.add_parser(
         "swap", help="serve it from another file; no request fails, and a bad file changes nothing"

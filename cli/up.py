@@ -206,7 +206,8 @@ def _follow(config: YardConfig, yard: Yard, stop: threading.Event) -> None:
     """Let the yard's models follow the files of models_root, on a thread of its own."""
     root = config.models_root
     assert root is not None
-    served = {model.path.name: name for name, model in config.models.items() if model.path.parent == root}
+    files = {name: model.path for name, model in config.models.items() if model.function is None}
+    served = {path.name: name for name, path in files.items() if path.parent == root}
     _say(f"following the .onnx files of {root}")
     arguments = (root, lambda: served, yard.operator, stop.wait, _say)
     threading.Thread(target=watch.follow, args=arguments, name="batchyard-watch", daemon=True).start()

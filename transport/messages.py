@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import msgspec
 
+from .functions import Function
 from .segments import SegmentHandle
 from .tensors import Count, Slot, Tensor, TensorSpec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MESSAGES_MAX = 4096  # messages in one envelope
 REQUESTS_MAX = 4096  # request ids in one Cancel
 
@@ -265,7 +266,7 @@ class WorkerWelcome(msgspec.Struct, array_like=True, tag=1):
 
 
 class Load(msgspec.Struct, array_like=True, tag=2):
-    """Load this file and warm it; answered by Loaded or LoadFailed."""
+    """Load this file, or this function, and warm it; answered by Loaded or LoadFailed."""
 
     model: str
     revision: int
@@ -276,6 +277,7 @@ class Load(msgspec.Struct, array_like=True, tag=2):
     buckets: list[int] = []  # the only batch sizes to run, rising; empty: the provider decides
     beside: int = 0  # the revision to compare a canary's answers with; 0: none
     tolerance: float | None = None  # greatest difference of the canary's answers; None: any
+    function: Function | None = None  # None: the file is an ONNX model; else `path` is its file, or ""
 
 
 class Unload(msgspec.Struct, array_like=True, tag=3):
