@@ -16,6 +16,7 @@ import onnxruntime
 from ..transport import dtypes
 from ..transport.messages import LentBatch, Load
 from ..transport.tensors import TensorSpec, nbytes_of
+from . import origin
 from .memory import Memory
 from .providers import Recipe
 from .runner import Result, Runner
@@ -50,6 +51,7 @@ class ServedModel:
             )
         except Exception as error:  # onnxruntime raises its own types, RuntimeError and others
             raise CannotServe(first_line(error)) from None
+        self.origin, self.claimed_ns = origin.read(self.session, load.path, recipe.providers)
         self.inputs = [_spec(value) for value in self.session.get_inputs()]
         self.outputs = [_spec(value) for value in self.session.get_outputs()]
         self.alone_reason = self._why_alone() if load.batchable is None else ""
