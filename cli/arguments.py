@@ -65,6 +65,14 @@ def difference(text: str) -> float:
     return value
 
 
+def pair(text: str) -> tuple[str, str]:
+    """`KEY=VALUE`."""
+    key, separator, value = text.partition("=")
+    if not key or not separator:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found {text!r}")
+    return key, value
+
+
 def priority(text: str) -> int:
     """The number of a priority class, by its name in any case."""
     try:

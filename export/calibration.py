@@ -18,6 +18,7 @@ from .specs import Array, Feeds, InputSpec
 # mappings of them.
 Data = str | Path | Array | Mapping[str, Array] | Callable[[], Iterable[Any]]
 
+LABELS = "labels"
 ROWS_MAX = 512  # ranges settle long before; the histograms of Entropy and Percentile grow with every row
 ROWS_AT_ONCE = 8
 
@@ -96,7 +97,8 @@ def _read(data: Data, specs: Sequence[InputSpec]) -> Mapping[str, Array]:
 
 
 def _load(path: Path, lone: str) -> Mapping[str, Array]:
-    """An .npy is the one input; an .npz holds arrays by input name, or one array of any name."""
+    """An .npy is the one input; an .npz holds arrays by input name, or one array of any name. Labels that
+    lie beside them are for whoever counts right answers."""
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):
@@ -107,4 +109,6 @@ def _load(path: Path, lone: str) -> Mapping[str, Array]:
         raise InvalidRequest(f"there is no file {str(path)!r}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InvalidRequest(f"{path} is no readable .npy or .npz of numbers: {error}") from None
+    if LABELS != lone:
+        arrays.pop(LABELS, None)
     return {lone: next(iter(arrays.values()))} if len(arrays) == 1 else arrays

@@ -50,6 +50,13 @@ def find(model: Any, weights: Path | None = None) -> Source:
     return found
 
 
+def weights_nbytes(source: Source) -> int:
+    """Bytes of its parameters and buffers, each counted once."""
+    weights = (*source.model.parameters(), *source.model.buffers())
+    tensors = {(tensor.data_ptr(), tensor.numel()): tensor for tensor in weights}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
 def made(text: str) -> Source:
     """What `module:factory` names: a function or class without arguments, or a module object."""
     suffix = Path(text).suffix
