@@ -43,6 +43,11 @@ def count(text: str) -> int:
     return value
 
 
+def counts(text: str) -> list[int]:
+    """Whole numbers of at least 1, with commas between them."""
+    return [count(part) for part in text.split(",")]
+
+
 def seconds(text: str) -> float:
     """A duration above zero."""
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..transport.errors import InvalidRequest
+from . import export_benchmark
 from .arguments import count, pair, parser, seconds
 from .text import size, table
 
@@ -26,6 +27,7 @@ examples:
   batchyard export plain.onnx out/small.onnx --quantize fp16-storage,int8-storage --provider webgpu
   batchyard export --all models.toml out/          # [models.NAME] source = "zoo:cnn", input = "1,3,32,32"
   batchyard export --all factories/ out/           # one .py per model: model() and INPUT = "1,3,32,32"
+  batchyard export --all candidates/ out/ --benchmark --evaluate labelled.npz
 
 A variant is published (model.VARIANT.onnx) only if it is smaller than fp32, not slower here, and near
 enough to PyTorch; else it is refused with its figures. model.json has all figures."""
@@ -39,6 +41,12 @@ def main(argv: list[str]) -> int:
     arguments = _parser()
     options = arguments.parse_args(argv)
     try:
+        if not options.benchmark:
+            for name in export_benchmark.OPTIONS:
+                if getattr(options, name):
+                    raise InvalidRequest(f"--{name} goes with --benchmark")
+        elif not options.all:
+            raise InvalidRequest("--benchmark goes with --all: name a folder or list of candidates")
         return _many(options) if options.all else _one(options)
     except ModuleNotFoundError as missing:
         if (missing.name or "").split(".")[0] in NEEDED:
@@ -85,6 +93,8 @@ def _many(options: argparse.Namespace) -> int:
     given = [name for name in single if getattr(options, name)]
     if given:
         raise InvalidRequest(f"--{given[0]} is for one model: write it into {options.all}")
+    if options.benchmark:
+        return export_benchmark.main(options, _common(options), _progress)
     found = entries(options.all)
     with importable(options.all if options.all.is_dir() else options.all.parent):
         outcomes = export_many(found, Path(options.places[0]), _progress, **_common(options))
@@ -130,7 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     add = arguments.add_argument
     places = "SOURCE and the .onnx file to write; with --all, the folder to write into"
     add("places", nargs="+", metavar="SOURCE FILE", help=places)
-    add("--all", type=Path, metavar="LIST", help="many models: a TOML list, or a folder of factories")
+    add(
+        "--all",
+        type=Path,
+        metavar="LIST",
+        help="many models: a TOML list, or a folder of .py, .pt2, .onnx and lists",
+    )
     syntax = "1,3,32,32 or NAME=DTYPE:1,128[:BELOW]; once per input, in order"
     add("--input", action="append", default=[], metavar="SHAPE", help=syntax)
     add("--outputs", metavar="NAMES", help="the outputs' names, with commas between them")
@@ -153,4 +168,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--provider-option", type=pair, action="append", default=[], metavar="KEY=VALUE", help=own)
     each = "time to measure each variant and batch size (%(default)g)"
     add("--measure", type=seconds, default=1.0, metavar="S", help=each)
+    export_benchmark.add_options(arguments)
     return arguments

@@ -6,6 +6,7 @@ Nothing is written before fp32 agrees with PyTorch; a variant is written only wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ AGAIN = 3
 BYTES_MAX = 2**31 - 1  # protobuf's own limit; beyond it weights would have to lie in a second file
 
 Say = Callable[[str], None]
+Quiet = Callable[[], AbstractContextManager[None]]
 
 
 def export_to_onnx(
@@ -44,6 +46,7 @@ def export_to_onnx(
     provider: str = runtime.CPU,
     provider_options: Mapping[str, str] | None = None,
     measure_s: float = timing.BUDGET_S,
+    quiet: Quiet = nullcontext,
     say: Say = lambda line: None,
 ) -> Report:
     """Export `model` to `path` (fp32), publish variants beside it, and report what was found.
@@ -62,7 +65,8 @@ def export_to_onnx(
     weights: a state dict for a module, read with weights_only=True.
     provider: what variants are compared and timed on, `"webgpu"` or as onnxruntime calls it, with
         `provider_options`.
-    measure_s: seconds per batch size and variant. say: is told what goes on, a line at a time.
+    measure_s: seconds per batch size and variant. quiet: a context in which nothing else works; what is
+        timed is timed in it. say: is told what goes on, a line at a time.
 
     Raises InvalidRequest where what was given can't be right, ModelFailed where the model cannot be
     exported or its fp32 file differs from PyTorch by more than 1e-4. Nothing is written then.
@@ -109,7 +113,7 @@ def export_to_onnx(
         proto, ran = passes.optimize(proto)
 
     fixed = None if traced.dynamic_batch else specs[0].shape[0]
-    judge = Judge(specs, traced.reference, given, fixed, batch_max, where, measure_s)
+    judge = Judge(specs, traced.reference, given, fixed, batch_max, where, measure_s, quiet)
     judge.fp32(proto, name)
     inputs, outputs = metadata.signature(proto)
     report = Report(
@@ -168,12 +172,14 @@ class Judge:
         batch_max: int,
         where: runtime.Target,
         measure_s: float,
+        quiet: Quiet,
     ) -> None:
         def sizes(of: Sequence[int]) -> list[int]:
             return [size for size in of if size <= batch_max] if fixed is None else [fixed]
 
         self.where = where
         self.measure_s = measure_s
+        self.quiet = quiet
         # Noise is no fair judge of a variant that was calibrated for real rows: its ranges end there.
         rows = given or sample(specs, validation.ROWS_JUDGED, validation.SEED)
         at_once = fixed or min(validation.ROWS_AT_ONCE, batch_max)
@@ -207,13 +213,14 @@ class Judge:
         return Variant(name, len(content), ratio, timings, difference, tuple(reasons))
 
     def times(self, session: Any, budget_s: float) -> tuple[timing.Timing, ...]:
-        return tuple(
-            timing.interleaved(
-                lambda feeds=feeds: runtime.run(self.session, feeds),  # type: ignore[misc]
-                lambda feeds=feeds: runtime.run(session, feeds),  # type: ignore[misc]
-                rows,
-                self.where.provider,
-                budget_s=budget_s,
+        with self.quiet():
+            return tuple(
+                timing.interleaved(
+                    lambda feeds=feeds: runtime.run(self.session, feeds),  # type: ignore[misc]
+                    lambda feeds=feeds: runtime.run(session, feeds),  # type: ignore[misc]
+                    rows,
+                    self.where.provider,
+                    budget_s=budget_s,
+                )
+                for rows, feeds in self.timed.items()
             )
-            for rows, feeds in self.timed.items()
-        )

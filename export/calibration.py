@@ -23,8 +23,8 @@ ROWS_MAX = 512  # ranges settle long before; the histograms of Entropy and Perce
 ROWS_AT_ONCE = 8
 
 
-def rows_of(data: Data, specs: Sequence[InputSpec]) -> Feeds:
-    """Arrays by input name, `dtype[rows, ...]`, at most ROWS_MAX rows.
+def rows_of(data: Data, specs: Sequence[InputSpec], rows_max: int = ROWS_MAX) -> Feeds:
+    """Arrays by input name, `dtype[rows, ...]`, at most `rows_max` rows.
 
     Raises InvalidRequest where names, dtypes, shapes or counts of rows don't fit the inputs.
     """
@@ -40,7 +40,7 @@ def rows_of(data: Data, specs: Sequence[InputSpec]) -> Feeds:
             raise InvalidRequest(f"{spec.name}'s data has shape {array.shape}, and not ({shape})")
         if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
             raise InvalidRequest(f"{spec.name}'s data is {array.dtype}, and not {spec.dtype}")
-        feeds[spec.name] = np.ascontiguousarray(array[:ROWS_MAX], dtype=spec.dtype)
+        feeds[spec.name] = np.ascontiguousarray(array[:rows_max], dtype=spec.dtype)
     counts = {len(array) for array in feeds.values()}
     if len(counts) > 1 or 0 in counts:
         raise InvalidRequest(f"the inputs' data have {sorted(counts)} rows: give each as many, and some")
@@ -109,6 +109,6 @@ def _load(path: Path, lone: str) -> Mapping[str, Array]:
         raise InvalidRequest(f"there is no file {str(path)!r}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InvalidRequest(f"{path} is no readable .npy or .npz of numbers: {error}") from None
-    if LABELS != lone:
+    if lone != LABELS:
         arrays.pop(LABELS, None)
     return {lone: next(iter(arrays.values()))} if len(arrays) == 1 else arrays
