@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..transport.errors import InvalidRequest
 from .arguments import count, counts, seconds
 from .text import size, table
 
@@ -38,6 +39,9 @@ def main(options: argparse.Namespace, common: dict[str, Any], say: Callable[[str
     from ..export.benchmark import Plan, benchmark
 
     out = Path(options.places[0])
+    picture = options.plot or out / "pareto.png"
+    if picture.suffix not in (".png", ".svg"):
+        raise InvalidRequest(f"{picture} must end in .png or .svg")
     given = {
         "evaluate": options.evaluate,
         "batches": options.batches,
@@ -48,7 +52,7 @@ def main(options: argparse.Namespace, common: dict[str, Any], say: Callable[[str
     chosen = {key: value for key, value in given.items() if value is not None}
     found = benchmark(Plan(options.all, out, common, force=options.force, **chosen), say)
     print("\n".join(lines(found)))
-    plot(found, options.plot or out / "pareto.png", say)
+    plot(found, picture, say)
     failed = failures(found)
     print(f"{len(found['candidates']) - len(failed)} ranked, {len(failed)} failed; {out / 'benchmark.json'}")
     return 1 if failed else 0
@@ -69,7 +73,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     from ..export.benchmark.run import ranked
 
     batches = found["batches"]
-    rows = [["", "model", "variant", "accuracy", *(f"p50 of {rows}" for rows in batches), "ratio", "size"]]
+    rows = [["", "model", "variant", "accuracy", *(f"batch {rows}" for rows in batches), "ratio", "size"]]
     for name, part in ranked(found):
         if part.get("front") is None:
             continue
@@ -81,15 +85,10 @@ def lines(found: dict[str, Any]) -> list[str]:
     said = table(rows, right=range(3, len(rows[0]))) if len(rows) > 1 else []
     said += [f"failed: {name}: {error}" for name, error in failures(found).items()]
     if len(rows) > 1:
-        by = (
-            "accuracy and latency"
-            if found["evaluate"]
-            else "latency and size: accuracy is missing (--evaluate)"
-        )
-        said.append(
-            f"* the Pareto front by {by}; on {found['provider']}, one thread, relative to "
-            f"{found['baseline']['file']} at batch {batches[0]}"
-        )
+        missing = "latency and size: accuracy is missing (--evaluate)"
+        by = "accuracy and latency" if found["evaluate"] else missing
+        beside = f"{found['baseline']['file']} at batch {batches[0]}"
+        said.append(f"* Pareto front by {by}; on {found['provider']}, one thread, relative to {beside}")
     return said
 
 
@@ -111,12 +110,12 @@ def plot(found: dict[str, Any], path: Path, say: Callable[[str], None]) -> None:
     ]
     if not points:
         return
-    x_label = f"p50 of {found['batches'][0]} rows (ms), {found['provider']}, one thread"
+    x_label = f"p50 at batch {found['batches'][0]} (ms), {found['provider']}, one thread"
     title = f"{len(points)} files of {len(found['candidates'])} candidates"
     try:
         draw(path, points, x_label, "accuracy" if is_evaluated else "size (MB)", title)
     except ModuleNotFoundError as missing:
-        if missing.name != "matplotlib":
+        if (missing.name or "").split(".")[0] != "matplotlib":
             raise
         say(f"no plot: matplotlib is not installed ({PLOT_INSTALL})")
     else:

@@ -85,7 +85,6 @@ def export_to_onnx(
         name = Path(model).name
         if Path(model).resolve() == path.resolve():
             raise InvalidRequest(f"{path} would be written over what it is made of: choose another name")
-        say("reading")
         traced, specs = imported.read(Path(model), specs, BYTES_MAX)
     else:
         assert specs is not None

@@ -159,19 +159,15 @@ class Exporters:
 
     def _export(self, child: subprocess.Popen[str], name: str) -> str | None:
         """What went wrong, or None."""
-        late = threading.Event()
-
-        def kill() -> None:
-            late.set()
-            child.kill()
-
-        timer = threading.Timer(self._limit_s, kill)
-        timer.start()
+        limit = _Limit(child, self._limit_s)
         try:
+            limit.go_on()
             _tell(child, {"export": name})
             while (event := _heard(child)) is not None:
                 if event.get("quiet"):
+                    limit.rest()  # others' work is not on its account
                     with self._turns.measure():
+                        limit.go_on()
                         _tell(child, {})
                         if _heard(child) is None:
                             break
@@ -180,11 +176,37 @@ class Exporters:
         except BrokenPipeError:
             pass
         finally:
-            timer.cancel()
+            limit.rest()
         status = child.wait()
-        if late.is_set():
+        if limit.is_over:
             return f"it was still not exported after {self._limit_s:g} s"
         return f"it ended its process ({f'signal {-status}' if status < 0 else f'status {status}'})"
+
+
+class _Limit:
+    """Kills a child that has worked for longer than it may."""
+
+    def __init__(self, child: subprocess.Popen[str], limit_s: float) -> None:
+        self.is_over = False
+        self._child = child
+        self._left_s = limit_s
+        self._began_s = 0.0
+        self._timer: threading.Timer | None = None
+
+    def go_on(self) -> None:
+        self._began_s = time.perf_counter()
+        self._timer = threading.Timer(self._left_s, self._kill)
+        self._timer.start()
+
+    def rest(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._left_s = max(0.0, self._left_s - (time.perf_counter() - self._began_s))
+
+    def _kill(self) -> None:
+        self.is_over = True
+        self._child.kill()
 
 
 def _tell(child: subprocess.Popen[str], order: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+DECADE = 10  # a range from which on the axis is logarithmic
 NAMED_MAX = 24  # of the front; more names would hide the points
 
 
@@ -35,11 +36,14 @@ def draw(path: Path, points: Sequence[Point], x_label: str, y_label: str, title:
         [point.y for point in front],
         "o-",
         color="tab:blue",
+        drawstyle="steps-post",  # nothing better is known until the next point
         label="Pareto front",
     )
     for point in front[:NAMED_MAX]:
-        axes.annotate(point.name, (point.x, point.y), (4, 4), textcoords="offset points", fontsize=7)
-    axes.set(xlabel=x_label, ylabel=y_label, title=title, xscale="log")
+        axes.annotate(point.name, (point.x, point.y), (5, -10), textcoords="offset points", fontsize=7)
+    if max(point.x for point in points) > DECADE * min(point.x for point in points):
+        axes.set_xscale("log")
+    axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(visible=True, which="both", alpha=0.3)
     axes.legend(loc="best")
     figure.savefig(path, dpi=150)

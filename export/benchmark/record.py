@@ -1,8 +1,8 @@
 """What a benchmark found, as JSON (`benchmark.json`), and whether a candidate is still what it was.
 
 A fingerprint is the digest of everything that an export depends on and that can be looked at without running
-it: the candidate's table, its files, the module of its factory, the arguments for all, and the libraries. What
-a module imports is not looked at.
+it: the candidate's table, its files, the module of its factory, the arguments for all, and the libraries.
+Not looked at: what that module imports, and weights that an .onnx file has in a second one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def source_digest(source: str | Path) -> str:
 
 def fingerprint(entry: Entry, common: Mapping[str, Any]) -> str:
     """Of one candidate."""
-    made_of = {str(source): source_digest(source) for source in entry.sources}
+    made_of = [(Path(source).name, source_digest(source)) for source in entry.sources]
     return digest([entry.said, made_of, dict(common), versions()])
 
 

@@ -215,12 +215,12 @@ class _Stage:
             part.update(accuracy=None, evaluated_by=None, latencies=[], timed_by=None, error=None)
             try:
                 session = self._session(part)
-                if self._judge is not None:
-                    part["accuracy"] = self._judge(session)
-                    part["evaluated_by"] = self._evaluated_by
                 for batch in self._plan.batches:
                     latency.run_of(session, batch)  # it must be able to
                 ready.append((part, session))
+                if self._judge is not None:
+                    part["accuracy"] = self._judge(session)
+                    part["evaluated_by"] = self._evaluated_by
             except (InvalidRequest, ModelFailed) as failure:
                 part["error"] = first_line(failure)
         base = self._session(baseline)
