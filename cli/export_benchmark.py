@@ -70,7 +70,7 @@ def failures(found: dict[str, Any]) -> dict[str, str]:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The table, best first, and what it is ranked by."""
-    from ..export.benchmark.run import ranked
+    from ..export.benchmark.order import ranked
 
     batches = found["batches"]
     rows = [["", "model", "variant", "accuracy", *(f"batch {rows}" for rows in batches), "ratio", "size"]]
@@ -95,7 +95,7 @@ def lines(found: dict[str, Any]) -> list[str]:
 def plot(found: dict[str, Any], path: Path, say: Callable[[str], None]) -> None:
     """Accuracy over latency, or size over latency."""
     from ..export.benchmark.plot import Point, draw
-    from ..export.benchmark.run import ranked
+    from ..export.benchmark.order import ranked
 
     is_evaluated = bool(found["evaluate"])
     points = [

@@ -4,6 +4,6 @@ Exporting happens in processes of its own, because a candidate may take its proc
 timing happen here, when nothing of ours works beside.
 """
 
-from .run import Plan, benchmark
+from .order import Plan, benchmark
 
 __all__ = ["Plan", "benchmark"]

@@ -14,7 +14,7 @@ import pytest
 from batchyard.cli.main import main
 from batchyard.export import runtime
 from batchyard.export.benchmark import Plan, benchmark, exporters
-from batchyard.export.benchmark.run import ranked
+from batchyard.export.benchmark.order import ranked
 from batchyard.transport.errors import InvalidRequest
 
 QUICK = {"measure_s": 0.01}
@@ -69,7 +69,7 @@ def test_candidates_that_fail_stop_nobody_else(first: tuple[Path, dict[str, Any]
 def test_the_record_is_the_file_and_every_figure_is_in_it(first: tuple[Path, dict[str, Any]]) -> None:
     out, found = first
     assert json.loads((out / "benchmark.json").read_text())["candidates"] == found["candidates"]
-    files = {name: part for name, part in ranked(found)}
+    files = dict(ranked(found))
     assert next(name for name, part in ranked(found) if part["accuracy"] == 1.0) == "two"
     assert next(iter(files)) == "two", "the most accurate of the front comes first"
     for part in files.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from batchyard.export.benchmark.ranking import beats, fronts
-from batchyard.export.benchmark.run import rank, ranked
+from batchyard.export.benchmark.order import rank, ranked
 from hypothesis import given
 from hypothesis import strategies as st
 
