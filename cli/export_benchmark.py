@@ -94,8 +94,8 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 def plot(found: dict[str, Any], path: Path, say: Callable[[str], None]) -> None:
     """Accuracy over latency, or size over latency."""
-    from ..export.benchmark.plot import Point, draw
     from ..export.benchmark.order import ranked
+    from ..export.benchmark.plot import Point, draw
 
     is_evaluated = bool(found["evaluate"])
     points = [

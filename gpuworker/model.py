@@ -51,7 +51,7 @@ class ServedModel:
             )
         except Exception as error:  # onnxruntime raises its own types, RuntimeError and others
             raise CannotServe(first_line(error)) from None
-        self.origin, self.claimed_ns = origin.read(self.session, load.path, recipe.providers)
+        self.origin, self.claimed_ns = origin.read(self.session, load.path, recipe.name)
         self.inputs = [_spec(value) for value in self.session.get_inputs()]
         self.outputs = [_spec(value) for value in self.session.get_outputs()]
         self.alone_reason = self._why_alone() if load.batchable is None else ""

@@ -7,13 +7,19 @@ Whoever wrote the file wrote this as well: every text and number is bounded, and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
 
 from ..transport.messages import Origin
 
+CALLED = {  # what onnxruntime, and so the file, calls the provider of a recipe
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "webgpu": "WebGpuExecutionProvider",
+}
 VALUE_CHARACTERS_MAX = 1 << 20  # of one entry: it is parsed
 TEXT_MAX = 256
 FIGURES = ("rms", "abs_max", "rel_max", "scaled_max", "agreement", "rows")  # of batchyard.validation
@@ -31,8 +37,9 @@ class _Timing(msgspec.Struct):
     ms: float
 
 
-def read(session: Any, path: str, providers: Sequence[Any]) -> tuple[Origin, dict[int, int]]:
-    """The file's origin, and {rows: ns} that it claims for the first of `providers`. Raises OSError."""
+def read(session: Any, path: str, provider: str) -> tuple[Origin, dict[int, int]]:
+    """The origin of the file that `session` was made from, and {rows: ns} that it claims for `provider`,
+    a recipe's name. Raises OSError."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     try:
@@ -40,9 +47,7 @@ def read(session: Any, path: str, providers: Sequence[Any]) -> tuple[Origin, dic
     except UnicodeDecodeError:  # nothing makes a file hold text
         entries = {}
     claimed = of_metadata(entries, digest)
-    first = providers[0] if providers else ""
-    name = first if isinstance(first, str) else first[0]  # or with its options
-    return claimed, dict(claimed.measured_ns.get(name, {}))
+    return claimed, dict(claimed.measured_ns.get(CALLED.get(provider, provider), {}))
 
 
 def of_metadata(entries: Mapping[str, str], digest: str) -> Origin:

@@ -69,11 +69,21 @@ def read(out: Path) -> Json:
         return {"candidates": []}
     except (OSError, ValueError):
         found = None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not _is_sound(found.get("candidates")):
         raise InvalidRequest(
             f"{path} is no record of an earlier benchmark: move it, or choose another folder"
         )
     return found
+
+
+def _is_sound(candidates: Any) -> bool:
+    """Whether it is what `write` was given once; what somebody has edited is not gone on with."""
+    return isinstance(candidates, list) and all(
+        isinstance(candidate, dict)
+        and candidate.keys() >= {"name", "fingerprint", "export_error", "files"}
+        and all(part.keys() >= {"variant", "file", "sha256", "bytes"} for part in candidate["files"])
+        for candidate in candidates
+    )
 
 
 def write(out: Path, record: Mapping[str, Any]) -> None:

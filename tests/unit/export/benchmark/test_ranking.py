@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from batchyard.export.benchmark.ranking import beats, fronts
 from batchyard.export.benchmark.order import rank, ranked
+from batchyard.export.benchmark.ranking import beats, fronts
 from hypothesis import given
 from hypothesis import strategies as st
 

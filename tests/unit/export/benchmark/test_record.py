@@ -10,6 +10,7 @@ from batchyard.export.benchmark import record
 from batchyard.export.lists import Entry, listed
 from batchyard.transport.errors import InvalidRequest
 
+KNOWN = {"name": "a", "fingerprint": "f", "export_error": None, "files": []}
 LIST = """
 [models.net]
 source = "some_module:net"
@@ -59,7 +60,19 @@ def test_a_candidate_is_whole_while_its_files_are_as_they_were_written(tmp_path:
     assert not record.is_whole(tmp_path, {"files": []})
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "not json", '{"format": "other"}'])
+EDITED = [{}, {"candidates": 3}, {"candidates": [{"name": "a"}]}, {"candidates": ["a"]}]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[]",
+        "not json",
+        '{"format": "other"}',
+        *(json.dumps({"format": record.FORMAT, **one}) for one in EDITED),
+    ],
+)
 def test_a_file_that_is_no_record_is_not_overwritten(content: str, tmp_path: Path) -> None:
     assert record.read(tmp_path) == {"candidates": []}
     (tmp_path / record.NAME).write_text(content)
@@ -68,6 +81,6 @@ def test_a_file_that_is_no_record_is_not_overwritten(content: str, tmp_path: Pat
 
 
 def test_what_is_written_is_what_is_read_and_is_json_for_everybody(tmp_path: Path) -> None:
-    record.write(tmp_path, {"candidates": [{"name": "a", "accuracy": float("nan")}]})
-    assert record.read(tmp_path)["candidates"] == [{"name": "a", "accuracy": "nan"}]
+    record.write(tmp_path, {"candidates": [KNOWN], "noise": float("nan")})
+    assert record.read(tmp_path) == {"format": record.FORMAT, "candidates": [KNOWN], "noise": "nan"}
     json.loads((tmp_path / record.NAME).read_text(), parse_constant=pytest.fail)
