@@ -641,13 +641,16 @@ class Core:
         timing = worker.timings.get(model.name)
         if timing is not None and batch.revision == model.revision:
             timing.learn(batch.rows, took_ns)
-            if batch.rows == model.max_batch:
+            if batch.rows == model.max_batch or (timing.has_claims and not model.row_ns):
                 self._pace(worker, model)
         self._unaccounted.append((batch, message, finished, now_ns))
 
     def _pace(self, worker: Worker, model: Model) -> None:
-        """What a full batch is expected to take has changed."""
-        model.row_ns = worker.timings[model.name].predict_ns(model.max_batch) / model.max_batch
+        """What a full batch is expected to take has changed. Nobody is refused for what a file claims: it
+        would never be found out."""
+        timing = worker.timings[model.name]
+        full_ns = timing.predict_ns(model.max_batch) if timing.is_measured else 0
+        model.row_ns = full_ns / model.max_batch
         self.admission.slowest_row_ns = max((other.row_ns for other in self.models.values()), default=0.0)
 
     def _answer(self, request: Request, queue_ns: int, receipt: m.BatchReceipt) -> bool:

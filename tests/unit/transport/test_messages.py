@@ -36,6 +36,8 @@ LOGITS = TensorSpec("logits", 10, ["batch", 1000])
 LOGITS_PLAIN = ["logits", 10, ["batch", 1000]]
 FUNCTION = Function("resize", "images.tools", Signature([IMAGE], [LOGITS], True, 16))
 FUNCTION_PLAIN = ["resize", "images.tools", [[IMAGE_PLAIN], [LOGITS_PLAIN], True, 16]]
+ORIGIN = m.Origin("ab" * 32, "static", "zoo:resnet18", {"rms": 0.008}, {"CPUExecutionProvider": {1: 663_000}})
+ORIGIN_PLAIN = ["ab" * 32, "static", "zoo:resnet18", {"rms": 0.008}, {"CPUExecutionProvider": {1: 663_000}}]
 MEMFD = SegmentHandle("memfd", "7:1234", 67_108_864)
 NAMED = SegmentHandle("named", "batchyard-00112233445566778899aabbccddeeff", 4096)
 
@@ -107,6 +109,7 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
                     32,
                     [m.WorkerInfo(3, 4712, "cpu", "CPUExecutionProvider", {1: 20_000, 2: 31_000})],
                     False,
+                    ORIGIN,
                 ),
                 m.ModelInfo("broken", m.ModelState.FAILED, "no such file", 1, [], [], False, "", 32, []),
             ],
@@ -127,8 +130,9 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
                     32,
                     [[3, 4712, "cpu", "CPUExecutionProvider", {1: 20_000, 2: 31_000}, ""]],
                     False,
+                    ORIGIN_PLAIN,
                 ],
-                ["broken", 2, "no such file", 1, [], [], False, "", 32, [], True],
+                ["broken", 2, "no such file", 1, [], [], False, "", 32, [], True, None],
             ],
         ],
     ),
@@ -154,6 +158,8 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
             {1: 20_000},
             [1, 8],
             0.5,
+            ORIGIN,
+            {1: 663_000},
         ),
         [
             2,
@@ -169,6 +175,8 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
             {1: 20_000},
             [1, 8],
             0.5,
+            ORIGIN_PLAIN,
+            {1: 663_000},
         ],
     ),
     "worker_to_broker.LoadFailed": (
@@ -238,9 +246,15 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
     ),
 }
 
+# Entries from before a field was added: what it is read as.
+OLDER: dict[str, dict[str, Any]] = {
+    "worker_to_broker.Loaded before origin": {"origin": None, "claimed_ns": {}},
+    "broker_to_client.Described before origin": {"origin": None},
+}
+
 
 def test_the_golden_file_and_the_table_name_the_same_messages() -> None:
-    assert sorted(GOLDEN) == sorted(EXPECTED)
+    assert sorted(GOLDEN) == sorted([*EXPECTED, *OLDER])
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -261,6 +275,17 @@ def test_golden_bytes_decode_to_the_message_in_their_direction(name: str) -> Non
     assert codec.encode([decoded]).hex() == GOLDEN[name]
     if not isinstance(decoded, m.LentBatch):  # that leaves its items encoded
         assert decoded == message
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_bytes_from_before_a_field_was_added_are_read_as_if_it_were_unset(name: str) -> None:
+    added = OLDER[name]
+    decoder, message, _ = EXPECTED[name.partition(" before ")[0]]
+    if isinstance(message, m.Described):
+        message = m.Described(message.request, [msgspec.structs.replace(one, **added) for one in message.models])
+    else:
+        message = msgspec.structs.replace(message, **added)
+    assert decoder.decode(bytes.fromhex(GOLDEN[name])) == [message]
 
 
 def test_a_worker_reads_a_batch_with_its_items_left_as_bytes() -> None:
