@@ -51,7 +51,8 @@ CALIBRATION_ROWS = 256
 INPUT, OUTPUT = "image", "logits"
 NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "sklearn", "optuna")
 INSTALL = "`python3 run demo --train` fetches it, or pip install 'batchyard[cpu,export,train]'"
-PROCFILE = "Procfile.monitoring"  # in the repository's root, beside this package's folders
+GRAFANA = "grafana/docker-compose.yml"  # docs/monitoring.md has the way without Docker
+METRICS_PORT = 9877  # where the Prometheus of grafana/ looks
 EXAMPLES = """examples:
   batchyard demo --train
   batchyard demo --train --trials 4 --epochs 10 --out /tmp/digits
@@ -195,17 +196,20 @@ def batch_sizes(counters: dict[str, Any], model: str) -> str:
         if 2 * so_far >= batches:
             median = bucket_upper_ns(bucket) - 1
             break
+    half = plural(min(median, MAX_BATCH), "scan")
     largest = min(MAX_BATCH, bucket_upper_ns(max(counts)) - 1) if counts else 0
-    return f"{batches:,}: half of them of up to {plural(min(median, MAX_BATCH), 'scan')}, the largest of {largest}"
+    return f"{batches:,}: half of them of up to {half}, the largest of {largest}"
 
 
 def next_steps(config: Path) -> list[str]:
     """What to do with it now, and where to look at it: only what is there."""
-    steps = [(f"batchyard up --config {config}", "serve it to your own programs")]
+    serve_it, look = f"batchyard up --config {config}", []
     if "top" in VERBS:
-        steps.append(("batchyard top", "live figures of that yard"))
-    if (Path(__file__).resolve().parents[1] / PROCFILE).is_file():
-        steps.append((f"honcho -f {PROCFILE} start", "the same in Grafana, over time"))
+        look.append(("batchyard top", "what it does now"))
+    if (Path(__file__).resolve().parents[1] / GRAFANA).is_file():  # not in an installed package
+        serve_it += f" --metrics {METRICS_PORT}"
+        look.append((f"docker compose -f {GRAFANA} up -d", "and over time: Grafana at http://127.0.0.1:3000"))
+    steps = [(serve_it, "serve it to your own programs"), *look]
     width = max(len(command) for command, _ in steps)
     return [f"{GAP}{command:<{width}}{GAP}{what}" for command, what in steps]
 

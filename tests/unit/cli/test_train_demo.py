@@ -30,10 +30,10 @@ def test_batch_sizes_are_the_brokers_own_of_this_model() -> None:
 
 
 def test_the_reader_is_sent_only_to_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = next_steps(Path("yard.toml"))
+    assert [line.split()[0] for line in everything] == ["batchyard", "batchyard", "docker"]
+    assert everything[0].split()[:6] == ["batchyard", "up", "--config", "yard.toml", "--metrics", "9877"]
     monkeypatch.setattr(train_demo, "VERBS", {"up": ("", "")})
-    monkeypatch.setattr(train_demo, "PROCFILE", "Procfile.absent")
-    (up,) = next_steps(Path("trained/yard.toml"))
-    assert up.split()[:4] == ["batchyard", "up", "--config", str(Path("trained/yard.toml"))]
-    monkeypatch.setattr(train_demo, "VERBS", {"up": ("", ""), "top": ("", "")})
-    monkeypatch.setattr(train_demo, "PROCFILE", "Procfile")
-    assert [line.split()[0] for line in next_steps(Path("yard.toml"))] == ["batchyard", "batchyard", "honcho"]
+    monkeypatch.setattr(train_demo, "GRAFANA", "grafana/absent.yml")
+    (up,) = next_steps(Path("yard.toml"))
+    assert "--metrics" not in up
