@@ -16,7 +16,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..broker.counters import bucket_upper_ns
 from ..client import serve
 from ..examples.comparison import compare
 from ..examples.datasets import NAMES, Dataset, named
@@ -25,6 +24,7 @@ from ..examples.training import Progress, Settings, Trained, judge, train
 from ..export import Report, export_to_onnx
 from ..export.publish import replace_file
 from ..transport.errors import BatchyardError, InvalidRequest
+from ..transport.histograms import quantile
 from .arguments import count, parser, seconds
 from .demo import (
     CLIENTS_DEFAULT,
@@ -189,16 +189,9 @@ def batch_sizes(counters: dict[str, Any], model: str) -> str:
     counts: dict[int, int] = {}
     for name, what, histogram in counters["batch_stages"]:
         if (name, what) == (model, "rows"):
-            counts = {int(bucket): number for bucket, number in histogram["counts"].items()}
-    batches, so_far, median = sum(counts.values()), 0, 0
-    for bucket, number in sorted(counts.items()):
-        so_far += number
-        if 2 * so_far >= batches:
-            median = bucket_upper_ns(bucket) - 1
-            break
-    half = plural(min(median, MAX_BATCH), "scan")
-    largest = min(MAX_BATCH, bucket_upper_ns(max(counts)) - 1) if counts else 0
-    return f"{batches:,}: half of them of up to {half}, the largest of {largest}"
+            counts = histogram["counts"]
+    half, most = (min(MAX_BATCH, int(quantile(counts, share) or 0)) for share in (0.5, 1.0))
+    return f"{sum(counts.values()):,}: half of them of up to {plural(half, 'scan')}, the largest of {most}"
 
 
 def next_steps(config: Path) -> list[str]:
