@@ -32,6 +32,7 @@ from .memory import Memory
 from .model import ServedModel
 from .providers import Recipe
 from .runner import Result
+from .sessions import Sessions
 
 PROBES = ((2, 3), (3, 4))  # (rows, size of other free axes) of the calls that find out undeclared outputs
 LOG_AGAIN_S = 5.0
