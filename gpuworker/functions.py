@@ -38,6 +38,7 @@ REFERENCES = 2  # to an array that only we hold, as getrefcount counts
 
 Array = np.ndarray[Any, Any]
 Take = Callable[[list[Array]], None]
+View = Callable[[], Callable[[int, int], memoryview] | None]  # a WeakMethod
 
 
 class FunctionModel(ServedModel):
@@ -75,7 +76,9 @@ class FunctionModel(ServedModel):
         return result
 
     def _open(self, load: Load) -> tuple[Any, list[TensorSpec], list[TensorSpec]]:
-        session = FunctionSession(self._call, self._place, self._signature, self._view)
+        view = weakref.WeakMethod(self._view)  # no cycle: a model that is dropped must go at once, because
+        # the loader freezes what the collector knows of
+        session = FunctionSession(self._call, self._place, self._signature, view)
         if not session.outputs:
             if not load.warmup:
                 raise CannotServe(f"{self._place} declares no outputs, and warmup = false forbids to try it")
@@ -105,9 +108,10 @@ def _signature(found: Any, function: Function, place: str) -> Signature:
     own = getattr(found, ATTRIBUTE, None)
     if own is not None and not isinstance(own, Signature):
         raise UserError(f"{place}: its {ATTRIBUTE} is not batchyard's")
-    if own is not None and function.signature is not None and own != function.signature:
+    told = function.signature
+    if own is not None and told is not None and (own.inputs, own.outputs) != (told.inputs, told.outputs):
         raise UserError(f"{place} declares other inputs or outputs than its yard was told: say it once")
-    signature = own or function.signature
+    signature = own or told
     if signature is None:
         raise UserError(
             f"{place} does not say what it takes: put @batchyard.model(inputs=..., outputs=...) on it, or "
@@ -135,14 +139,16 @@ def _callable(found: Any, place: str) -> Call:
 class _Binding:
     """Where one run's tensors lie. Output None: its size is known when the function has returned."""
 
-    def __init__(self, view: Callable[[int, int], memoryview]) -> None:
+    def __init__(self, view: View) -> None:
         self._view = view
         self.inputs: dict[str, tuple[memoryview, list[int]]] = {}
         self.outputs: dict[str, Array | None] = {}
         self.values: list[_Value] = []
 
     def bind_input(self, name: str, device: str, index: int, dtype: int, shape: list[int], at: int) -> None:
-        self.inputs[name] = (self._view(at, nbytes_of(dtype, shape)).toreadonly(), list(shape))
+        view = self._view()
+        assert view is not None
+        self.inputs[name] = (view(at, nbytes_of(dtype, shape)).toreadonly(), list(shape))
 
     def bind_output(
         self, name: str, device: str, index: int = 0, dtype: int = 0, shape: Any = None, at: int = 0
@@ -177,12 +183,10 @@ class _Value:
 
 
 class FunctionSession:
-    """What Runner and ServedModel use of an onnxruntime session. `view(address, nbytes)` finds the bytes
+    """What Runner and ServedModel use of an onnxruntime session. `view()(address, nbytes)` finds the bytes
     that a run is bound to. Runs of one session never overlap: user code need not bear that."""
 
-    def __init__(
-        self, call: Call, place: str, signature: Signature, view: Callable[[int, int], memoryview]
-    ) -> None:
+    def __init__(self, call: Call, place: str, signature: Signature, view: View) -> None:
         self._call = call
         self._place = place
         self._bare = signature.bare
@@ -231,10 +235,8 @@ class FunctionSession:
         for rows, free in PROBES:
             zeros = []
             for spec in self.inputs:
-                sizes = [rows, *[free] * len(spec.shape)]
-                shape = [
-                    a if isinstance(a, int) else size for a, size in zip(spec.shape, sizes, strict=False)
-                ]
+                axes = enumerate(spec.shape)
+                shape = [size if isinstance(size, int) else free if axis else rows for axis, size in axes]
                 zeros.append((memoryview(bytes(nbytes_of(spec.dtype, shape))), shape))
             self._call_with(zeros, take)
         first, second = seen

@@ -66,8 +66,11 @@ def find(function: Function, path: str) -> tuple[Any, str]:
 
 
 def forget(own: str) -> None:
-    """Let go of the module that was made for a file."""
-    sys.modules.pop(own, None)
+    """Let go of the module that was made for a file, and of what it holds: its functions and its names hold
+    each other, and the collector may have been told to leave them alone."""
+    module = sys.modules.pop(own, None)
+    if module is not None:
+        module.__dict__.clear()
 
 
 def _run_file(path: str, name: str) -> Any:
