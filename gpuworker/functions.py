@@ -34,7 +34,8 @@ from .runner import Result
 
 PROBES = ((2, 3), (3, 4))  # (rows, size of other free axes) of the calls that find out undeclared outputs
 LOG_AGAIN_S = 5.0
-REFERENCES = 2  # to an array that only we hold, as getrefcount counts
+_ONE = [object()]
+REFERENCES = sys.getrefcount(_ONE[0])  # to what a list alone holds
 
 Array = np.ndarray[Any, Any]
 Take = Callable[[list[Array]], None]

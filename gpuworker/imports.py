@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..transport.functions import Function
+from ..transport.functions import Function, importing
 
 Call = Callable[[Any], Any]
 
@@ -50,11 +50,12 @@ def find(function: Function, path: str) -> tuple[Any, str]:
     place = place_of(function, path)
     own = ""
     try:
-        if function.module:
-            module: Any = pkgutil.resolve_name(f"{function.module}:")
-        else:
-            own = f"_batchyard_{next(_numbers)}_{Path(path).stem}"
-            module = _run_file(path, own)
+        with importing():
+            if function.module:
+                module: Any = pkgutil.resolve_name(f"{function.module}:")
+            else:
+                own = f"_batchyard_{next(_numbers)}_{Path(path).stem}"
+                module = _run_file(path, own)
     except (Exception, SystemExit) as error:
         log_traceback(f"importing {place} failed", error)
         raise UserError(f"{place} cannot be imported: {described(error)}") from None
