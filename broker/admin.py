@@ -21,7 +21,7 @@ from .config import ModelConfig, YardConfig, with_file
 from .core import Core
 
 ANSWERS_MAX = 4  # messages read at one look: a flood of them must not keep others waiting
-QUESTIONS_MAX = 16  # in one message, for the same reason: a snapshot takes some 40 us
+QUESTIONS_MAX = 16  # in one message, for the same reason: a snapshot takes some 12 us for each model
 ORDERS_MAX = 64  # orders under way at once
 
 

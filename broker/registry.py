@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ..transport import dtypes
 from ..transport.errors import InvalidRequest, Overloaded
-from ..transport.messages import Loaded, ModelInfo, ModelState, Submit, WorkerInfo
+from ..transport.messages import Loaded, ModelInfo, ModelState, Origin, Submit, WorkerInfo
 from ..transport.tensors import Slot, Tensor, TensorSpec, check_range, nbytes_of
 from .config import ModelConfig
 from .identical import Identical
@@ -41,11 +41,16 @@ class _Expected:
 class Worker:
     """A registered worker: what it serves and what it has been lent."""
 
-    __slots__ = ("busy_until_ns", "id", "leases", "models", "overdue_ns", "passed", "pid", "timings")
+    __slots__ = (
+        "busy_until_ns", "fallen", "id", "leases", "leaving", "models", "overdue_ns", "passed", "pid",
+        "timings",
+    )  # fmt: skip
 
-    def __init__(self, worker: int, pid: int) -> None:
+    def __init__(self, worker: int, pid: int, fallen: str = "") -> None:
         self.id = worker
         self.pid = pid
+        self.fallen = fallen  # why it is on no better provider, where it might be
+        self.leaving = False  # it runs nothing any more, and its process is about to end
         self.models: dict[str, WorkerInfo] = {}
         self.leases: dict[int, Batch] = {}  # in the order they were sent; at most CREDIT
         self.timings: dict[str, TimeModel] = {}  # by model
@@ -56,8 +61,8 @@ class Worker:
     def serve(self, model: Model, message: Loaded) -> None:
         """It has loaded the model. Raises InvalidRequest, and nothing has changed, for metadata that
         no model can have."""
-        self.models[model.name] = model.loaded(self.id, self.pid, message)
-        self.timings[model.name] = TimeModel(message.warmup_ns, message.buckets)
+        self.models[model.name] = model.loaded(self.id, self.pid, message, self.fallen)
+        self.timings[model.name] = TimeModel(message.warmup_ns, message.buckets, message.claimed_ns)
 
     def forget(self, name: str) -> None:
         """It serves the model no longer."""
@@ -79,7 +84,9 @@ class Batch:
         self.worker = worker
         self.sent_ns = sent_ns
         self.began_ns = 0  # when its worker had nothing before it
-        self.predicted_ns = worker.timings[lane.model.name].predict_ns(rows)
+        timing = worker.timings[lane.model.name]
+        # What a file claims is no measure of how long a batch may be kept; 0: not known.
+        self.predicted_ns = timing.predict_ns(rows) if timing.is_measured else 0
 
 
 class Model:
@@ -96,6 +103,7 @@ class Model:
         self.outputs: list[TensorSpec] = []
         self.batchable = False
         self.alone_reason = ""
+        self.origin: Origin | None = None
         self.workers: dict[int, WorkerInfo] = {}
         self.failures: dict[int, str] = {}  # worker -> why it could not load it
         self.lanes: dict[tuple[tuple[int, ...], ...], Lane] = {}
@@ -115,6 +123,13 @@ class Model:
     def users(self) -> int:
         """Requests whose slots have not been released."""
         return sum(lane.users for lane in self.lanes.values())
+
+    def providers(self) -> dict[str, int]:
+        """How many workers serve it by each provider."""
+        found: dict[str, int] = {}
+        for info in self.workers.values():
+            found[info.provider] = found.get(info.provider, 0) + 1
+        return found
 
     def become(self, config: ModelConfig, revision: int) -> None:
         """Another revision takes its place; the workers that serve that are told next."""
@@ -139,7 +154,7 @@ class Model:
                     return f"its {kind} is {new}, and that of the one that serves is {old}"
         return ""
 
-    def loaded(self, worker: int, pid: int, message: Loaded) -> WorkerInfo:
+    def loaded(self, worker: int, pid: int, message: Loaded, fallen: str = "") -> WorkerInfo:
         """A worker serves it. The first one's metadata is everyone's; all load the same file.
 
         Raises InvalidRequest, and nothing has changed, for metadata that no model can have.
@@ -149,13 +164,14 @@ class Model:
             raise InvalidRequest("a tensor without axes has no rows to batch")
         expected = [_Expected(spec, skip) for spec in message.inputs]
         output_row_nbytes = _row_nbytes(message.outputs, skip)
-        info = WorkerInfo(worker, pid, message.provider, message.placement, message.warmup_ns)
+        info = WorkerInfo(worker, pid, message.provider, message.placement, message.warmup_ns, fallen)
         self.workers[worker] = info
         self.failures.pop(worker, None)
         self.inputs = message.inputs
         self.outputs = message.outputs
         self.batchable = message.batchable
         self.alone_reason = message.alone_reason
+        self.origin = message.origin
         self.max_batch = min(self.config.max_batch, message.max_batch) if message.batchable else 1
         self._expected = expected
         self._static = all(expected.row_nbytes is not None for expected in self._expected)
@@ -176,6 +192,7 @@ class Model:
             self.max_batch,
             list(self.workers.values()),
             self.config.idempotent,
+            self.origin,
         )
 
     def check(self, message: Submit, arena_nbytes: int) -> tuple[int, int]:

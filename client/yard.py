@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -49,6 +49,7 @@ def serve(
     timeout: float = START_TIMEOUT_S,
     log: IO[bytes] | None = None,
     models_root: str | os.PathLike[str] | None = None,
+    provider: str = "auto",
     load_python: bool = False,
 ) -> Yard:
     """Start a broker and `workers` workers for these models, and return when every model is ready.
@@ -61,6 +62,7 @@ def serve(
     log: a file for what the processes say; default: this program's stderr.
     models_root: the folder that `Yard.operator` may load and swap models from; default: the one that
         these models lie in, if it is the same for all.
+    provider: what the workers run on: directml, webgpu, cuda, cpu; auto: the best that works here.
     load_python: whether `Yard.operator` may load Python files from there: that runs them.
 
     A context manager; without `with`, `close()` ends it, or the end of this program. Raises
@@ -75,7 +77,16 @@ def serve(
         arguments.append("--load-python")
     python = any(functions.is_source(source) for source in named.values())
     surroundings = functions.environment() if python or load_python else {}
-    yard = Yard(arguments, workers, threads, url, log=log, quiet=True, worker_environment=surroundings)
+    yard = Yard(
+        arguments,
+        workers,
+        threads,
+        url,
+        log=log,
+        quiet=True,
+        provider=provider,
+        worker_environment=surroundings,
+    )
     try:
         with yard.client() as client:
             deadline_s = time.monotonic() + timeout
@@ -150,8 +161,12 @@ class Yard:
         keys: Path | None = None,
         log: IO[bytes] | None = None,
         quiet: bool = False,
+        provider: str = "auto",
+        companions: Mapping[str, Sequence[str]] | None = None,
         worker_environment: Mapping[str, str] | None = None,
     ) -> None:
+        """`companions`: further processes of the yard, by name: what `python -m` runs beside it, each told
+        where the yard is as the workers are."""
         if is_importing():
             raise InvalidRequest(
                 "this program is being imported by a worker, for the sake of its function, and starts a yard "
@@ -170,7 +185,7 @@ class Yard:
         python = [sys.executable, "-m"]
         environment = dict(os.environ, BATCHYARD_WORKERS=str(workers))
         surroundings = environment | dict(worker_environment or {})
-        worker = [*python, "batchyard.gpuworker", *common]
+        worker = [*python, "batchyard.gpuworker", *common, "--provider", provider]
         if threads is not None:
             worker += ["--threads", str(threads)]
         broker = [*python, "batchyard.broker", *common, "--report", *broker_arguments]
@@ -183,13 +198,17 @@ class Yard:
                 Process(
                     ChildProcess(
                         worker,
-                        surroundings,
+                        {**surroundings, "BATCHYARD_WORKER": str(number)},  # which GPU is its share
                         f"worker.{number}",
                         stdout=log,
                         stderr=log,
                     )
                 )
                 for number in range(1, workers + 1)
+            ),
+            *(
+                Process(ChildProcess([*python, *module, *common], environment, name, stdout=log, stderr=log))
+                for name, module in (companions or {}).items()
             ),
         ]
         self._stop = threading.Event()

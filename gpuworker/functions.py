@@ -26,11 +26,13 @@ from ..transport.functions import ATTRIBUTE, OUTPUT, Function, Signature
 from ..transport.messages import LentBatch, Load
 from ..transport.tensors import TensorSpec, nbytes_of
 from . import imports
+from .canary import CannotServe
 from .imports import Call, UserError
 from .memory import Memory
-from .model import CannotServe, ServedModel
+from .model import ServedModel
 from .providers import Recipe
 from .runner import Result
+from .sessions import Sessions
 
 PROBES = ((2, 3), (3, 4))  # (rows, size of other free axes) of the calls that find out undeclared outputs
 LOG_AGAIN_S = 5.0
@@ -62,7 +64,7 @@ class FunctionModel(ServedModel):
         most = min(load.max_batch, signature.max_batch or load.max_batch)
         if load.buckets and load.buckets[-1] > most:
             raise CannotServe(f"{self._place} takes {most} rows at most, and its largest bucket is more")
-        super().__init__(msgspec.structs.replace(load, max_batch=most), Recipe("python", None))
+        super().__init__(msgspec.structs.replace(load, max_batch=most), Recipe("python", dict, None))
 
     @property
     def placement(self) -> str:
@@ -71,15 +73,15 @@ class FunctionModel(ServedModel):
     def run(self, batch: LentBatch, memory: Memory) -> Result:
         """As for any model; and the copy of what the function returned counts as copied."""
         self._memory = memory
-        self.session.copied_bytes = 0
+        self._session.copied_bytes = 0
         result = super().run(batch, memory)
-        result.copied_bytes += self.session.copied_bytes
+        result.copied_bytes += self._session.copied_bytes
         return result
 
-    def _open(self, load: Load) -> tuple[Any, list[TensorSpec], list[TensorSpec]]:
+    def _open(self, load: Load, tolerance: float) -> tuple[Sessions, list[TensorSpec], list[TensorSpec]]:
         view = weakref.WeakMethod(self._view)  # no cycle: a model that is dropped must go at once, because
         # the loader freezes what the collector knows of
-        session = FunctionSession(self._call, self._place, self._signature, view)
+        session = self._session = FunctionSession(self._call, self._place, self._signature, view)
         if not session.outputs:
             if not load.warmup:
                 raise CannotServe(f"{self._place} declares no outputs, and warmup = false forbids to try it")
@@ -90,7 +92,7 @@ class FunctionModel(ServedModel):
         tensors = (*session.inputs, *session.outputs)
         named = all(spec.shape and not isinstance(spec.shape[0], int) for spec in tensors)
         session.counts_rows = named and load.batchable is not False
-        return session, session.inputs, session.outputs
+        return _One(self.recipe, session), session.inputs, session.outputs
 
     def _fed(self, array: Any, dtype: int) -> Any:
         return _Value(array)
@@ -102,6 +104,17 @@ class FunctionModel(ServedModel):
         view = self._runner.view(address, nbytes) if view is None else view
         assert view is not None
         return view
+
+
+class _One(Sessions):
+    """The session of a function, which is the same for every batch size."""
+
+    def __init__(self, recipe: Recipe, session: FunctionSession) -> None:
+        super().__init__(recipe, "")
+        self._only = session
+
+    def _make(self, rows: int) -> FunctionSession:
+        return self._only
 
 
 def _signature(found: Any, function: Function, place: str) -> Signature:

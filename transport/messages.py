@@ -15,7 +15,7 @@ from .functions import Function
 from .segments import SegmentHandle
 from .tensors import Count, Slot, Tensor, TensorSpec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MESSAGES_MAX = 4096  # messages in one envelope
 REQUESTS_MAX = 4096  # request ids in one Cancel
 
@@ -27,6 +27,10 @@ INLINE_BYTES_MAX = 256 << 20  # of one frame
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Path = Annotated[str, msgspec.Meta(max_length=4096)]
+Short = Annotated[str, msgspec.Meta(max_length=256)]
+RunTimes = Annotated[  # rows -> time of one run
+    dict[Annotated[int, msgspec.Meta(ge=1, le=1024)], Took], msgspec.Meta(max_length=16)
+]
 
 
 class Priority(IntEnum):
@@ -90,6 +94,8 @@ class BatchReceipt(msgspec.Struct, array_like=True, frozen=True):
     worker: int
     provider: str
     revision: int
+    batch: int = 0  # the broker's number for it; 0: there was none
+    lent_ns: int = 0  # from when the worker was sent the batch until the broker heard that it is done
 
 
 class Refused(msgspec.Struct, array_like=True, tag=0):
@@ -147,6 +153,19 @@ class WorkerInfo(msgspec.Struct, array_like=True, frozen=True):
     provider: str
     placement: str
     warmup_ns: dict[int, int]  # rows -> time of one run
+    fallen: str = ""  # why the worker is on no better provider, where it might be
+
+
+class Origin(msgspec.Struct, array_like=True, frozen=True):
+    """What a model's file says of itself (`batchyard export` writes that), beside its real digest. Claims:
+    for people to read, and no more. `figures`: size_ratio, rms, abs_max, agreement, and so on; see
+    docs/export.md. `measured_ns`: by onnxruntime's name of the provider."""
+
+    sha256: Annotated[str, msgspec.Meta(max_length=64)]  # of the file that the worker has loaded
+    variant: Short = ""  # "" where the file does not say
+    source: Short = ""
+    figures: Annotated[dict[Short, float], msgspec.Meta(max_length=16)] = {}
+    measured_ns: Annotated[dict[Short, RunTimes], msgspec.Meta(max_length=8)] = {}
 
 
 class ModelState(IntEnum):
@@ -169,6 +188,7 @@ class ModelInfo(msgspec.Struct, array_like=True, frozen=True):
     max_batch: int
     workers: list[WorkerInfo]
     idempotent: bool = True  # whether a request may run twice when something died under it
+    origin: Origin | None = None  # of the file that the worker heard of last has loaded
 
 
 class Described(msgspec.Struct, array_like=True, tag=6):
@@ -186,6 +206,7 @@ class Register(msgspec.Struct, array_like=True, tag=1):
 
     pid: Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]
     providers: Annotated[list[str], msgspec.Meta(max_length=16)]
+    fallen: Text = ""  # why it is on no better provider, where it might be
 
 
 class Loaded(msgspec.Struct, array_like=True, tag=2):
@@ -203,6 +224,8 @@ class Loaded(msgspec.Struct, array_like=True, tag=2):
     warmup_ns: dict[int, int]
     buckets: Annotated[list[Count], msgspec.Meta(max_length=64)] = []  # the only sizes it runs; empty: any
     difference: float | None = None  # greatest, of the canary's answers from those of Load.beside
+    origin: Origin | None = None
+    claimed_ns: RunTimes = {}  # what the file says of this worker's provider; warmup_ns is what was seen
 
 
 class LoadFailed(msgspec.Struct, array_like=True, tag=3):
@@ -241,6 +264,13 @@ class BatchFailed(msgspec.Struct, array_like=True, tag=5):
     code: int
     text: Text
     item: int = -1
+
+
+class Leaving(msgspec.Struct, array_like=True, tag=6):
+    """The worker's process is about to end, and not for what it was lent, which it will not run: its
+    device is lost, or it goes to a better one. Answered by Dismissed."""
+
+    text: Text
 
 
 # ---- broker -> worker -----------------------------------------------------------------------
@@ -322,6 +352,10 @@ class LentBatch(msgspec.Struct, array_like=True, tag=6):
     lease_ns: int = 0
 
 
+class Dismissed(msgspec.Struct, array_like=True, tag=7):
+    """Answer to Leaving: it is known why the process ends."""
+
+
 # ---- admin ----------------------------------------------------------------------------------
 
 
@@ -369,7 +403,7 @@ class ModelChanged(msgspec.Struct, array_like=True, tag=2):
 
 ClientMessage = Hello | Submit | Cancel | Describe | Bye
 BrokerToClient = Refused | Welcome | Completed | Answer | Failed | Released | Described
-WorkerMessage = Register | Loaded | LoadFailed | Done | BatchFailed
-BrokerToWorker = Refused | WorkerWelcome | Load | Unload | Attach | Detach | LentBatch
+WorkerMessage = Register | Loaded | LoadFailed | Done | BatchFailed | Leaving
+BrokerToWorker = Refused | WorkerWelcome | Load | Unload | Attach | Detach | LentBatch | Dismissed
 AdminMessage = Snapshot | LoadModel | SwapModel | UnloadModel
 BrokerToAdmin = Refused | SnapshotTaken | ModelChanged
