@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import inspect
 import sys
 import threading
 import time
@@ -22,7 +21,7 @@ import msgspec
 import numpy as np
 
 from ..transport import dtypes
-from ..transport.functions import ATTRIBUTE, OUTPUT, Function, Signature
+from ..transport.functions import OUTPUT, Function, Signature
 from ..transport.messages import LentBatch, Load
 from ..transport.tensors import TensorSpec, nbytes_of
 from . import imports
@@ -55,8 +54,8 @@ class FunctionModel(ServedModel):
         try:
             found, self._own = imports.find(function, load.path)
             weakref.finalize(self, imports.forget, self._own).atexit = False
-            signature = _signature(found, function, self._place)
-            self._call = _callable(found, self._place)
+            signature = imports.signature_of(found, function, self._place)
+            self._call = imports.made(found, self._place)
         except UserError as error:
             raise CannotServe(str(error)) from None
         self._signature = signature
@@ -115,39 +114,6 @@ class _One(Sessions):
 
     def _make(self, rows: int) -> FunctionSession:
         return self._only
-
-
-def _signature(found: Any, function: Function, place: str) -> Signature:
-    """What it takes and gives: its own word, or its configuration's. Raises UserError."""
-    own = getattr(found, ATTRIBUTE, None)
-    if own is not None and not isinstance(own, Signature):
-        raise UserError(f"{place}: its {ATTRIBUTE} is not batchyard's")
-    told = function.signature
-    if own is not None and told is not None and (own.inputs, own.outputs) != (told.inputs, told.outputs):
-        raise UserError(f"{place} declares other inputs or outputs than its yard was told: say it once")
-    signature = own or told
-    if signature is None:
-        raise UserError(
-            f"{place} does not say what it takes: put @batchyard.model(inputs=..., outputs=...) on it, or "
-            "inputs and outputs into batchyard.toml"
-        )
-    return signature
-
-
-def _callable(found: Any, place: str) -> Call:
-    """The function itself, or an object of the class. Raises UserError."""
-    if isinstance(found, type):
-        try:
-            found = found()
-        except (Exception, SystemExit) as error:
-            imports.log_traceback(f"making {place} failed", error)
-            raise UserError(f"{place} cannot be made: {imports.described(error)}") from None
-    if not callable(found):
-        raise UserError(f"{place} is a {type(found).__name__}, and cannot be called")
-    call = found if inspect.isroutine(found) else type(found).__call__
-    if inspect.iscoroutinefunction(call) or inspect.isgeneratorfunction(call):
-        raise UserError(f"{place} is a coroutine or a generator: a model is a plain function")
-    return found  # type: ignore[no-any-return]
 
 
 class _Binding:
