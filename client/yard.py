@@ -25,6 +25,7 @@ import msgspec
 import zmq
 
 from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, InvalidRequest, from_wire
+from ..transport.functions import is_importing
 from ..transport.processes import Backoff, ChildProcess
 from . import functions
 from .admin import Operator
@@ -166,6 +167,11 @@ class Yard:
     ) -> None:
         """`companions`: further processes of the yard, by name: what `python -m` runs beside it, each told
         where the yard is as the workers are."""
+        if is_importing():
+            raise InvalidRequest(
+                "this program is being imported by a worker, for the sake of its function, and starts a yard "
+                'again: do that below `if __name__ == "__main__":`'
+            )
         _check_count("workers", workers)
         _check_count("threads", 1 if threads is None else threads)
         self._pid = os.getpid()
