@@ -97,8 +97,11 @@ def recipe(name: str, threads: int, device: int = 0, whole: bool = False) -> Rec
     whole: a model with a node that the device can't run is refused, instead of running that on the CPU.
     Raises ValueError for a name that is not in `available()`, or a device that can't be chosen.
     """
-    if name not in LADDER or not _provider(name).found():
-        raise ValueError(f"no provider is called {name!r}; there is: {', '.join(available()) or 'none'}")
+    if name not in LADDER:
+        raise ValueError(f"no provider is called {name!r}; there is: {', '.join(LADDER)}")
+    if not _provider(name).found():
+        here = ", ".join(available()) or "none"
+        raise ValueError(f"this onnxruntime has {here}; {name} comes with {' or '.join(WHEELS[name])}")
     made: Recipe = _provider(name).recipe(threads, device, whole)
     return made
 
