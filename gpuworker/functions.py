@@ -76,9 +76,7 @@ class FunctionModel(ServedModel):
         result.copied_bytes += self._session.copied_bytes
         return result
 
-    def _open(
-        self, load: Load, tolerance: float
-    ) -> tuple[Sessions, list[TensorSpec], list[TensorSpec]]:
+    def _open(self, load: Load, tolerance: float) -> tuple[Sessions, list[TensorSpec], list[TensorSpec]]:
         session = self._session = FunctionSession(self._call, self._place, self._signature, self._view)
         if not session.outputs:
             if not load.warmup:

@@ -145,14 +145,14 @@ def has(provider: str) -> bool:
     return provider in onnxruntime.get_available_providers()
 
 
-def count_devices(provider: str) -> int:
-    """Devices that onnxruntime lists for one of its providers; 1 where it lists none."""
+def listed(provider: str) -> int:
+    """How many devices onnxruntime lists for one of its providers; 0 where it can't list any."""
     import onnxruntime
 
     try:
-        return max(1, len([found for found in onnxruntime.get_ep_devices() if found.ep_name == provider]))
+        return len([found for found in onnxruntime.get_ep_devices() if found.ep_name == provider])
     except (AttributeError, RuntimeError):  # before 1.22; or the platform's discovery fails
-        return 1
+        return 0
 
 
 def _provider(name: str) -> Any:
