@@ -62,7 +62,9 @@ def main(argv: list[str]) -> int:
     restore = _on_signals(stop)
     try:
         arguments = ["--config", str(options.config)]
-        with Yard(arguments, options.workers, options.threads, url, options.keys) as yard:
+        with Yard(
+            arguments, options.workers, options.threads, url, options.keys, provider=options.provider
+        ) as yard:
             _say(f"starting a yard at {yard.url}: broker and {plural(options.workers, 'worker')}")
             if started(yard, options.workers, stop):
                 _say(f"listening at {yard.url}; Ctrl-C ends it")
@@ -211,6 +213,12 @@ def _parser() -> argparse.ArgumentParser:
         type=count,
         metavar="N",
         help=f"of each worker (cores / workers; cores here: {os.cpu_count() or 1})",
+    )
+    arguments.add_argument(
+        "--provider",
+        choices=("auto", "directml", "webgpu", "cuda", "cpu"),
+        default="auto",
+        help="what the workers run on (%(default)s: the best that works here)",
     )
     arguments.add_argument(
         "--watch", action="store_true", help="load, swap and unload models as the files of models_root do"

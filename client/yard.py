@@ -44,6 +44,7 @@ def serve(
     timeout: float = START_TIMEOUT_S,
     log: IO[bytes] | None = None,
     models_root: str | os.PathLike[str] | None = None,
+    provider: str = "auto",
 ) -> Yard:
     """Start a broker and `workers` workers for these models, and return when every model is ready.
 
@@ -54,6 +55,7 @@ def serve(
     log: a file for what the processes say; default: this program's stderr.
     models_root: the folder that `Yard.operator` may load and swap models from; default: the one that
         these models lie in, if it is the same for all.
+    provider: what the workers run on: directml, webgpu, cuda, cpu; auto: the best that works here.
 
     A context manager; without `with`, `close()` ends it, or the end of this program. Raises
     ModelFailed when a model can't be loaded, InvalidRequest for names, files, or numbers that can't
@@ -62,7 +64,7 @@ def serve(
     arguments = [*_model_arguments(models), "--max-batch", str(max_batch)]
     if models_root is not None:
         arguments += ["--models-root", os.path.abspath(models_root)]
-    yard = Yard(arguments, workers, threads, url, log=log, quiet=True)
+    yard = Yard(arguments, workers, threads, url, log=log, quiet=True, provider=provider)
     named = models if isinstance(models, Mapping) else {Path(models).stem: models}
     try:
         with yard.client() as client:
@@ -125,6 +127,7 @@ class Yard:
         keys: Path | None = None,
         log: IO[bytes] | None = None,
         quiet: bool = False,
+        provider: str = "auto",
     ) -> None:
         _check_count("workers", workers)
         _check_count("threads", 1 if threads is None else threads)
@@ -138,7 +141,7 @@ class Yard:
         self._keys = keys
         python = [sys.executable, "-m"]
         environment = dict(os.environ, BATCHYARD_WORKERS=str(workers))
-        worker = [*python, "batchyard.gpuworker", *common]
+        worker = [*python, "batchyard.gpuworker", *common, "--provider", provider]
         if threads is not None:
             worker += ["--threads", str(threads)]
         broker = [*python, "batchyard.broker", *common, "--report", *broker_arguments]
@@ -148,7 +151,15 @@ class Yard:
         self.processes = [
             Process(ChildProcess(broker, environment, "broker", stdout=subprocess.PIPE, stderr=log)),
             *(
-                Process(ChildProcess(worker, environment, f"worker.{number}", stdout=log, stderr=log))
+                Process(
+                    ChildProcess(
+                        worker,
+                        {**environment, "BATCHYARD_WORKER": str(number)},  # which GPU is its share
+                        f"worker.{number}",
+                        stdout=log,
+                        stderr=log,
+                    )
+                )
                 for number in range(1, workers + 1)
             ),
         ]

@@ -38,14 +38,15 @@ class Sessions:
     def fix(self, inputs: Sequence[Any], batchable: bool) -> None:
         """From now on each batch size has a session of its own, if the recipe wants that and the model
         can be fixed: `inputs` are a session's. An axis that also counts something else stays free."""
-        self._by_rows.clear()
-        self._batch_axes = []
-        if not (self._recipe.session_per_bucket and batchable):
-            return
-        first = {value.shape[0] for value in inputs}
-        others = {axis for value in inputs for axis in value.shape[1:]}
-        if all(isinstance(axis, str) for axis in first) and not first & others:
-            self._batch_axes = sorted(first)
+        axes: list[str] = []
+        if self._recipe.session_per_bucket and batchable:
+            first = {value.shape[0] for value in inputs}
+            others = {axis for value in inputs for axis in value.shape[1:]}
+            if all(isinstance(axis, str) for axis in first) and not first & others:
+                axes = sorted(first)
+        if axes != self._batch_axes:
+            self._by_rows.clear()
+            self._batch_axes = axes
 
     def get(self, rows: int) -> Any:
         """The session that runs a batch of so many rows."""

@@ -59,6 +59,7 @@ class WatchedCore(Core):
         self.seen: dict[tuple[int, int], Seen] = {}  # by (connection, number), until released
         self._passed: dict[int, int] = {}  # batches that went before what was overdue, by worker
         self._lent: dict[int, dict[int, Lent]] = {}  # by worker and batch
+        self._leaving: set[int] = set()  # workers that are lent nothing more, and die of no request
 
     def handle(self, event: e.Event, now_ns: int) -> list[e.Action]:
         kind = type(event)
@@ -112,7 +113,7 @@ class WatchedCore(Core):
 
     def _worker_gone_seen(self, worker: int) -> list[Seen]:
         """Requests that were all that the worker was running when it died."""
-        running = True
+        running = worker not in self._leaving
         alone: list[Seen] = []
         for batch in self._lent.pop(worker, {}).values():
             _take_back(batch, retried=running)
@@ -125,6 +126,8 @@ class WatchedCore(Core):
 
     def _said_seen(self, event: e.WorkerSaid) -> None:
         message = event.message
+        if isinstance(message, m.Leaving):
+            self._leaving.add(event.worker)
         if isinstance(message, m.Done | m.BatchFailed) and message.epoch == self.epoch:
             batch = self._lent[event.worker].pop(message.batch, None)
             if batch is not None:
@@ -164,6 +167,7 @@ class WatchedCore(Core):
             del self.seen[conn, number]
 
     def _batch_lent(self, worker: int, message: m.Batch, now_ns: int) -> None:
+        assert worker not in self._leaving, "a worker that leaves is lent a batch"
         batch = self.batches[message.batch]
         lent: Lent = []
         earliest_ns = None
