@@ -43,6 +43,22 @@ def count(text: str) -> int:
     return value
 
 
+def port(text: str) -> int:
+    """A TCP port."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if not 0 < value < 1 << 16:
+        raise argparse.ArgumentTypeError(f"expected a port, 1 to 65535, found {text!r}")
+    return value
+
+
+def counts(text: str) -> list[int]:
+    """Whole numbers of at least 1, with commas between them."""
+    return [count(part) for part in text.split(",")]
+
+
 def seconds(text: str) -> float:
     """A duration above zero."""
     try:
@@ -63,6 +79,14 @@ def difference(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number of 0 or more, found {text!r}")
     return value
+
+
+def pair(text: str) -> tuple[str, str]:
+    """`KEY=VALUE`."""
+    key, separator, value = text.partition("=")
+    if not key or not separator:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found {text!r}")
+    return key, value
 
 
 def priority(text: str) -> int:

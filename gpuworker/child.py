@@ -8,6 +8,7 @@ and keeps its sessions; arenas belong to a broker, and are unmapped when the nex
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import signal
@@ -15,10 +16,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
@@ -30,6 +31,7 @@ from ..transport.keys import KeyFolder
 from ..transport.sockets import configure, readable
 from . import providers
 from .device import EXIT_CODE, DeviceLost
+from .functions import FunctionModel
 from .loader import Loader, Outcome
 from .memory import Memory
 from .model import ServedModel
@@ -178,6 +180,8 @@ class Session:
             model.warmup_ns,
             model.buckets,
             difference,
+            model.origin,
+            model.claimed_ns,
         )
         self._send([loaded])
 
@@ -236,9 +240,12 @@ class Session:
 
 def _source(load: m.Load) -> Any:
     """What a model is loaded from. Raises OSError."""
-    found = Path(load.path).stat()
-    file = (load.path, found.st_mtime_ns, found.st_size, found.st_ino)
-    return load.model, file, load.max_batch, load.batchable, load.warmup, tuple(load.buckets)
+    file: tuple[Any, ...] = ()
+    if load.path:  # else a function of an importable module, which this process reads once
+        found = Path(load.path).stat()
+        file = (load.path, found.st_mtime_ns, found.st_size, found.st_ino)
+    function = msgspec.json.encode(load.function)  # lists of axes have no hash
+    return load.model, file, function, load.max_batch, load.batchable, load.warmup, tuple(load.buckets)
 
 
 def _is_still(source: Any, load: m.Load) -> bool:
@@ -343,6 +350,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     level = logging.WARNING if arguments.quiet else logging.INFO
     logging.basicConfig(level=level, format="worker: %(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a Python model prints should be seen, also of one
+        sys.stdout.reconfigure(line_buffering=True)  # that is killed
     lifeline.hold()
     leave = threading.Event()
     if hasattr(signal, "SIGUSR1"):
@@ -350,7 +359,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         keys = KeyFolder(arguments.keys) if arguments.keys is not None else None
         recipe = providers.recipe(arguments.provider, arguments.threads, arguments.device, arguments.whole)
-        make = partial(ServedModel, recipe=recipe, tolerance=arguments.tolerance)
+
+        def make(load: m.Load) -> ServedModel:
+            if load.function is not None:
+                return FunctionModel(load, load.function)
+            return ServedModel(load, recipe, arguments.tolerance)
+
         endpoint = Endpoint.parse(arguments.url)
         serve(endpoint, keys, make, arguments.provider, arguments.fallen, leave)
     except DeviceLost as error:

@@ -15,8 +15,9 @@ import numpy as np
 import onnxruntime
 
 from ..transport import dtypes
-from ..transport.messages import LentBatch, Load
+from ..transport.messages import LentBatch, Load, Origin
 from ..transport.tensors import TensorSpec, nbytes_of
+from . import origin
 from .agreement import Agreement
 from .canary import SEED, CannotServe, first_line
 from .memory import Memory
@@ -46,22 +47,15 @@ class ServedModel:
     tolerance: how far the answers of a device may be off the CPU's; see `Agreement`.
     """
 
+    apart = True  # as for Runner
+
     def __init__(self, load: Load, recipe: Recipe, tolerance: float = TOLERANCE) -> None:
         self.name = load.model
         self.recipe = recipe
-        self._sessions = Sessions(recipe, load.path)
         self._agreement: Agreement | None = None
-        described = self._sessions
-        if recipe.reference is not None:
-            described = Sessions(recipe.reference, load.path)
-            self._agreement = Agreement(described, tolerance)
-        try:
-            session = described.get(ANY_SIZE)
-        except Exception as error:  # onnxruntime raises its own types, RuntimeError and others
-            raise CannotServe(first_line(error)) from None
-        inputs = session.get_inputs()
-        self.inputs = [_spec(value) for value in inputs]
-        self.outputs = [_spec(value) for value in session.get_outputs()]
+        self.origin: Origin | None = None
+        self.claimed_ns: dict[int, int] = {}
+        self._sessions, self.inputs, self.outputs = self._open(load, tolerance)
         self.alone_reason = self._why_alone() if load.batchable is None else ""
         if load.batchable and not all(spec.shape for spec in (*self.inputs, *self.outputs)):
             raise CannotServe("batchyard.toml says batchable = true, and a tensor without axes has no rows")
@@ -72,7 +66,7 @@ class ServedModel:
         self.buckets = self._choose_buckets(load, recipe)
         if self.buckets:
             self.max_batch = self.buckets[-1]
-        self._sessions.fix(inputs, self.batchable)
+        self._sessions.fix(self.inputs, self.batchable)
         self.warmup_ns: dict[int, int] = {}
         self._skip = 1 if self.batchable else 0
         self._free_axis = FREE_AXES[0]
@@ -88,7 +82,23 @@ class ServedModel:
             self.max_batch,
             recipe.in_place,
             self.buckets,
+            self.apart,
         )
+
+    def _open(
+        self, load: Load, tolerance: float
+    ) -> tuple[Sessions, list[TensorSpec], list[TensorSpec]]:
+        """(sessions, inputs, outputs). Raises CannotServe."""
+        sessions = described = Sessions(self.recipe, load.path)
+        if self.recipe.reference is not None:
+            described = Sessions(self.recipe.reference, load.path)
+            self._agreement = Agreement(described, tolerance)
+        try:
+            session = described.get(ANY_SIZE)
+        except Exception as error:  # onnxruntime raises its own types, RuntimeError and others
+            raise CannotServe(first_line(error)) from None
+        self.origin, self.claimed_ns = origin.read(session, load.path, self.recipe.name)
+        return sessions, [_spec(v) for v in session.get_inputs()], [_spec(v) for v in session.get_outputs()]
 
     def run(self, batch: LentBatch, memory: Memory) -> Result:
         """Run a batch. Raises ItemRefused for an item whose handles are wrong; anything else that
@@ -226,7 +236,11 @@ class ServedModel:
             array[...] = rng.standard_normal(shape)
         elif rng is not None:  # 0 and 1 are indices that most tables have
             array[...] = rng.integers(0, 2, shape)
-        return _OrtValues.make(array, spec.dtype)
+        return self._fed(array, spec.dtype)
+
+    def _fed(self, array: Any, dtype: int) -> Any:
+        """An array as the session takes it."""
+        return _OrtValues.make(array, dtype)
 
     def _check_rows(self, answers: Sequence[Any], rows: int) -> bool:
         for spec, answer in zip(self.outputs, answers, strict=True):

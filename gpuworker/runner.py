@@ -73,7 +73,8 @@ class Runner:
 
     `batchable`: axis 0 of every input and output counts rows. `in_place`: a run may read and write
     the arenas' own memory, and there is one session. `buckets`: the only batch sizes to run, rising;
-    empty: any.
+    empty: any. `apart`: whether big items that do not lie side by side are run by themselves rather than
+    copied together.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Runner:
         max_batch: int,
         in_place: bool,
         buckets: Sequence[int] = (),
+        apart: bool = True,
     ) -> None:
         self.name = name
         self._sessions = sessions
@@ -96,6 +98,7 @@ class Runner:
         self.max_batch = max_batch
         self._in_place = in_place
         self._buckets = buckets
+        self._apart = apart and in_place
         self._skip = 1 if batchable else 0
         self._bindings: dict[Any, Any] = {}
         self._known: dict[bytes, Any] = {}  # handles of one item -> binding; None: seen once
@@ -155,7 +158,7 @@ class Runner:
             self._run_group(items, arenas, 0, result)
             return result
         # Many big tensors that are not neighbours: several runs in place beat copying them together.
-        big = self._in_place and _nbytes(items[0]) >= APART_MIN_BYTES
+        big = self._apart and _nbytes(items[0]) >= APART_MIN_BYTES
         start = 0
         for stop in range(1, len(items) + 1):
             if stop == len(items) or (big and not _adjacent(items[stop - 1], items[stop])):
@@ -327,6 +330,14 @@ class Runner:
         self._sessions.do(work)
 
     # ---- bindings -----------------------------------------------------------------------------
+
+    def view(self, address: int, nbytes: int) -> memoryview | None:
+        """The bytes of a buffer by where it begins; None: no buffer begins there."""
+        for buffers in self._buffers.values():
+            for buffer in buffers:
+                if buffer.address == address:
+                    return buffer.view[:nbytes]
+        return None
 
     def _buffers_for(self, shapes: tuple[tuple[int, ...], ...], rows: int) -> list[_Buffer]:
         """Buffers of every input, then of every output unless some output's size is unknown."""

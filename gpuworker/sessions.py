@@ -14,11 +14,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..transport.tensors import TensorSpec
 from .device import DeviceLost, Turns, is_lost
 from .providers import Recipe
 
 OTHER_OPERATORS_MAX = 6  # named of those that are not on the device
 ANY_SIZE = 0
+UNNAMED = "?"  # axis of a TensorSpec
 
 _turns = Turns()  # of the process: its sessions share the device
 T = TypeVar("T")
@@ -35,15 +37,15 @@ class Sessions:
         self._profile: tempfile.TemporaryDirectory[str] | None = None  # of a device's first session
         self.placement = ""  # the providers, in words; after `note_placement` with the nodes of each
 
-    def fix(self, inputs: Sequence[Any], batchable: bool) -> None:
+    def fix(self, inputs: Sequence[TensorSpec], batchable: bool) -> None:
         """From now on each batch size has a session of its own, if the recipe wants that and the model
-        can be fixed: `inputs` are a session's. An axis that also counts something else stays free."""
+        can be fixed. An axis without a name, or that also counts something else, stays free."""
         axes: list[str] = []
         if self._recipe.session_per_bucket and batchable:
             first = {value.shape[0] for value in inputs}
             others = {axis for value in inputs for axis in value.shape[1:]}
-            if all(isinstance(axis, str) for axis in first) and not first & others:
-                axes = sorted(first)
+            if all(isinstance(axis, str) for axis in first) and not first & {*others, UNNAMED}:
+                axes = sorted(map(str, first))
         if axes != self._batch_axes:
             self._by_rows.clear()
             self._batch_axes = axes
