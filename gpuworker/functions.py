@@ -32,6 +32,7 @@ from .memory import Memory
 from .model import ServedModel
 from .providers import Recipe
 from .runner import Result
+from .sessions import Sessions
 
 PROBES = ((2, 3), (3, 4))  # (rows, size of other free axes) of the calls that find out undeclared outputs
 LOG_AGAIN_S = 5.0
@@ -75,9 +76,7 @@ class FunctionModel(ServedModel):
         result.copied_bytes += self._session.copied_bytes
         return result
 
-    def _open(
-        self, load: Load, tolerance: float
-    ) -> tuple[Sessions, list[TensorSpec], list[TensorSpec]]:
+    def _open(self, load: Load, tolerance: float) -> tuple[Sessions, list[TensorSpec], list[TensorSpec]]:
         session = self._session = FunctionSession(self._call, self._place, self._signature, self._view)
         if not session.outputs:
             if not load.warmup:
