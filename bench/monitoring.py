@@ -95,6 +95,10 @@ def _wait_for(page: str, sidecar: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
+def _percentile(percent: float, measured: Measured) -> float:
+    return percentile(sorted(measured.latencies_ns), percent)
+
+
 def _finding(comparison: Comparison) -> Finding:
     finding = Finding("monitoring", figures={"ratios": {}, "pooled": {}})
     pooled = {name: sorted(measured.latencies_ns) for name, measured in comparison.pooled.items()}
@@ -102,11 +106,7 @@ def _finding(comparison: Comparison) -> Finding:
         finding.count_errors(measured)
     for state in STATES:
         for percent in PERCENTS:
-
-            def figure(measured: Measured, percent: float = percent) -> float:
-                return percentile(sorted(measured.latencies_ns), percent)
-
-            ratio = comparison.ratio(state, NONE, figure)
+            ratio = comparison.ratio(state, NONE, partial(_percentile, percent))
             finding.figures["ratios"][f"p{percent:g}, {state}"] = asdict(ratio)
             finding.lines.append(
                 Line(
