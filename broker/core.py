@@ -38,7 +38,7 @@ from .config import YardConfig
 from .counters import Counters
 from .describes import Describes
 from .identical import Key, Run, key_of
-from .lanes import Lane, Part, Request
+from .lanes import MIXED, Lane, Part, Request
 from .registry import Batch, Model, Worker
 
 LOSSES_MAX = 2  # workers that died while they ran nothing but this request: it is given up
@@ -620,7 +620,12 @@ class Core:
             if request.ended:
                 self._release_if_free(request)
                 continue
+            if rows < request.rows and request.revision != batch.revision:
+                request.revision = MIXED if request.revision else batch.revision
             if request.rows_done < request.rows:
+                continue
+            if request.revision == MIXED:
+                self._start_over(request)
                 continue
             conn = request.conn
             queue_ns = batch.sent_ns - request.arrived_ns
@@ -644,6 +649,19 @@ class Core:
             if batch.rows == model.max_batch or (timing.has_claims and not model.row_ns):
                 self._pace(worker, model)
         self._unaccounted.append((batch, message, finished, now_ns))
+
+    def _start_over(self, request: Request) -> None:
+        """Parts of it were run before a swap, and parts after it: together they are no model's answer."""
+        name = request.model.name
+        if not request.model.config.idempotent:
+            text = f"{name!r} was swapped between the parts of this request, and is not idempotent"
+            self._fail(request, Code.MODEL_FAILED, text)
+            return
+        self.counters.requeued += 1
+        request.rows_done = request.revision = 0
+        request.parts = None
+        self.lanes[request.lane] = None
+        request.lane.push_front(Part(request, 0, request.rows))
 
     def _pace(self, worker: Worker, model: Model) -> None:
         """What a full batch is expected to take has changed. Nobody is refused for what a file claims: it

@@ -85,9 +85,7 @@ class ServedModel:
             self.apart,
         )
 
-    def _open(
-        self, load: Load, tolerance: float
-    ) -> tuple[Sessions, list[TensorSpec], list[TensorSpec]]:
+    def _open(self, load: Load, tolerance: float) -> tuple[Sessions, list[TensorSpec], list[TensorSpec]]:
         """(sessions, inputs, outputs). Raises CannotServe."""
         sessions = described = Sessions(self.recipe, load.path)
         if self.recipe.reference is not None:

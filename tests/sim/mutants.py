@@ -50,6 +50,8 @@ MUTANTS = [
         "            if request.ended:\n                self._release_if_free(request)\n                continue\n", "",
     ),
     Mutant("what comes back still counts as lent", CORE, "        request.rows_leased -= part.stop - part.start\n", ""),
+    Mutant("parts of two revisions are joined", CORE, "            if request.revision == MIXED:\n", "            if False:\n"),
+    Mutant("a request that starts over keeps its revisions", CORE, "request.rows_done = request.revision = 0", "request.rows_done = 0"),
     Mutant("done rows are not counted", CORE, "            request.rows_done += rows\n", ""),
     Mutant(
         "an ended request is released while another part is lent", CORE,

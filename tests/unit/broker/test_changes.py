@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,11 @@ class World:
     def unload(self, admin: int, name: str = "net") -> None:
         self.do(e.ModelUnwanted(admin, name))
 
-    def submit(self, number: int, model: str = "net") -> None:
-        at = number * 64
-        message = m.Submit(number, model, Priority.NORMAL, 0, [Tensor(1, [1, 4], at)], [Slot(at, 16)])
+    def submit(self, number: int, model: str = "net", rows: int = 1) -> None:
+        at = number * 256
+        message = m.Submit(
+            number, model, Priority.NORMAL, 0, [Tensor(1, [rows, 4], at)], [Slot(at, 16 * rows)]
+        )
         self.do(e.Submitted(1, 1, message))
 
     def turn(self) -> list[m.Batch]:
@@ -251,6 +254,48 @@ def test_what_a_dead_worker_held_of_the_old_revision_is_run_by_the_new_one() -> 
     world.take()
     (batch,) = world.turn()
     assert (batch.revision, len(batch.items)) == (2, 1)
+
+
+def swap_between_parts(world: World) -> None:
+    """A request of six rows, of which the old revision runs four, and the new one two."""
+    world.submit(1, rows=6)
+    (first,) = world.turn()
+    world.swap(1)
+    world.say(1, loaded(2))
+    world.take()
+    world.done(1, first)
+    (rest,) = world.turn()
+    assert [(batch.rows, batch.revision) for batch in (first, rest)] == [(4, 1), (2, 2)]
+    world.take()
+    world.done(1, rest)
+
+
+def test_a_request_whose_parts_two_revisions_have_run_is_run_again_as_a_whole(world: World) -> None:
+    swap_between_parts(world)
+    assert world.client == [], "its outputs are no answer of either revision"
+    for rows in (4, 2):
+        (batch,) = world.turn()
+        assert (batch.rows, batch.revision) == (rows, 2)
+        world.take()
+        world.done(1, batch)
+    (completed,) = world.client
+    assert (completed.requests, completed.batch.revision) == ([1], 2)
+    assert world.core.snapshot()["requeued"] == 1
+
+
+def test_where_nothing_may_run_twice_a_request_that_two_revisions_have_run_fails(world: World) -> None:
+    world.core.models["net"].config = replace(config(), idempotent=False)
+    world.submit(1, rows=6)
+    (first,) = world.turn()
+    world.do(e.ModelWanted(1, replace(config(path=NEW), idempotent=False), True))
+    world.say(1, loaded(2))
+    world.take()
+    world.done(1, first)
+    (rest,) = world.turn()
+    world.done(1, rest)
+    (failed,) = world.client
+    assert (failed.request, failed.code) == (1, Code.MODEL_FAILED)
+    assert "was swapped between the parts of this request" in failed.text
 
 
 @pytest.mark.parametrize(
