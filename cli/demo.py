@@ -28,6 +28,7 @@ SECONDS_DEFAULT = 8.0
 SECONDS_MAX = 45.0  # the whole demo ends in under a minute
 CLIENTS_DEFAULT = 4
 CLIENTS_MAX = 32
+TOO_MUCH = f"at most {SECONDS_MAX:g} seconds and {CLIENTS_MAX} clients; `batchyard bench` does more"
 MAX_BATCH = 32  # rows
 MODEL = "digits"
 GRACE_S = 10.0  # for a client to start, to end, and to write its tally
@@ -58,9 +59,7 @@ def main(argv: list[str]) -> int:
     )
     options = arguments.parse_args(argv)
     if options.seconds > SECONDS_MAX or options.clients > CLIENTS_MAX:
-        arguments.error(
-            f"at most {SECONDS_MAX:g} seconds and {CLIENTS_MAX} clients; `batchyard bench` does more"
-        )
+        arguments.error(TOO_MUCH)
     if importlib.util.find_spec("onnxruntime") is None:
         raise BatchyardError("the demo needs onnxruntime: pip install onnxruntime")
     with (

@@ -28,8 +28,11 @@ from ..transport.histograms import quantile
 from .arguments import count, parser, seconds
 from .demo import (
     CLIENTS_DEFAULT,
+    CLIENTS_MAX,
     MAX_BATCH,
     SECONDS_DEFAULT,
+    SECONDS_MAX,
+    TOO_MUCH,
     direct,
     figures,
     findings,
@@ -68,12 +71,12 @@ def main(argv: list[str]) -> int:
     add("--out", type=Path, default=Path("trained"), metavar="FOLDER", help="for the files (%(default)s)")
     add("--dataset", choices=NAMES, default=NAMES[0], help="(%(default)s)")
     add("--data", type=Path, default=Path("data"), metavar="FOLDER", help="for CIFAR's files (%(default)s)")
-    add(
-        "--measure", type=seconds, default=1.0, metavar="S", help="of each variant, by the gate (%(default)g)"
-    )
+    add("--measure", type=seconds, default=1.0, metavar="S", help="of a variant, by the gate (%(default)g)")
     add("--seconds", type=seconds, default=SECONDS_DEFAULT, metavar="S", help="of load (%(default)g)")
     add("--clients", type=count, default=CLIENTS_DEFAULT, metavar="N", help="programs (%(default)s)")
     options = arguments.parse_args(argv)
+    if options.seconds > SECONDS_MAX or options.clients > CLIENTS_MAX:
+        arguments.error(TOO_MUCH)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise InvalidRequest(
