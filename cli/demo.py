@@ -180,7 +180,7 @@ def findings(total: Tally, batch: float) -> list[str]:
     lines = [
         f"throughput  {rows / took_s:,.0f} scans per second in {total.requests / took_s:,.0f} requests; "
         f"{batch:.1f} scans in a batch on average",
-        f"accuracy    {total.right / rows:.1%} of the answers are the digit that was written "
+        f"accuracy    {total.right / rows:.1%} of the answers are right "
         f"({int(total.seen.sum())} different scans)",
         f"equality    {rows - total.unequal:,} of {rows:,} answers equal the direct run, "
         f"{identical} bit for bit",
