@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client": {"transport"},
     "export": {"transport.errors"},
     "sidecar": {"transport"},
-    "gateway": {"client", FACE},
+    "gateway": {"client", "transport.lifeline", FACE},
     "bench": {"client", FACE},
     "cli": {"*"},
     "examples": {"client", "export", "transport", FACE},
