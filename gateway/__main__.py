@@ -1,8 +1,8 @@
 """`python -m batchyard.gateway`: arguments, what must hold before anything listens, and the two servers.
 
-    0    done (Ctrl-C, SIGTERM)
-    1    it could not start, and stderr says why in one sentence
-    2    the command line is wrong
+0    done (Ctrl-C, SIGTERM)
+1    it could not start, and stderr says why in one sentence
+2    the command line is wrong
 """
 
 from __future__ import annotations
@@ -151,6 +151,7 @@ async def _serve(options: argparse.Namespace, token: str | None) -> None:
         access_log=False,
         lifespan="off",
         server_header=False,
+        proxy_headers=False,  # nobody asks here for whom somebody asks
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(GRACE_S),
         ws="none",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,13 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import BatchyardError
 from . import metrics, models_rest, openapi, page, predict
 from .errors import ClientGone, Refusal, invalid, refusal_of
-from .guard import GONE, Guard
+from .guard import GONE, ROUTE, Guard
 from .jobs import State
+from .oip_rest import infer
 from .openapi import ANY_BODY, JOB, JSON, promises, takes
 from .rooms import Rooms
 
@@ -41,7 +44,28 @@ def application(rooms: Rooms, token: str | None) -> ASGIApp:
     app.include_router(models_rest.router(rooms))
     app.include_router(models_rest.memory_router(rooms))
     rooms.metrics.add_gauges(lambda: gauges(rooms))
-    return Guard(app, rooms.metrics, token, rooms.limits.requests_max)
+    return Guard(_Straight(app, rooms), rooms.metrics, token, rooms.limits.requests_max)
+
+
+class _Straight:
+    """Inference goes past the framework: its layers and its router took 45 of 90 parts of the gateway's
+    CPU at 16 small requests in flight. The same function answers, and the document names the same paths."""
+
+    _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+
+    def __init__(self, app: ASGIApp, rooms: Rooms) -> None:
+        self._app = app
+        self._rooms = rooms
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self._INFER.fullmatch(scope["path"]) if scope["type"] == "http" else None
+        if found is None or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        model, version = found[1], found[2] or ""
+        scope[ROUTE] = models_rest.PATHS[bool(version)] + "/infer"
+        response = await infer(Request(scope, receive), self._rooms, model, version)
+        await response(scope, receive, send)
 
 
 async def _answered(request: Request, error: Exception) -> Response:
@@ -83,9 +107,7 @@ def _predict_routes(app: FastAPI, rooms: Rooms) -> None:
     reading = takes(openapi.PREDICT_BODY, *openapi.PREDICT_QUERY)
     waiting = takes(openapi.PREDICT_BODY, *openapi.PREDICT_QUERY, openapi.OUTPUT_QUERY)
 
-    @app.post(
-        "/predict", responses=promises(openapi.RESULT, *ANY_BODY, 404, 406), openapi_extra=waiting
-    )
+    @app.post("/predict", responses=promises(openapi.RESULT, *ANY_BODY, 404, 406), openapi_extra=waiting)
     async def predict_now(request: Request) -> Response:
         return await predict.predict(request, rooms)
 
@@ -133,7 +155,6 @@ def gauges(rooms: Rooms) -> dict[str, tuple[str, float]]:
 @asynccontextmanager
 async def running(rooms: Rooms) -> AsyncIterator[None]:
     """What lives beside the requests; everything of the rooms is closed at the end."""
-    import asyncio
 
     sweeping = asyncio.ensure_future(rooms.jobs.sweep_for_ever())
     try:

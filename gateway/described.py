@@ -79,8 +79,9 @@ def config(info: ModelInfo) -> dict[str, Any]:
 def statistics(info: ModelInfo, snapshot: dict[str, Any], last_ms: int = 0) -> dict[str, Any]:
     """A model's statistics since the broker started.
 
-    As Triton counts: what a batch took is counted for every request in it. The broker keeps that by
-    batch, so a request's share is the batches' mean. `last_ms`: its last answer by this gateway.
+    What a batch took is counted once, where Triton counts it for every request in it: divided by the
+    requests, it is a request's share of the worker. (Batches times requests would be a mean that can
+    fall, and readers take differences.) `last_ms`: its last answer by this gateway.
     """
     outcomes = [(what, n) for model, _, what, n in snapshot["requests"] if model == info.name]
     done = sum(n for what, n in outcomes if what == OUTCOMES_OK)
@@ -91,8 +92,7 @@ def statistics(info: ModelInfo, snapshot: dict[str, Any], last_ms: int = 0) -> d
     cached = sum(n for model, how, n in snapshot["identical"] if model == info.name and how == "cached")
 
     def share(stage: str) -> dict[str, int]:
-        count, sum_ns = batches.get(stage, (0, 0))
-        return {"count": done, "ns": done * sum_ns // count if count else 0}
+        return {"count": done, "ns": batches.get(stage, (0, 0))[1]}
 
     return {
         "name": info.name,

@@ -23,6 +23,7 @@ from .. import (
     WorkerLost,
 )
 
+INTERNAL = "INTERNAL"  # the code of what nobody foresaw
 RETRY_AFTER_S = 1.0  # where nobody knows better
 
 
@@ -88,4 +89,4 @@ def refusal_of(error: BaseException) -> Refusal:
             if isinstance(error, Overloaded) and error.retry_after_s > 0:
                 retry_after_s = error.retry_after_s
             return Refusal(status, code, str(error), retry_after_s)
-    return Refusal(500, "INTERNAL", "the gateway failed on this request; its log says how")
+    return Refusal(500, INTERNAL, "the gateway failed on this request; its log says how")

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ClientGone, Refusal, refusal_of
+from .errors import INTERNAL, ClientGone, Refusal, refusal_of
 from .metrics import Metrics
 
 log = logging.getLogger("gateway")
@@ -27,6 +27,7 @@ T = TypeVar("T")
 # Asked without a token, and while all places are taken: whether it lives, and a page that holds no data.
 OPEN_PATHS = {"/", "/v2/health/live", "/v2/health/ready"}
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+ROUTE = "batchyard.route"  # in a scope: the route's path, where it was found without the framework
 GONE = 499  # what is counted for a connection that was closed before its answer
 
 
@@ -66,15 +67,14 @@ class Guard:
         except ClientGone:
             pass
         except Exception as error:
-            if not isinstance(error, Refusal):
+            refusal = refusal_of(error)
+            if refusal.code == INTERNAL:
                 log.exception("%s %s", scope["method"], scope["path"])
-            if status == GONE:  # else it has begun, and can only be broken off
-                await answer(refusal_of(error), counted_send)
-            else:
-                raise
+            if status == GONE:  # else the answer has begun: uvicorn breaks the connection off
+                await answer(refusal, counted_send)
         finally:
             metrics.in_flight -= 1
-            route = getattr(scope.get("route"), "path", "other")
+            route = scope.get(ROUTE) or getattr(scope.get("route"), "path", "other")
             metrics.observe(route, status, time.perf_counter() - started_s)
 
     def _admit(self, scope: Scope) -> None:

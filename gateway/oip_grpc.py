@@ -17,7 +17,7 @@ from google.protobuf import json_format
 from .. import ModelInfo
 from . import described
 from .datatypes import Array, Datatype, from_bytes, no_strings, strings, to_bytes
-from .errors import Refusal, invalid, refusal_of
+from .errors import INTERNAL, Refusal, invalid, refusal_of
 from .grpc_messages import CLASSES, SERVICE
 from .guard import bearer_is
 from .inference import (
@@ -239,7 +239,7 @@ def _unary(name: str, method: Any) -> Any:
 
 def _refusal(error: BaseException) -> Refusal:
     refusal = refusal_of(error)
-    if refusal.code == "INTERNAL":
+    if refusal.code == INTERNAL:
         log.exception("a gRPC call failed")
     return refusal
 
@@ -285,10 +285,6 @@ def _response(answered: Answered, request_id: str) -> Any:
         entry.shape.extend(output.array.shape)
         if output.written is None:
             response.raw_output_contents.append(bytes(to_bytes(output.array)))
-            continue
-        parameters = entry.parameters
-        parameters["shared_memory_region"].string_param = output.written.region
-        parameters["shared_memory_offset"].int64_param = output.written.offset
-        parameters["shared_memory_byte_size"].int64_param = output.array.nbytes
-        response.raw_output_contents.append(b"")  # keeps the others in their places
+        else:
+            response.raw_output_contents.append(b"")  # keeps the others in their places
     return response

@@ -217,12 +217,8 @@ def _response(answered: Answered, request_id: str, traceparent: str | None) -> R
             "datatype": output.datatype.name,
             "shape": list(output.array.shape),
         }
-        if output.written is not None:  # with a binary_data_size, clients would look for its bytes here
-            described["parameters"] = {
-                "shared_memory_region": output.written.region,
-                "shared_memory_offset": output.written.offset,
-                "shared_memory_byte_size": output.array.nbytes,
-            }
+        if output.written is not None:
+            pass  # clients know where; with parameters, some of them would look for its bytes here
         elif output.binary:
             described["parameters"] = {"binary_data_size": output.array.nbytes}
             parts.append(to_bytes(output.array))

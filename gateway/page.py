@@ -72,9 +72,7 @@ def _model(info: ModelInfo) -> dict[str, Any]:
         "max_batch": info.max_batch if info.batchable else 1,
         "inputs": [str(spec) for spec in info.inputs],
         "outputs": [str(spec) for spec in info.outputs],
-        "workers": [
-            {"worker": one.worker, "pid": one.pid, "provider": one.provider} for one in info.workers
-        ],
+        "workers": [{"worker": one.worker, "pid": one.pid, "provider": one.provider} for one in info.workers],
         "ok": 0,
         "failed": 0,
         "rows": 0,
