@@ -134,7 +134,11 @@ ENUMS: dict[str, dict[str, int]] = {
     "ModelInput.Format": {"FORMAT_NONE": 0, "FORMAT_NHWC": 1, "FORMAT_NCHW": 2},
     "ModelInstanceGroup.Kind": {"KIND_AUTO": 0, "KIND_GPU": 1, "KIND_CPU": 2, "KIND_MODEL": 3},
 }  # fmt: skip
-ONEOF = {"InferParameter": "parameter_choice"}  # all fields of these are one choice
+# Message -> (a choice, the fields that are in it)
+ONEOF = {
+    "InferParameter": ("parameter_choice", {field for _, field, _ in TABLE["InferParameter"]}),
+    "ModelConfig": ("scheduling_choice", {"dynamic_batching"}),
+}
 
 _Field = descriptor_pb2.FieldDescriptorProto
 
@@ -153,7 +157,7 @@ def _file() -> Any:
             enum.value.add(name=value, number=number)
     for name, rows in TABLE.items():
         if name in ONEOF:
-            made[name].oneof_decl.add(name=ONEOF[name])
+            made[name].oneof_decl.add(name=ONEOF[name][0])
         for number, field, kind in rows:
             _add(made[name], name, number, field, kind)
     return file
@@ -176,7 +180,7 @@ def _add(message: Any, name: str, number: int, field: str, kind: str) -> None:
         added.type_name = f".{PACKAGE}.{element}"
     else:
         added.type = getattr(_Field, f"TYPE_{element.upper()}")
-    if name in ONEOF:
+    if name in ONEOF and field in ONEOF[name][1]:
         added.oneof_index = 0
 
 
