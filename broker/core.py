@@ -31,7 +31,7 @@ from ..transport.messages import Priority
 from . import events as e
 from . import invariants, replies
 from .admission import Account, Admission, Connection
-from .batching import NEVER_NS, URGENT_MEMORY_NS, choose, lease_ns, lend_ns, take
+from .batching import CREDIT, NEVER_NS, URGENT_MEMORY_NS, choose, lease_ns, lend_ns, take
 from .changes import Changes, load
 from .config import YardConfig
 from .counters import Counters
@@ -80,6 +80,8 @@ class Core:
         self._deadlines: Deadlines[Request] = Deadlines(lambda request: request.ended)
         self._describes = Describes(self.models)
         self._changes = Changes(self.models, self.workers, self._pace)
+        self.held_bytes = 0  # in slots of requests that have not been released
+        self._places = 0  # of lost workers that nobody has taken yet
         self._urgent_until_ns = 0  # urgent traffic is present until then
         self._lend_due_ns = NEVER_NS  # when some busy worker is to be lent its next batch
         self._actions: list[e.Action] = []
@@ -131,11 +133,33 @@ class Core:
         self.tally()
         return self.counters.snapshot() | {
             "pid": self._pid,
+            "epoch": self.epoch,
             "rows_under_way": self.admission.rows,
             "bytes_under_way": self.admission.nbytes,
+            "bytes_held": self.held_bytes,
             "clients": len(self.connections),
             "workers": len(self.workers),
+            "worker_pids": [worker.pid for worker in self.workers.values()],
             "batches_lent": len(self.batches),
+            "credit": CREDIT * len(self.workers) - len(self.batches),
+            "models": [
+                [model.name, model.revision, model.state, list(model.waiting), model.providers()]
+                for model in self.models.values()
+            ],
+            "lanes": [
+                [model.name, [list(shape) for shape in lane.signature], lane.rows]
+                for model in self.models.values()
+                for lane in model.lanes.values()
+            ],
+            "leases": [
+                [
+                    worker.id,
+                    worker.pid,
+                    {name: info.provider for name, info in worker.models.items()},
+                    [[batch.lane.model.name, batch.rows] for batch in worker.leases.values()],
+                ]
+                for worker in self.workers.values()
+            ],
         }
 
     def validate(self) -> None:
@@ -211,10 +235,7 @@ class Core:
             )
             lane = model.lane(message.inputs)
         except BatchyardError as error:
-            self.counters.refuse(error.code.name.lower())
-            retry_ns = int(error.retry_after_s * 1e9) if isinstance(error, Overloaded) else 0
-            failed = m.Failed(message.request, error.code, str(error), retry_ns)
-            self._actions.append(e.ToClient(event.conn, failed))
+            self._actions.append(e.ToClient(event.conn, self.refused(message, error)))
             return
         request = Request(event.conn, message, event.arena, lane, rows, nbytes, now_ns)
         virtual_ns = now_ns + self._budgets_ns[message.priority]
@@ -230,6 +251,7 @@ class Core:
             self._urgent_until_ns = now_ns + URGENT_MEMORY_NS
         self.admission.add(connection, request)
         arena.requests += 1
+        self.held_bytes += nbytes
         lane.users += 1
         if key is not None and model.identical.shares and rows <= model.max_batch:
             request.key = key
@@ -239,6 +261,16 @@ class Core:
                 return
             model.identical.begin(request)
         self._queue(request)
+
+    def refused(self, message: m.Submit, error: BatchyardError) -> m.Failed:
+        """What to tell a client whose request is not taken; that is its outcome, and counted."""
+        reason = error.code.name.lower()
+        self.counters.refuse(reason)
+        # A name that no model has is a client's text: counted by it, counters would grow for ever.
+        name = message.model if message.model in self.models else ""
+        self.counters.end(name, message.priority, reason)
+        retry_ns = int(error.retry_after_s * 1e9) if isinstance(error, Overloaded) else 0
+        return m.Failed(message.request, error.code, str(error), retry_ns)
 
     def _queue(self, request: Request) -> None:
         """It waits in its lane, as a whole."""
@@ -373,6 +405,9 @@ class Core:
     # ---- workers ----------------------------------------------------------------------------
 
     def _worker_joined(self, event: e.WorkerJoined, now_ns: int) -> None:
+        if self._places:
+            self._places -= 1
+            self.counters.workers_restarted += 1
         self.workers[event.worker] = Worker(event.worker, event.pid)
         self._actions.append(e.ToWorker(event.worker, m.WorkerWelcome(self.epoch, event.worker, self._pid)))
         for model in self.models.values():
@@ -412,6 +447,7 @@ class Core:
         if worker is None:
             return
         self.counters.workers_lost += 1
+        self._places += 1
         for model in self.models.values():
             model.workers.pop(worker.id, None)
             model.failures.pop(worker.id, None)
@@ -552,6 +588,8 @@ class Core:
             worker.id,
             worker.models[model.name].provider,
             batch.revision,
+            batch.id,
+            now_ns - batch.sent_ns,
         )
         completed: dict[int, m.Completed] = {}
         finished: list[Request] = []
@@ -578,15 +616,16 @@ class Core:
             queue_ns = batch.sent_ns - request.arrived_ns
             self._end(request, "ok")
             self._release(request)
-            finished.append(request)
             if request.parts is not None or (request.key is not None and rows == request.rows):
-                self._answer(request, queue_ns, receipt)
+                if not self._answer(request, queue_ns, receipt):
+                    continue
             elif conn in completed:
                 completed[conn].requests.append(request.id)
                 completed[conn].queue_ns.append(queue_ns)
             else:
                 reply = completed[conn] = m.Completed([request.id], [queue_ns], receipt)
                 self._actions.append(e.ToClient(conn, reply))
+            finished.append(request)
         took_ns = message.gather_ns + message.compute_ns + message.scatter_ns
         self.admission.forecast.ran(ran, model.row_ns, took_ns, now_ns - batch.began_ns, now_ns)
         timing = worker.timings.get(model.name)
@@ -601,16 +640,18 @@ class Core:
         model.row_ns = worker.timings[model.name].predict_ns(model.max_batch) / model.max_batch
         self.admission.slowest_row_ns = max((other.row_ns for other in self.models.values()), default=0.0)
 
-    def _answer(self, request: Request, queue_ns: int, receipt: m.BatchReceipt) -> None:
-        """Reply with outputs that lie elsewhere than in slots."""
+    def _answer(self, request: Request, queue_ns: int, receipt: m.BatchReceipt) -> bool:
+        """Reply with outputs that lie elsewhere than in slots; False: they are not there, and it failed."""
         found = replies.gathered(request)
         if found is not None:
             answer = m.Answer(request.id, queue_ns, receipt, found[0])
             self._actions.append(e.ToClient(request.conn, answer, found[1]))
-            return
+            return True
         self.counters.refuse("missing_frame")
+        self.counters.end(request.model.name, request.priority, Code.WORKER_LOST.name.lower())
         failed = m.Failed(request.id, Code.WORKER_LOST, "a worker's answer lacked its tensors")
         self._actions.append(e.ToClient(request.conn, failed))
+        return False
 
     def _batch_failed(
         self, worker: Worker, message: m.BatchFailed, frames: Sequence[Any], now_ns: int
@@ -699,6 +740,7 @@ class Core:
             if lane.model.leaving:
                 self._actions += self._changes.drained(lane.model)
         self.arenas[request.arena].requests -= 1
+        self.held_bytes -= request.nbytes
         self._close_if_idle(request.arena)
 
     def _close_if_idle(self, number: int) -> None:

@@ -1,35 +1,16 @@
 """Cumulative counts of what the broker did: plain integers, pulled by whoever asks, never reset.
 
-Histograms are log-spaced: 4 buckets to a factor of two, so a quantile read from them is within
-19 % of the true value over the whole range from nanoseconds to hours.
+Histograms are log-spaced: transport/histograms.py says what a bucket's number means.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..transport.histograms import bucket_of
+
 if TYPE_CHECKING:
     from ..transport.messages import Done
-
-BUCKETS_PER_OCTAVE = 4
-
-
-def bucket_of(value_ns: int) -> int:
-    """Index of the bucket that a value falls into; `bucket_upper_ns` is its inverse."""
-    if value_ns < BUCKETS_PER_OCTAVE:
-        return max(value_ns, 0)
-    octave = value_ns.bit_length() - 1
-    return (octave - 1) * BUCKETS_PER_OCTAVE + (value_ns >> (octave - 2)) - BUCKETS_PER_OCTAVE
-
-
-def bucket_upper_ns(bucket: int) -> int:
-    """The least value that is above the bucket."""
-    value = bucket + 1
-    if value <= BUCKETS_PER_OCTAVE:
-        return value
-    octave, step = divmod(value, BUCKETS_PER_OCTAVE)
-    return (BUCKETS_PER_OCTAVE + step) << (octave - 1)
-
 
 class Histogram:
     """Counts by bucket, with sum and count; `counts` grows to the largest bucket seen."""
@@ -58,6 +39,7 @@ class Counters:
         self.identical: dict[tuple[str, str], int] = {}  # (model, "joined" or "cached")
         self.refused: dict[str, int] = {}  # reason
         self.workers_lost = 0
+        self.workers_restarted = 0  # joined in the place of one that was lost
         self.workers_hung = 0  # and killed for it
         self.requeued = 0  # parts
         self.batches = 0
@@ -107,6 +89,7 @@ class Counters:
             "identical": [[*key, count] for key, count in self.identical.items()],
             "refused": dict(self.refused),
             "workers_lost": self.workers_lost,
+            "workers_restarted": self.workers_restarted,
             "workers_hung": self.workers_hung,
             "requeued": self.requeued,
             "batches": self.batches,

@@ -24,7 +24,6 @@ from ..transport.errors import (
     Code,
     InvalidRequest,
     MalformedMessage,
-    Overloaded,
     WrongVersion,
 )
 from ..transport.segments import Segment
@@ -128,10 +127,7 @@ class Front:
             try:
                 self.inline.lay(client.conn, message, frames, self._core.models.get(message.model))
             except BatchyardError as error:
-                self._core.counters.refuse(error.code.name.lower())
-                retry_ns = int(error.retry_after_s * 1e9) if isinstance(error, Overloaded) else 0
-                failed = m.Failed(message.request, error.code, str(error), retry_ns)
-                self._outbox.setdefault(client.identity, []).append(failed)
+                self._outbox.setdefault(client.identity, []).append(self._core.refused(message, error))
                 return
         model = self._core.models.get(message.model)
         digest = b""

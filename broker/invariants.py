@@ -53,9 +53,10 @@ def _check_waiting(core: Core, covered: dict[int, list[tuple[int, int]]]) -> Non
 
 def _check_leases(
     core: Core, covered: dict[int, list[tuple[int, int]]]
-) -> tuple[dict[int, int], dict[int, set[int]]]:
+) -> tuple[dict[int, int], dict[int, dict[int, int]]]:
+    """(request -> rows that are leased, arena -> request that is leased -> its bytes)."""
     leased: dict[int, int] = {}
-    held: dict[int, set[int]] = {}
+    held: dict[int, dict[int, int]] = {}
     found = 0
     for worker in core.workers.values():
         assert bool(worker.overdue_ns) <= bool(worker.leases), f"worker {worker.id} is watched for nothing"
@@ -69,14 +70,14 @@ def _check_leases(
             for part in batch.parts:
                 key = id(part.request)
                 leased[key] = leased.get(key, 0) + part.stop - part.start
-                held.setdefault(part.request.arena, set()).add(key)
+                held.setdefault(part.request.arena, {})[key] = part.request.nbytes
                 if not part.request.ended:
                     covered[key].append((part.start, part.stop))
     assert found == len(core.batches), "a batch is leased to nobody"
     return leased, held
 
 
-def _check_totals(core: Core, held_by_arena: dict[int, set[int]]) -> None:
+def _check_totals(core: Core, held_by_arena: dict[int, dict[int, int]]) -> None:
     requests = [r for c in core.connections.values() for r in c.requests.values()]
     assert core.admission.rows == sum(r.rows for r in requests)
     assert core.admission.nbytes == sum(r.nbytes for r in requests)
@@ -84,8 +85,11 @@ def _check_totals(core: Core, held_by_arena: dict[int, set[int]]) -> None:
         own = [r for c in core.connections.values() if c.account is account for r in c.requests.values()]
         assert account.rows == sum(r.rows for r in own)
         assert account.nbytes == sum(r.nbytes for r in own)
+    held_bytes = 0
     for number, arena in core.arenas.items():
-        users = {id(r) for r in requests if r.arena == number} | held_by_arena.get(number, set())
+        users = {id(r): r.nbytes for r in requests if r.arena == number} | held_by_arena.get(number, {})
+        held_bytes += sum(users.values())
         assert arena.requests == len(users), f"arena {number}: {arena.requests} counted, {len(users)} use it"
+    assert core.held_bytes == held_bytes, f"{core.held_bytes} bytes counted as held, not {held_bytes}"
     for number in held_by_arena:
         assert number in core.arenas, f"arena {number} was closed under a lease"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from typing import Any
 
 import zmq
@@ -48,6 +49,7 @@ class Loop:
         self._endpoint = endpoint
         self._core = core
         self._spin_ns = config.spin_ns
+        self._version = metadata.version("batchyard")
         self._context: zmq.Context[Socket] = zmq.Context()
         self._zap = start_zap(self._context, keys) if keys is not None else None
         self._keys = keys
@@ -202,7 +204,8 @@ class Loop:
             self._back.ended(fd, time.monotonic_ns())
 
     def _snapshot(self) -> dict[str, Any]:
-        return self._core.snapshot() | self._arenas.snapshot() | self._front.inline.snapshot()
+        rooms = self._core.snapshot() | self._arenas.snapshot() | self._front.inline.snapshot()
+        return rooms | {"version": self._version}
 
     # ---- carrying out -------------------------------------------------------------------------
 

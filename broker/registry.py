@@ -116,6 +116,13 @@ class Model:
         """Requests whose slots have not been released."""
         return sum(lane.users for lane in self.lanes.values())
 
+    def providers(self) -> dict[str, int]:
+        """How many workers serve it by each provider."""
+        found: dict[str, int] = {}
+        for info in self.workers.values():
+            found[info.provider] = found.get(info.provider, 0) + 1
+        return found
+
     def become(self, config: ModelConfig, revision: int) -> None:
         """Another revision takes its place; the workers that serve that are told next."""
         self.config = config

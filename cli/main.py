@@ -27,6 +27,7 @@ VERBS = {
     "up": ("batchyard.cli.up", "a yard on this machine: broker and workers, until Ctrl-C"),
     "infer": ("batchyard.cli.infer", "run a model on an array from a file"),
     "models": ("batchyard.cli.models", "what a yard serves, and by which workers"),
+    "top": ("batchyard.cli.top", "what a yard does now: rates, latencies, workers, memory"),
     "doctor": ("batchyard.cli.doctor", "look for what is wrong on this machine"),
     "export": ("batchyard.cli.export", "make ONNX files of PyTorch models, and judge them"),
     "bench": ("batchyard.bench.main", "measure, and compare with the runtime alone"),

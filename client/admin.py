@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import zmq
-from zmq.utils.monitor import recv_monitor_message
-
-from ..transport import codec, endpoints
+from ..transport import endpoints
 from ..transport import messages as m
+from ..transport.admin import Answer, ask
 from ..transport.endpoints import Endpoint
-from ..transport.errors import BrokerLost, DeadlineExceeded, MalformedMessage, Unauthorized, from_wire
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelChanged
-from ..transport.sockets import (
-    CONTEXT_DESCRIPTORS,
-    SOCKET_DESCRIPTORS,
-    Socket,
-    configure,
-    require_descriptors,
-)
 
-Answer = TypeVar("Answer", m.SnapshotTaken, ModelChanged)
 TIMEOUT_S = 120.0  # for a change: a big model is loaded and warmed by one worker after the other
-CONNECT_TIMEOUT_S = 5.0  # for a broker to be there at all
-
-_REFUSED = (zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
-_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED[0] | _REFUSED[1]
 
 
 class Operator:
@@ -84,50 +68,4 @@ class Operator:
         return self._ask(m.UnloadModel(name), ModelChanged, timeout)
 
     def _ask(self, message: m.AdminMessage, kind: type[Answer], timeout: float) -> Answer:
-        endpoint = self.endpoint
-        require_descriptors(CONTEXT_DESCRIPTORS + SOCKET_DESCRIPTORS)
-        with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-            configure(socket, endpoint)
-            if self._keys is not None:
-                self._keys.apply_client(socket)
-            monitor: Socket = socket.get_monitor_socket(_EVENTS)
-            try:
-                socket.connect(endpoint.admin)
-                socket.send(codec.encode([message]))
-                payload = self._receive(socket, monitor, timeout, isinstance(message, m.Snapshot))
-                (answer,) = codec.broker_to_admin.decode(payload)
-            finally:
-                socket.disable_monitor()
-                monitor.close(0)
-        if isinstance(answer, m.Refused):
-            raise from_wire(answer.code, answer.text)
-        if not isinstance(answer, kind):
-            raise MalformedMessage(f"the broker at {endpoint.url} answered something else than was asked")
-        return answer
-
-    def _receive(self, socket: Socket, monitor: Socket, timeout: float, patient: bool) -> bytes:
-        """The answer. `patient`: a broker that ends may be followed by one that answers; for questions."""
-        url = self.endpoint.url
-        started_s = time.monotonic()
-        connected = False
-        within_s = min(timeout, CONNECT_TIMEOUT_S)
-        text = f"no broker answers at {url} within {within_s:g} s"
-        poller = zmq.Poller()
-        poller.register(socket, zmq.POLLIN)
-        poller.register(monitor, zmq.POLLIN)
-        while True:
-            left_s = started_s + within_s - time.monotonic()
-            ready = dict(poller.poll(max(0, int(left_s * 1000))))
-            if socket in ready:
-                return socket.recv()
-            if not ready:
-                raise DeadlineExceeded(text)
-            event = recv_monitor_message(monitor)["event"]
-            if event in _REFUSED:
-                raise Unauthorized(f"the yard at {url} does not admit this operator: see its CURVE keys")
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                connected = True
-                within_s = timeout
-                text = f"the broker at {url} has not answered within {timeout:g} s"
-            elif connected and not patient:
-                raise BrokerLost(f"the broker at {url} went away; what was ordered may not be done")
+        return ask(self.endpoint, self._keys, message, kind, timeout)

@@ -15,7 +15,7 @@ from itertools import count
 from math import inf
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import zmq
@@ -33,6 +33,7 @@ from ..transport.errors import (
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelInfo, Priority
 from ..transport.sockets import readable
+from . import tracing
 from .channel import Channel, Pending, Settled
 from .client import ARENA_BYTES, TIMEOUT_S, deadline_ns_of, empty_in, patience_s, priority_of
 from .connection import Connection, nobody_answers, refusal
@@ -42,6 +43,9 @@ from .resubmit import asked, may_ask_again, nobody_came, not_again
 from .session import Session, Settings, check_name
 from .sessions import RETRY_S
 from .signature import Array, Signature
+
+if TYPE_CHECKING:
+    from .spans import RequestSpan
 
 LOOK_AROUND_S = 0.1  # how often the end of a connection is looked for beside its own event
 WELCOME_LOOK_S = 0.002  # how often a new connection is asked whether it is welcome
@@ -94,9 +98,12 @@ class AsyncClient:
         priority: int | str = Priority.NORMAL,
         deadline: float | None = None,
         timeout: float = TIMEOUT_S,
+        traceparent: str | None = None,
     ) -> Array | dict[str, Array]:
         """As `Client.infer`."""
-        reply = await self.request(model, inputs, priority=priority, deadline=deadline, timeout=timeout)
+        reply = await self.request(
+            model, inputs, priority=priority, deadline=deadline, timeout=timeout, traceparent=traceparent
+        )
         return reply.value
 
     async def request(
@@ -107,11 +114,32 @@ class AsyncClient:
         priority: int | str = Priority.NORMAL,
         deadline: float | None = None,
         timeout: float = TIMEOUT_S,
+        traceparent: str | None = None,
     ) -> Reply:
         """As `Client.request`."""
         deadline_ns = deadline_ns_of(deadline, timeout)
         patience = patience_s(deadline, timeout)
         urgency = priority_of(priority)
+        span = tracing.begin(model, urgency, traceparent)
+        if span is None:
+            return await self._outcome(model, inputs, urgency, deadline_ns, timeout, patience, None)
+        with span:
+            reply = span.reply = await self._outcome(
+                model, inputs, urgency, deadline_ns, timeout, patience, span
+            )
+        return reply
+
+    async def _outcome(
+        self,
+        model: str,
+        inputs: Any,
+        urgency: int,
+        deadline_ns: int,
+        timeout: float,
+        patience: float,
+        span: RequestSpan | None,
+    ) -> Reply:
+        """The reply, from whichever broker gives one."""
         started_s = time.monotonic()
         outage: _Outage | None = None
         while True:
@@ -126,6 +154,8 @@ class AsyncClient:
                     signature = await self._describe(link, model, min(timeout, patience) - waited_s)
                 left_ns = max(1, deadline_ns - int(waited_s * 1e9))
                 pending, frames = link.channel.submit(signature, inputs, urgency, left_ns, 0.0)
+                if span is not None:
+                    span.sent()
                 reply: Reply = await link.settled(pending, frames, patience - waited_s)
                 return reply
             except BrokerLost as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from .memory import SlotMemory
 from .reply import Reply
 from .signature import Array, Signature
 
+if TYPE_CHECKING:
+    from .spans import RequestSpan
+
 MODEL_NAME_CHARS_MAX = 64  # messages.Name
 
 _ABOUT_THE_MODEL = (errors.Code.INVALID_REQUEST, errors.Code.UNKNOWN_MODEL)
@@ -27,9 +30,11 @@ Settled = tuple["Pending", Reply | list[m.ModelInfo] | Exception]
 
 
 class Pending:
-    """A request under way. `waiter` belongs to whoever drives the channel."""
+    """A request under way. `waiter` and `span` belong to whoever drives the channel."""
 
-    __slots__ = ("arrays", "inputs", "message", "number", "outputs", "rows", "settled", "signature", "waiter")
+    __slots__ = (
+        "arrays", "inputs", "message", "number", "outputs", "rows", "settled", "signature", "span", "waiter"
+    )  # fmt: skip
 
     def __init__(self, number: int, signature: Signature | None, rows: int) -> None:
         self.number = number
@@ -42,6 +47,7 @@ class Pending:
         self.message: Any = None
         self.settled = False
         self.waiter: Any = None
+        self.span: RequestSpan | None = None
 
 
 class Channel:

@@ -23,6 +23,7 @@ from ..transport.errors import ArenaExhausted, BrokerLost, InvalidRequest
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelInfo, Priority
 from ..transport.tensors import nbytes_of
+from . import tracing
 from .channel import Pending
 from .connection import Connection
 from .futures import InferFuture, IoThread
@@ -84,6 +85,7 @@ class Client:
         priority: int | str = Priority.NORMAL,
         deadline: float | None = None,
         timeout: float = TIMEOUT_S,
+        traceparent: str | None = None,
     ) -> Array | dict[str, Array]:
         """Run a model and return its output: an array, or a dict by name when there are several.
 
@@ -92,13 +94,17 @@ class Client:
         priority: how soon, by class: a Priority, or its name.
         deadline: seconds after which the broker drops the work; default: `timeout`.
         timeout: seconds that this call waits at most.
+        traceparent: the caller's span, as a W3C `traceparent` header, for a program that traces with
+            OpenTelemetry (docs/tracing.md); default: OpenTelemetry's current span.
 
         The arrays may be views of shared memory; dropping them gives it back. When the broker goes
         away meanwhile, the request is sent again to the next one, unless the model is not idempotent.
         Raises InvalidRequest, UnknownModel, Overloaded, DeadlineExceeded, WorkerLost, ModelFailed,
         BrokerLost, ArenaExhausted.
         """
-        return self.request(model, inputs, priority=priority, deadline=deadline, timeout=timeout).value
+        return self.request(
+            model, inputs, priority=priority, deadline=deadline, timeout=timeout, traceparent=traceparent
+        ).value
 
     def request(
         self,
@@ -108,12 +114,14 @@ class Client:
         priority: int | str = Priority.NORMAL,
         deadline: float | None = None,
         timeout: float = TIMEOUT_S,
+        traceparent: str | None = None,
     ) -> Reply:
         """`infer`, with the receipt: where the time went, batch size, worker, provider."""
         started_s = time.monotonic()
         deadline_ns = deadline_ns_of(deadline, timeout)
         urgency = priority_of(priority)
         give_up_s = started_s + patience_s(deadline, timeout)
+        span = tracing.begin(model, urgency, traceparent)
 
         def run(session: Session, connection: Connection) -> Reply:
             signature = session.signatures.get(model) or session.signature(connection, model, give_up_s)
@@ -130,6 +138,8 @@ class Client:
                 except ArenaExhausted:
                     pending, frames = self._patiently(submit, session, connection, give_up_s)
                 connection.send([pending.message], frames)
+                if span is not None:
+                    span.sent()
                 reply: Reply = connection.wait(pending, give_up_s)
             except BrokerLost:
                 raise
@@ -139,7 +149,11 @@ class Client:
                 raise
             return reply
 
-        return self._sessions.use(run, give_up_s, model)
+        if span is None:
+            return self._sessions.use(run, give_up_s, model)
+        with span:
+            reply = span.reply = self._sessions.use(run, give_up_s, model)
+        return reply
 
     def _patiently(
         self,
@@ -171,6 +185,7 @@ class Client:
         priority: int | str = Priority.NORMAL,
         deadline: float | None = None,
         timeout: float = TIMEOUT_S,
+        traceparent: str | None = None,
     ) -> InferFuture:
         """Start a request and return its future, whose `result()` is what `infer` would return.
 
@@ -183,7 +198,13 @@ class Client:
         io = self._io
         if io is None or io.ended:
             io = self._start_io()
-        return io.submit(model, inputs, urgency, deadline_ns, timeout)
+        span = tracing.begin(model, urgency, traceparent)
+        try:
+            return io.submit(model, inputs, urgency, deadline_ns, timeout, span)
+        except BaseException as error:
+            if span is not None:
+                span.end(error)
+            raise
 
     def map(
         self,
@@ -193,6 +214,7 @@ class Client:
         priority: int | str = Priority.NORMAL,
         deadline: float | None = None,
         timeout: float = TIMEOUT_S,
+        traceparent: str | None = None,
         window: int = 64,
     ) -> Iterator[Array | dict[str, Array]]:
         """`infer` over many inputs, `window` of them under way at once; results in order.
@@ -207,7 +229,8 @@ class Client:
         check_name(model)
         deadline_ns = deadline_ns_of(deadline, timeout)
         patience = patience_s(deadline, timeout)
-        mapping = Window(iter(inputs), window, priority_of(priority), deadline_ns, patience)
+        origin = tracing.origin(traceparent)
+        mapping = Window(iter(inputs), window, priority_of(priority), deadline_ns, patience, origin)
         return results(mapping, self._sessions, model)
 
     def cancel(self, future: InferFuture) -> bool:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
@@ -30,6 +30,9 @@ from .session import Session
 from .sessions import RETRY_S, Sessions
 from .signature import Signature
 
+if TYPE_CHECKING:
+    from .spans import RequestSpan
+
 MESSAGES_PER_SEND = 256
 GRACE_NS = 40_000_000  # the broker tells of a passed deadline itself; after this we do
 RETRY_MS = int(RETRY_S * 1e3)
@@ -42,6 +45,7 @@ class InferFuture(Future[Any]):
         super().__init__()
         self._io = io
         self._pending: Pending | None = None
+        self._span: RequestSpan | None = None
         self.reply: Reply | None = None  # with the receipt, once done
 
     def cancel(self) -> bool:
@@ -52,10 +56,14 @@ class InferFuture(Future[Any]):
         if not before:
             self.set_running_or_notify_cancel()  # or those who wait on it would wait for ever
             self._io.cancel(self._pending)
+            if self._span is not None:
+                self._span.end(Cancelled("the caller cancelled it"))
         return True
 
     def settle(self, outcome: Reply | Exception) -> None:
         """The I/O thread's: end it, unless it was cancelled meanwhile."""
+        if self._span is not None:
+            self._span.end(outcome)
         try:
             if isinstance(outcome, Reply):
                 self.reply = outcome
@@ -127,9 +135,17 @@ class IoThread:
 
     # ---- any thread ---------------------------------------------------------------------------
 
-    def submit(self, model: str, inputs: Any, priority: int, deadline_ns: int, wait_s: float) -> InferFuture:
-        """Prepare a request and queue it. Raises BrokerLost when there is no broker within the connect
-        timeout."""
+    def submit(
+        self,
+        model: str,
+        inputs: Any,
+        priority: int,
+        deadline_ns: int,
+        wait_s: float,
+        span: RequestSpan | None = None,
+    ) -> InferFuture:
+        """Prepare a request and queue it; its future ends the span. Raises BrokerLost when there is no
+        broker within the connect timeout."""
         link = self._link
         signature = link.session.signatures.get(model) if link is not None else None
         if link is None or signature is None or link.session.lost:
@@ -145,6 +161,9 @@ class IoThread:
             pending, frames = channel.submit(signature, inputs, priority, deadline_ns, wait_s)
         pending.waiter = future
         future._pending = pending
+        if span is not None:
+            future._span = span
+            span.sent()
         expires_ns = time.monotonic_ns() + min(deadline_ns, int(wait_s * 1e9)) + GRACE_NS
         self._put((link, pending.message, frames, expires_ns, pending))
         return future
@@ -407,6 +426,8 @@ class IoThread:
             for pending, frames, due_ns in submitted:
                 future = pending.waiter
                 future._pending = pending
+                if future._span is not None:
+                    future._span.sent()
                 self._outbox.append((link, pending.message, frames, due_ns + GRACE_NS, pending))
                 if future.cancelled():  # while it was being submitted
                     self.cancel(pending)

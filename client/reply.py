@@ -11,7 +11,8 @@ from .signature import Array
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """Times in nanoseconds. gather, compute, and scatter are the whole batch's; `copied_bytes` is
-    what the worker moved for the batch (0: the model read and wrote this client's own memory)."""
+    what the worker moved for the batch (0: the model read and wrote this client's own memory). A result
+    that was kept has run in no batch: its worker is 0 and its provider "cache"."""
 
     queue_ns: int
     gather_ns: int
@@ -22,6 +23,8 @@ class Receipt:
     worker: int
     provider: str
     revision: int  # of the model that answered
+    batch: int  # the broker's number for it: requests with the same ran together
+    lent_ns: int  # from when the worker was sent the batch until the broker heard that it is done
 
 
 class Reply:
@@ -56,5 +59,5 @@ class Reply:
         b = self._batch
         return Receipt(
             self._queue_ns, b.gather_ns, b.compute_ns, b.scatter_ns, b.rows, b.copied_bytes, b.worker,
-            b.provider, b.revision,
+            b.provider, b.revision, b.batch, b.lent_ns,
         )  # fmt: skip

@@ -74,7 +74,7 @@ class Lost:
     """A request without a broker. `due_ns`: when its caller's patience ends; `waiter`: who waits for it,
     None when nobody does any more."""
 
-    __slots__ = ("due_ns", "how", "inputs", "model", "priority", "since_ns", "waiter")
+    __slots__ = ("due_ns", "how", "inputs", "model", "priority", "since_ns", "span", "waiter")
 
     def __init__(
         self, pending: Pending, memory: SlotMemory | None, error: BrokerLost, due_ns: int, now_ns: int
@@ -86,6 +86,7 @@ class Lost:
         self.due_ns = due_ns
         self.since_ns = now_ns
         self.waiter: Any = pending.waiter
+        self.span = pending.span
 
     def submit(self, channel: Channel, signature: Signature, now_ns: int) -> tuple[Pending, Sequence[Any]]:
         """Ask again, with the time that is left. Raises ArenaExhausted, or InvalidRequest when the next
@@ -93,6 +94,7 @@ class Lost:
         left_ns = max(1, self.due_ns - now_ns)
         pending, frames = channel.submit(signature, self.inputs, self.priority, left_ns, 0.0)
         pending.waiter = self.waiter
+        pending.span = self.span
         return pending, frames
 
     def end(self) -> Any:

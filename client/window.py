@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..transport import messages as m
-from ..transport.errors import ArenaExhausted, BatchyardError, BrokerLost, DeadlineExceeded
+from ..transport.errors import ArenaExhausted, BatchyardError, BrokerLost, Cancelled, DeadlineExceeded
 from .channel import Channel, Pending
 from .connection import Connection, refusal
 from .reply import Reply
@@ -22,6 +22,9 @@ from .session import Session
 from .sessions import Sessions
 from .signature import Signature
 
+if TYPE_CHECKING:
+    from .spans import Origin, RequestSpan
+
 _END = object()
 REFILL_SHARE = 8  # refill when an eighth of the window is free: one message for many requests
 
@@ -29,10 +32,17 @@ Envelope = tuple[list[Any], Sequence[Any]]  # messages, and the frames behind th
 
 
 class Window:
-    """At most `size` requests at once, each with `deadline_ns` to run; `patience_s` is the caller's."""
+    """At most `size` requests at once, each with `deadline_ns` to run; `patience_s` is the caller's.
+    `origin`: where their spans hang, when they are traced."""
 
     def __init__(
-        self, source: Iterator[Any], size: int, priority: int, deadline_ns: int, patience_s: float
+        self,
+        source: Iterator[Any],
+        size: int,
+        priority: int,
+        deadline_ns: int,
+        patience_s: float,
+        origin: Origin | None = None,
     ) -> None:
         self.patience_s = patience_s
         # In order, with when to give up. `waiter` is what a request has come to: a Reply, or an error.
@@ -46,6 +56,8 @@ class Window:
         self._signature: Signature
         self._more = True
         self._kept: list[Any] = []  # an input that the arena had no room for
+        self._origin = origin
+        self._unsent: RequestSpan | None = None  # of the input that is being submitted, or kept
         self.lost = 0  # requests that lost their broker
 
     def begin(self, channel: Channel, signature: Signature) -> None:
@@ -83,15 +95,22 @@ class Window:
                 self._more = False
                 self.refill_at = -1
                 break
+            if self._origin is not None and self._unsent is None:
+                self._unsent = self._origin.begin(self._signature.name, self._priority)
             try:
                 pending, frames = channel.submit(
                     self._signature, entry, self._priority, self._deadline_ns, 0.0
                 )
-            except ArenaExhausted:
-                if not under_way:
-                    raise
-                self._kept.append(entry)  # for when a result has been handed out
-                break
+            except BatchyardError as error:
+                if isinstance(error, ArenaExhausted) and under_way:
+                    self._kept.append(entry)  # for when a result has been handed out
+                    break
+                if self._unsent is not None:
+                    self._unsent.end(error)
+                raise
+            if self._unsent is not None:
+                pending.span, self._unsent = self._unsent, None
+                pending.span.sent()
             under_way.append((pending, give_up_s))
             if frames:
                 envelopes.append(([pending.message], frames))
@@ -111,7 +130,11 @@ class Window:
                 if isinstance(error, ArenaExhausted) and self._channel.pending:
                     return  # for when one that is under way has given its room back
                 entry.waiter = error
+                if entry.span is not None:
+                    entry.span.end(error)
             else:
+                if pending.span is not None:
+                    pending.span.sent()
                 self.under_way[place] = (pending, give_up_s)
                 envelopes.append(([pending.message], frames))
             self.lost -= 1
@@ -135,7 +158,10 @@ class Window:
     def expire(self, now_s: float) -> None:
         """Raise DeadlineExceeded when the next result comes too late."""
         if self.waits and now_s >= self.under_way[0][1]:
-            raise DeadlineExceeded("no answer in time")
+            error = DeadlineExceeded("no answer in time")
+            if (span := self.under_way[0][0].span) is not None:
+                span.end(error)
+            raise error
 
     def take(self) -> Reply:
         """The next result, or its error is raised."""
@@ -147,6 +173,12 @@ class Window:
                 del outcome  # or the error and this frame would keep each other, and results with them
         reply: Reply = outcome
         return reply
+
+    def end_spans(self, error: BatchyardError) -> None:
+        """What has not ended yet ends so."""
+        for span in (self._unsent, *(entry.span for entry, _ in self.under_way)):
+            if span is not None:
+                span.end(error)
 
     def cancel(self) -> list[Any]:
         """Nobody wants the rest: what to tell the broker."""
@@ -195,7 +227,11 @@ def results(window: Window, sessions: Sessions, model: str) -> Iterator[Any]:
             if not under_way:
                 return
             yield window.take().value
+    except BrokerLost as error:
+        window.end_spans(error)
+        raise
     finally:
+        window.end_spans(Cancelled("the map has ended"))
         if held is not None:
             _leave(window, *held)
 
@@ -208,6 +244,8 @@ def _receive(window: Window, connection: Connection) -> None:
             raise refusal(message)
         for pending, outcome in connection.channel.handle(message, frames):
             pending.waiter = outcome
+            if pending.span is not None:
+                pending.span.end(outcome)  # type: ignore[arg-type]
     if not messages:
         connection.check()
         window.expire(time.monotonic())

@@ -89,6 +89,8 @@ class BatchReceipt(msgspec.Struct, array_like=True, frozen=True):
     worker: int
     provider: str
     revision: int
+    batch: int = 0  # the broker's number for it; 0: there was none
+    lent_ns: int = 0  # from when the worker was sent the batch until the broker heard that it is done
 
 
 class Refused(msgspec.Struct, array_like=True, tag=0):

@@ -968,6 +968,90 @@ def test_counters_and_gauges_tell_what_happened(world: World) -> None:
     assert (counters["batches"], counters["rows"]) == (1, 2)
 
 
+def test_every_request_is_counted_once_under_the_outcome_that_its_client_was_told() -> None:
+    world = World(queue_rows_max=40)
+    world.client(1)
+    world.worker(1)
+    world.submit(1, 1)
+    world.submit(1, 1)  # said twice: one request
+    world.submit(1, 2, priority=LOW)
+    world.submit(1, 3, model="nonesuch", priority=HIGH)
+    world.submit(1, 4, rows=0)
+    world.submit(1, 5, rows=35)
+    world.submit(1, 6, deadline_ns=MS)
+    (batch, *_) = world.turn(0)
+    world.done(1, batch)
+    world.submit(1, 7)
+    world.submit(1, 8)
+    world.cancel(1, 8)
+    for _ in range(3):
+        for batch in world.turn(2 * MS):
+            world.failed(1, batch)
+    world.submit(1, 9)
+    (batch,) = world.turn()
+    world.done(1, batch, elsewhere=[m.ItemOutputs(0, [Tensor(1, [1, 4], 0, 7)])])  # a frame that isn't there
+    told: dict[str, int] = {}
+    for outcome in world.outcomes(1).values():
+        told[outcome.lower()] = told.get(outcome.lower(), 0) + 1
+    counted: dict[str, int] = {}
+    for _, _, outcome, count in world.core.snapshot()["requests"]:
+        counted[outcome] = counted.get(outcome, 0) + count
+    assert counted == told
+    assert sum(counted.values()) == 9
+    assert {"ok", "unknown_model", "invalid_request", "overloaded", "cancelled", "worker_lost"} <= set(counted)
+
+
+def test_a_name_that_no_model_has_is_never_a_counters_key(world: World) -> None:
+    for number in range(5):
+        world.submit(1, number, model=f"nonesuch{number}")
+    assert world.core.snapshot()["requests"] == [["", NORMAL, "unknown_model", 5]]
+
+
+def test_what_ended_while_a_worker_runs_it_still_holds_its_bytes(world: World) -> None:
+    world.submit(1, 1, rows=2)
+    (batch,) = world.turn()
+    world.cancel(1, 1)
+    snapshot = world.core.snapshot()
+    assert (snapshot["bytes_under_way"], snapshot["bytes_held"]) == (0, 4 * ROW_BYTES)
+    world.done(1, batch)
+    assert world.core.snapshot()["bytes_held"] == 0
+
+
+def test_a_worker_that_takes_a_lost_ones_place_counts_as_restarted_and_one_more_does_not(world: World) -> None:
+    world.worker(2)
+    assert world.core.snapshot()["workers_restarted"] == 0
+    world.do(e.WorkerGone(1))
+    assert world.core.snapshot()["workers_restarted"] == 0
+    world.worker(3)
+    world.worker(4)
+    snapshot = world.core.snapshot()
+    assert (snapshot["workers_lost"], snapshot["workers_restarted"], snapshot["workers"]) == (1, 1, 3)
+
+
+def test_a_snapshot_names_lanes_and_what_every_worker_has_been_lent(world: World) -> None:
+    world.submit(1, 1, rows=2)
+    assert world.core.snapshot()["lanes"] == [["net", [], 2]]
+    assert world.core.snapshot()["leases"] == [[1, 5001, {"net": "cpu"}, []]]
+    (batch,) = world.turn()
+    assert world.core.snapshot()["lanes"] == [["net", [], 0]]
+    assert world.core.snapshot()["leases"] == [[1, 5001, {"net": "cpu"}, [["net", 2]]]]
+    world.done(1, batch)
+    assert world.core.snapshot()["leases"] == [[1, 5001, {"net": "cpu"}, []]]
+
+
+def test_a_snapshot_names_models_what_waits_for_them_and_who_serves_them(world: World) -> None:
+    for number in range(1, 13):
+        world.submit(1, number, priority=LOW)
+    world.submit(1, 13, rows=3, priority=URGENT)
+    assert world.core.snapshot()["models"] == [["net", 1, m.ModelState.READY, [3, 0, 0, 12], {"cpu": 1}]]
+    assert world.core.snapshot()["credit"] == CREDIT
+    world.turn()
+    snapshot = world.core.snapshot()
+    assert snapshot["credit"] == CREDIT - snapshot["batches_lent"] < CREDIT
+    assert snapshot["worker_pids"] == [5001]
+    assert snapshot["epoch"] == EPOCH
+
+
 # ---- scheduling by predicted times ------------------------------------------------------------------
 
 

@@ -27,8 +27,8 @@ from batchyard.transport.tensors import Slot, Tensor, TensorSpec
 
 GOLDEN: dict[str, str] = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
 
-RECEIPT = m.BatchReceipt(8, 1_000, 250_000, 2_000, 4096, 3, "cpu", 2)
-RECEIPT_PLAIN = [8, 1_000, 250_000, 2_000, 4096, 3, "cpu", 2]
+RECEIPT = m.BatchReceipt(8, 1_000, 250_000, 2_000, 4096, 3, "cpu", 2, 17, 270_000)
+RECEIPT_PLAIN = [8, 1_000, 250_000, 2_000, 4096, 3, "cpu", 2, 17, 270_000]
 IMAGE = TensorSpec("image", 1, ["batch", 3, 224, 224])
 IMAGE_PLAIN = ["image", 1, ["batch", 3, 224, 224]]
 LOGITS = TensorSpec("logits", 10, ["batch", 1000])
@@ -265,6 +265,12 @@ def test_every_struct_of_the_protocol_has_golden_bytes() -> None:
     }
     covered = {kind for _, message, _ in EXPECTED.values() for kind in _structs_inside(message)}
     assert declared - covered == {m.LentBatch}  # the same bytes as Batch, as the other side reads them
+
+
+def test_a_receipt_without_a_batch_of_a_broker_before_it_had_one_is_still_read() -> None:
+    said = msgpack.packb([2, [[2, [41], [7_000], RECEIPT_PLAIN[:8]]]])
+    (completed,) = codec.broker_to_client.decode(said)
+    assert completed == m.Completed([41], [7_000], m.BatchReceipt(8, 1_000, 250_000, 2_000, 4096, 3, "cpu", 2, 0, 0))
 
 
 def test_every_direction_takes_every_message_of_its_union() -> None:

@@ -1,0 +1,160 @@
+"""OpenTelemetry spans of requests: the client's own, and below it queue, batch, compute, and reply,
+made from the receipt when the answer has come. Nothing of a trace goes over the wire.
+
+Imports OpenTelemetry: tracing.py loads this file when the program has. Whatever a tracer does wrong is
+logged and fails no request.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import lru_cache
+from types import TracebackType
+from typing import Self
+
+from opentelemetry import trace
+from opentelemetry.context import Context, get_current
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, TracerProvider
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from ..transport.messages import Priority
+from .reply import Reply
+from .tracing import stages
+
+NAME = "batchyard.client"  # of the instrumentation scope
+
+_PROXY = trace.ProxyTracerProvider  # what there is until a program sets its own
+_PROPAGATOR = TraceContextTextMapPropagator()
+_log = logging.getLogger(NAME)
+
+
+class Origin:
+    """A tracer, and the context in which its requests hang."""
+
+    __slots__ = ("_context", "_tracer")
+
+    def __init__(self, tracer: Tracer, context: Context) -> None:
+        self._tracer = tracer
+        self._context = context
+
+    def begin(self, model: str, priority: int) -> RequestSpan | None:
+        """A request's span; None when the sampler does not want it."""
+        try:
+            started_ns = time.time_ns()
+            span = self._tracer.start_span(
+                f"infer {model}",
+                self._context,
+                SpanKind.CLIENT,
+                {"batchyard.model": model, "batchyard.priority": Priority(priority).name},
+                start_time=started_ns,
+            )
+        except Exception:
+            _log.exception("a span could not be started")
+            return None
+        return RequestSpan(self._tracer, span, started_ns) if span.is_recording() else None
+
+
+class RequestSpan:
+    """One request's span, from `Origin.begin` to `end`. As a context manager it ends with `reply`, or
+    with the error that leaves the block."""
+
+    __slots__ = ("_ended", "_sent_ns", "_shift_ns", "_span", "_tracer", "reply")
+
+    def __init__(self, tracer: Tracer, span: Span, started_ns: int) -> None:
+        self._tracer = tracer
+        self._span = span
+        # Edges are read from a clock that nobody sets, and moved to the time of day.
+        self._sent_ns = time.monotonic_ns()
+        self._shift_ns = started_ns - self._sent_ns
+        self._ended = False
+        self.reply: Reply | None = None
+
+    def sent(self) -> None:
+        """The request has been prepared and is on its way; said again when it is sent anew."""
+        self._sent_ns = time.monotonic_ns()
+
+    def end(self, outcome: Reply | BaseException | None) -> None:
+        """It has come to this. Idempotent: the first outcome counts."""
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            ended_ns = time.monotonic_ns() + self._shift_ns
+            if isinstance(outcome, Reply):
+                self._replied(outcome, ended_ns)
+            elif outcome is not None:
+                self._failed(outcome, ended_ns)
+            self._span.end(ended_ns)
+        except Exception:
+            _log.exception("a span could not be ended")
+
+    def _replied(self, reply: Reply, ended_ns: int) -> None:
+        receipt = reply.receipt
+        self._span.set_attributes(
+            {"batchyard.revision": receipt.revision, "batchyard.provider": receipt.provider}
+        )
+        laid = stages(receipt, self._sent_ns + self._shift_ns, ended_ns)
+        if laid is None:
+            return
+        below = trace.set_span_in_context(self._span, Context())
+        self._add("queue", laid.queue, below)
+        batch = self._add(
+            "batch",
+            laid.batch,
+            below,
+            {
+                "batchyard.batch.id": receipt.batch,
+                "batchyard.batch.rows": receipt.rows,
+                "batchyard.worker": receipt.worker,
+                "batchyard.copied_bytes": receipt.copied_bytes,
+                "batchyard.gather_ns": receipt.gather_ns,
+                "batchyard.scatter_ns": receipt.scatter_ns,
+            },
+        )
+        self._add("compute", laid.compute, trace.set_span_in_context(batch, Context()))
+        self._add("reply", laid.reply, below)
+
+    def _add(
+        self, name: str, edges: tuple[int, int], below: Context, attributes: dict[str, int] | None = None
+    ) -> Span:
+        span = self._tracer.start_span(name, below, attributes=attributes, start_time=edges[0])
+        span.end(edges[1])
+        return span
+
+    def _failed(self, error: BaseException, ended_ns: int) -> None:
+        self._span.set_attribute("error.type", type(error).__name__)
+        self._span.record_exception(error, timestamp=ended_ns)
+        self._span.set_status(StatusCode.ERROR, str(error))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end(error if error is not None else self.reply)
+
+
+def origin(traceparent: str | None) -> Origin | None:
+    """As tracing.origin: None when the program has set no TracerProvider."""
+    provider = trace.get_tracer_provider()
+    if type(provider) is _PROXY:  # isinstance asks an abstract class, which takes longer
+        return None
+    try:
+        context = (
+            get_current()
+            if traceparent is None
+            else _PROPAGATOR.extract({"traceparent": traceparent}, Context())
+        )
+        return Origin(_tracer(provider), context)
+    except Exception:
+        _log.exception("a trace could not be followed")
+        return None
+
+
+@lru_cache(maxsize=1)  # a program has one
+def _tracer(provider: TracerProvider) -> Tracer:
+    from importlib.metadata import version
+
+    return provider.get_tracer(NAME, version("batchyard"))

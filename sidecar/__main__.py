@@ -1,0 +1,144 @@
+"""`python -m batchyard.sidecar`: serves what the broker counts to Prometheus, until a signal."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+from ..transport import endpoints, lifeline
+from ..transport.errors import BatchyardError
+from ..transport.keys import KeyFolder
+
+PORT = 9877
+ANSWER_WITHIN_S = 2.0  # below any sensible scrape_timeout: a page that says "no broker" must be in time
+NICER_BY = 10  # what is watched goes before who watches
+EXAMPLES = """examples:
+  python -m batchyard.sidecar
+  python -m batchyard.sidecar --url ipc:///tmp/yard --port 9900
+  curl -s http://127.0.0.1:9877/metrics | grep batchyard_up"""
+
+log = logging.getLogger("batchyard.sidecar")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT. 0 then, 1 with a sentence on an error."""
+    options = _parser().parse_args(argv)
+    level = logging.WARNING if options.quiet else logging.INFO
+    logging.basicConfig(level=level, format="sidecar: %(message)s", stream=sys.stderr)
+    try:
+        return _serve(options)
+    except ImportError as error:
+        text = f"{error.name} is not installed here: pip install 'batchyard[sidecar]'"
+    except BatchyardError as error:
+        text = str(error)
+    except OSError as error:
+        text = f"cannot listen at {options.host}:{options.port}: {error.strerror or error}"
+    print(f"sidecar: {text}", file=sys.stderr)
+    return 1
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    from .collector import YardCollector
+    from .sensors import readers
+    from .snapshot import pull
+
+    endpoint = endpoints.Endpoint.parse(options.url or endpoints.default_url())
+    keys = KeyFolder(options.keys) if options.keys is not None else None
+    registry = CollectorRegistry()
+    ask = partial(pull, endpoint, keys, options.timeout)
+    registry.register(YardCollector(ask, readers(options.sysfs), endpoint.is_loopback))
+    _step_back()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    server, thread = start_http_server(options.port, options.host, registry)
+    log.info("http://%s:%d/metrics, of the broker at %s", options.host, server.server_port, endpoint.url)
+    if options.lifeline:
+        lifeline.hold(stop.set)
+    stop.wait()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+    return 0
+
+
+def _step_back() -> None:
+    """Let everybody else have the processor first: a page takes milliseconds of it, a request less."""
+    import psutil
+
+    process = psutil.Process()
+    try:
+        if sys.platform == "win32":
+            process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+        else:
+            process.nice(process.nice() + NICER_BY)
+    except (psutil.Error, OSError) as error:
+        log.warning("cannot lower this process's priority: %s", error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m batchyard.sidecar",
+        description="Serve a broker's figures, and those of this machine's GPUs, at /metrics for Prometheus.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--url", default=None, help="the broker's (default: $BATCHYARD_URL, else local)")
+    parser.add_argument("--keys", type=Path, metavar="FOLDER", help="CURVE keys, if the broker has them")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="where to listen; other addresses than loopback: anybody there reads along (%(default)s)",
+    )
+    parser.add_argument(
+        "--port",
+        type=_port,
+        default=os.environ.get("BATCHYARD_METRICS_PORT", str(PORT)),
+        help=f"($BATCHYARD_METRICS_PORT, else {PORT})",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=ANSWER_WITHIN_S,
+        metavar="S",
+        help="the broker's answer is waited for so long (%(default)s)",
+    )
+    parser.add_argument(
+        "--sysfs",
+        type=Path,
+        default=Path("/sys"),
+        metavar="FOLDER",
+        help="in a container: where the host's is mounted (%(default)s)",
+    )
+    parser.add_argument("--lifeline", action="store_true", help="end when stdin does (the starter died)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say only what went wrong")
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 16:
+        raise argparse.ArgumentTypeError(f"expected a port, 1 to 65535, found {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 60:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, and 60 at most, found {text!r}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
