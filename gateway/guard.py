@@ -74,7 +74,7 @@ class Guard:
                 await answer(refusal, counted_send)
         finally:
             metrics.in_flight -= 1
-            route = scope.get(ROUTE) or getattr(scope.get("route"), "path", "other")
+            route: str = scope.get(ROUTE) or getattr(scope.get("route"), "path", "other")
             metrics.observe(route, status, time.perf_counter() - started_s)
 
     def _admit(self, scope: Scope) -> None:

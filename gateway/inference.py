@@ -41,6 +41,7 @@ class Asked:
     priority: int
     timeout_s: float
     outputs: list[Wanted] | None  # None: all of them
+    traceparent: str | None = None  # whose trace it belongs to, as W3C writes it
 
 
 @dataclass(slots=True)
@@ -157,7 +158,9 @@ async def run(yard: Yard, asked: Asked, regions: Regions | None) -> Answered:
     """Run it, and put outputs where they were asked for. Raises Refusal and the client's errors."""
     if asked.outputs is not None:
         _check_names(asked.info, asked.outputs)
-    info, reply = await yard.infer(asked.info, asked.inputs, asked.priority, asked.timeout_s)
+    info, reply = await yard.infer(
+        asked.info, asked.inputs, asked.priority, asked.timeout_s, asked.traceparent
+    )
     answered = Answered(info)
     for wanted, code, array in _chosen(info, reply, asked.outputs):
         datatype = datatype_of(code, f"output {wanted.name!r}")

@@ -91,8 +91,7 @@ class Service:
     def _admit(self, context: Context) -> None:
         if self._token is None:
             return
-        given = dict(context.invocation_metadata()).get("authorization")
-        if not bearer_is(given, self._token):
+        if not bearer_is(_metadata(context, "authorization"), self._token):
             raise Refusal(401, "UNAUTHENTICATED", "send the gateway's token: authorization: Bearer TOKEN")
 
     def _answered(
@@ -120,11 +119,7 @@ class Service:
         try:
             self._admit(context)
             left_s = context.time_remaining()
-            answer = await self._run(message, TIMEOUT_MAX_S if left_s is None else left_s)
-            traceparent = dict(context.invocation_metadata()).get("traceparent")
-            if traceparent is not None:
-                context.set_trailing_metadata((("traceparent", traceparent),))
-            return answer
+            return await self._run(message, context, TIMEOUT_MAX_S if left_s is None else left_s)
         except Exception as error:
             await _abort(context, error)
 
@@ -137,13 +132,13 @@ class Service:
             await _abort(context, error)
         async for message in messages:
             try:
-                yield answer(infer_response=await self._run(message, TIMEOUT_MAX_S))
+                yield answer(infer_response=await self._run(message, context, TIMEOUT_MAX_S))
             except Exception as error:
                 # Its id is how the client knows what has failed.
                 empty = CLASSES["ModelInferResponse"](id=message.id, model_name=message.model_name)
                 yield answer(error_message=_refusal(error).text, infer_response=empty)
 
-    async def _run(self, message: Any, left_s: float) -> Any:
+    async def _run(self, message: Any, context: Context, left_s: float) -> Any:
         rooms = self._rooms
         info = await model_of(rooms.yard, message.model_name, message.model_version)
         priority, timeout_s = options_of(_parameters(message.parameters))
@@ -152,7 +147,8 @@ class Service:
             for output in message.outputs
         ]
         inputs = await self._inputs(info, message)
-        asked = Asked(info, inputs, priority, max(0.001, min(timeout_s, left_s)), wanted or None)
+        timeout_s = max(0.001, min(timeout_s, left_s))
+        asked = Asked(info, inputs, priority, timeout_s, wanted or None, _metadata(context, "traceparent"))
         return _response(await run(rooms.yard, asked, rooms.regions), message.id)
 
     async def _inputs(self, info: ModelInfo, message: Any) -> dict[str, Array]:
@@ -235,6 +231,12 @@ def _unary(name: str, method: Any) -> Any:
     return grpc.unary_unary_rpc_method_handler(
         method, CLASSES[f"{name}Request"].FromString, CLASSES[f"{name}Response"].SerializeToString
     )
+
+
+def _metadata(context: Context, key: str) -> str | None:
+    """A call's metadata, which others call headers."""
+    value: str | None = dict(context.invocation_metadata()).get(key)
+    return value
 
 
 def _refusal(error: BaseException) -> Refusal:

@@ -96,8 +96,9 @@ async def infer(request: Request, rooms: Rooms, model: str, version: str) -> Res
                 binary = _Gathered(memoryview(raw)[length:])
         info = await model_of(rooms.yard, model, version)
         ready = await _asked(asked, info, binary, rooms)
+        ready.traceparent = request.headers.get("traceparent")
         answered = await while_connected(request, run(rooms.yard, ready, rooms.regions))
-    return _response(answered, asked.id, request.headers.get("traceparent"))
+    return _response(answered, asked.id)
 
 
 def _header_length(told: str, body: Body) -> int:
@@ -208,7 +209,7 @@ async def _input(entry: InputTensor, info: ModelInfo, binary: Tensors, rooms: Ro
     return array.reshape(entry.shape)
 
 
-def _response(answered: Answered, request_id: str, traceparent: str | None) -> Response:
+def _response(answered: Answered, request_id: str) -> Response:
     outputs: list[dict[str, Any]] = []
     parts: list[memoryview] = []
     for output in answered.outputs:
@@ -231,10 +232,9 @@ def _response(answered: Answered, request_id: str, traceparent: str | None) -> R
         header["id"] = request_id
     header["outputs"] = outputs
     head = msgspec.json.encode(header)
-    headers = {} if traceparent is None else {"traceparent": traceparent}
     if not any(output.binary and output.written is None for output in answered.outputs):
-        return Response(head, media_type=JSON, headers=headers)
-    headers[HEADER_LENGTH] = str(len(head))
+        return Response(head, media_type=JSON)
+    headers = {HEADER_LENGTH: str(len(head))}
     total = len(head) + sum(len(part) for part in parts)
     if total < IN_PLACE_BYTES:
         return Response(b"".join((head, *parts)), media_type=BINARY, headers=headers)

@@ -6,7 +6,7 @@ Owns the forms of these bodies. The Open Inference Protocol is oip_rest.py's.
 from __future__ import annotations
 
 import io
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ class Prepared:
     inputs: dict[str, Array] | Array
     priority: int
     timeout_s: float
+    traceparent: str | None = None
 
 
 _decoder = msgspec.json.Decoder(PredictRequest)
@@ -120,13 +121,9 @@ async def cancel(rooms: Rooms, job_id: str) -> Response:
     return _json({"job_id": job.id, "status": job.state, "cancelled": cancelled})
 
 
-def _run(rooms: Rooms, prepared: Prepared) -> Coroutine[Any, Any, Result]:
-    """The request as what is still to be done, and nothing else: a job must not keep the connection."""
-    return _result(rooms, prepared.info, prepared.inputs, prepared.priority, prepared.timeout_s)
-
-
-async def _result(rooms: Rooms, info: ModelInfo, inputs: Any, priority: int, timeout_s: float) -> Result:
-    info, reply = await rooms.yard.infer(info, inputs, priority, timeout_s)
+async def _run(rooms: Rooms, p: Prepared) -> Result:
+    """What is still to be done; it knows nothing of the connection, which a job outlives."""
+    info, reply = await rooms.yard.infer(p.info, p.inputs, p.priority, p.timeout_s, p.traceparent)
     return Result(info.name, info.revision, reply.outputs, _receipt(reply))
 
 
@@ -146,6 +143,12 @@ def _receipt(reply: Reply) -> dict[str, Any]:
 
 async def _read(request: Request, body: Body, rooms: Rooms) -> Prepared:
     """Raises Refusal, UnknownModel, ModelFailed, ArenaExhausted."""
+    prepared = await _read_form(request, body, rooms)
+    prepared.traceparent = request.headers.get("traceparent")
+    return prepared
+
+
+async def _read_form(request: Request, body: Body, rooms: Rooms) -> Prepared:
     kind = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if kind == JSON:
         return await _read_json(body, rooms)

@@ -64,11 +64,18 @@ class Yard:
         return names[0]
 
     async def infer(
-        self, info: ModelInfo, inputs: dict[str, Array] | Array, priority: int, timeout_s: float
+        self,
+        info: ModelInfo,
+        inputs: dict[str, Array] | Array,
+        priority: int,
+        timeout_s: float,
+        traceparent: str | None = None,
     ) -> tuple[ModelInfo, Reply]:
         """Run a model. (the model that answered, its reply). Raises what `AsyncClient.request` does."""
         try:
-            reply = await self.client.request(info.name, inputs, priority=priority, timeout=timeout_s)
+            reply = await self.client.request(
+                info.name, inputs, priority=priority, timeout=timeout_s, traceparent=traceparent
+            )
         except (InvalidRequest, UnknownModel):
             self._known.pop(info.name, None)  # another may have been loaded under the name
             raise
