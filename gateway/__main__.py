@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -157,6 +158,14 @@ async def _serve(options: argparse.Namespace, token: str | None) -> None:
         ws="none",
     )
     server = uvicorn.Server(config)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn would raise the signal again when it has ended, and what is behind it would not be closed.
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     with _listen(options.host, options.port) as listening:
         async with running(rooms):
             grpc = await _start_grpc(rooms, options, token) if options.grpc_port != 0 else None
