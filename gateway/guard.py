@@ -74,8 +74,8 @@ class Guard:
                 await answer(refusal, counted_send)
         finally:
             metrics.in_flight -= 1
-            route: str = scope.get(ROUTE) or getattr(scope.get("route"), "path", "other")
-            metrics.observe(route, status, time.perf_counter() - started_s)
+            route = scope.get(ROUTE) or getattr(scope.get("route"), "path", None)
+            metrics.observe(route or "other", status, time.perf_counter() - started_s)
 
     def _admit(self, scope: Scope) -> None:
         """Raises Refusal."""
