@@ -49,7 +49,7 @@ class Refusal(Exception):
             headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if self.status in (408, 413):  # what is left of the body is not worth reading
+        if self.status == 408:  # after a 413 the rest is read away: a reset would overtake the answer
             headers["Connection"] = "close"
         return headers
 

@@ -118,7 +118,9 @@ def test_a_dropped_grpc_call_is_cancelled(served: Gateway, yard: batchyard.Yard,
 def test_a_body_that_is_too_long_is_refused_by_its_head(served: Gateway) -> None:
     with socket.create_connection(("127.0.0.1", served.port)) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n")
-        answer = connection.recv(4096)
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(4096)
     assert answer.startswith(b"HTTP/1.1 413")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "TOO_LARGE"
 
@@ -199,10 +201,10 @@ def test_the_openapi_document_is_true(served: Gateway, tmp_path: Path) -> None:
     command = part("schemathesis", shutil.which("schemathesis", path=Path(sys.executable).parent), "pip install schemathesis")
     done = subprocess.run(
         [
-            command, "run", f"http://{served.http}/openapi.json", "--max-examples", "6", "--seed", "1",
-            "--phases", "examples,coverage,fuzzing", "--request-timeout", "20", "--generation-database", "none",
-            "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
-            "response_schema_conformance,unsupported_method",
+            command, "run", f"http://{served.http}/openapi.json", "--max-examples", "3", "--seed", "1",
+            "--phases", "coverage,fuzzing", "--request-timeout", "20", "--generation-database", "none",
+            # What a model takes is not in the document, so what fits the document may be refused.
+            "--checks", "all", "--exclude-checks", "positive_data_acceptance",
         ],
         capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
     )  # fmt: skip
