@@ -11,15 +11,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .client import (
         AsyncClient,
+        AsyncInferenceQueue,
         Client,
         InferFuture,
+        JobPriority,
+        JobStatistics,
+        JobStatus,
         ModelChanged,
         ModelInfo,
         Operator,
         Priority,
         Receipt,
         Reply,
+        UnknownJob,
         Yard,
+        model,
         serve,
     )
     from .transport.errors import (
@@ -46,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArenaExhausted",
     "AsyncClient",
+    "AsyncInferenceQueue",
     "BatchyardError",
     "BrokerLost",
     "Cancelled",
@@ -54,6 +61,9 @@ __all__ = [
     "EndpointInUse",
     "InferFuture",
     "InvalidRequest",
+    "JobPriority",
+    "JobStatistics",
+    "JobStatus",
     "MalformedMessage",
     "ModelChanged",
     "ModelFailed",
@@ -66,11 +76,13 @@ __all__ = [
     "SegmentRefused",
     "Unauthorized",
     "UnknownConnection",
+    "UnknownJob",
     "UnknownModel",
     "WorkerLost",
     "WrongVersion",
     "Yard",
     "__version__",
+    "model",
     "serve",
 ]
 

@@ -28,7 +28,14 @@ examples:
   batchyard bench open --model cnn --rate 0.8x           what users feel at 80 % of capacity
   batchyard bench models ./models                        write the models, to serve them yourself
   batchyard bench reliability --quick                    kill and overload a yard; its own --help
+  batchyard bench monitoring                             what a sidecar costs, scraped, stopped, or killed
+  batchyard bench panels panels.png                      the dashboard's panels, drawn from a Prometheus
   batchyard bench --url tcp://127.0.0.1:5555             a yard that already serves those models
+"""
+MONITORING_EPILOG = """\
+examples:
+  batchyard bench monitoring
+  batchyard bench monitoring --rounds 9 --seconds 6
 """
 OPEN_EPILOG = """\
 examples:
@@ -43,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs: dict[str, Callable[[list[str]], int]] = {
         "open": _open,
         "models": _models,
+        "monitoring": _monitoring,
+        "panels": _panels,
         "reliability": _reliability,
     }
     verb = verbs.get(arguments[0]) if arguments else None
@@ -138,6 +147,21 @@ def _open(arguments: list[str]) -> int:
     return _finish(options, [finding])
 
 
+def _monitoring(arguments: list[str]) -> int:
+    from .monitoring import monitoring
+    from .target import Targets
+
+    parser = _parser("batchyard bench monitoring", "What a sidecar costs the requests.", MONITORING_EPILOG)
+    parser.add_argument("--rounds", type=_positive_int, default=5, help="(%(default)s)")
+    parser.add_argument(
+        "--seconds", type=_positive, default=4.0, help="of each state in each round (%(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    targets = Targets(options.url, options.workers, options.threads)
+    finding = monitoring(targets, options.rounds, options.seconds, partial(_say_of, "monitoring"))
+    return _finish(options, [finding])
+
+
 def _models(arguments: list[str]) -> int:
     from . import models
 
@@ -154,6 +178,12 @@ def _reliability(arguments: list[str]) -> int:
     from .reliability.main import main as reliability
 
     return reliability(arguments)
+
+
+def _panels(arguments: list[str]) -> int:
+    from .panels import main as panels
+
+    return panels(arguments)
 
 
 def _finish(options: argparse.Namespace, findings: list[Finding]) -> int:

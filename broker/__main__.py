@@ -15,10 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
 import zmq
 
 from ..transport import endpoints, lifeline
 from ..transport.errors import BatchyardError, Code
+from ..transport.functions import Signature
 from ..transport.keys import KeyFolder
 from . import config as configuration
 from .core import Core
@@ -36,12 +38,27 @@ def main(argv: list[str] | None = None) -> int:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=Path, metavar="FILE", help="a batchyard.toml")
-    source.add_argument("--model", action="append", metavar="NAME=FILE", help="serve this model (repeatable)")
+    source.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME=FILE",
+        help="serve this model (repeatable): an ONNX file, module:function, or file.py:function",
+    )
     parser.add_argument(
         "--max-batch", type=int, default=configuration.MAX_BATCH_DEFAULT, help="rows, with --model"
     )
     parser.add_argument(
         "--models-root", metavar="FOLDER", help="with --model: what `batchyard models load` may load from"
+    )
+    parser.add_argument(
+        "--signature",
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help="with --model: what its function takes and gives, as a Signature of the protocol in JSON",
+    )
+    parser.add_argument(
+        "--load-python", action="store_true", help="with --model: orders may load Python files, too"
     )
     parser.add_argument("--url", default=None, help="where to listen (default: $BATCHYARD_URL, else local)")
     parser.add_argument("--keys", type=Path, metavar="FOLDER", help="CURVE keys; needed beyond this machine")
@@ -68,7 +85,11 @@ def main(argv: list[str] | None = None) -> int:
             config = configuration.read(arguments.config)
         else:
             config = configuration.from_models(
-                _models(arguments.model), arguments.max_batch, arguments.models_root
+                _named("--model", arguments.model),
+                arguments.max_batch,
+                arguments.models_root,
+                _signatures(arguments.signature),
+                arguments.load_python,
             )
         if arguments.spin_us is not None:
             config = replace(config, spin_ns=max(0, min(arguments.spin_us, configuration.SPIN_US_MAX)) * 1000)
@@ -117,14 +138,24 @@ def _serve(
         shutil.rmtree(endpoint.folder, ignore_errors=True)
 
 
-def _models(pairs: list[str]) -> dict[str, str]:
-    models = {}
+def _named(option: str, pairs: list[str]) -> dict[str, str]:
+    found = {}
     for pair in pairs:
-        name, separator, file = pair.partition("=")
+        name, separator, value = pair.partition("=")
         if not separator:
-            raise configuration.ConfigError("--model", (f"expected NAME=FILE, found {pair!r}",))
-        models[name] = file
-    return models
+            raise configuration.ConfigError(option, (f"expected NAME=..., found {pair!r}",))
+        found[name] = value
+    return found
+
+
+def _signatures(pairs: list[str]) -> dict[str, Signature]:
+    found = {}
+    for name, text in _named("--signature", pairs).items():
+        try:
+            found[name] = msgspec.json.decode(text, type=Signature)
+        except msgspec.MsgspecError as error:
+            raise configuration.ConfigError("--signature", (f"{name}: {error}",)) from None
+    return found
 
 
 class _Stop(BaseException):

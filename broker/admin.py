@@ -21,7 +21,7 @@ from .config import ModelConfig, YardConfig, with_file
 from .core import Core
 
 ANSWERS_MAX = 4  # messages read at one look: a flood of them must not keep others waiting
-QUESTIONS_MAX = 16  # in one message, for the same reason: a snapshot takes some 40 us
+QUESTIONS_MAX = 16  # in one message, for the same reason: a snapshot takes some 12 us for each model
 ORDERS_MAX = 64  # orders under way at once
 
 
@@ -91,11 +91,12 @@ class Admin:
 
     def _wanted(self, message: m.LoadModel | m.SwapModel) -> ModelConfig:
         """The model as it would be. Raises InvalidRequest, UnknownModel."""
-        root = self._config.models_root
+        root, load_python = self._config.models_root, self._config.load_python
         if isinstance(message, m.SwapModel):
-            return with_file(self._core.served(message.model).config, message.file, root)
+            return with_file(self._core.served(message.model).config, message.file, root, load_python)
         max_batch = message.max_batch or self._config.max_batch
-        return with_file(ModelConfig(message.model, Path(), max_batch), message.file, root)
+        new = ModelConfig(message.model, Path(), max_batch)
+        return with_file(new, message.file, root, load_python)
 
     def _refuse(self, identity: bytes, reason: str, error: BatchyardError) -> None:
         self._core.counters.refuse(reason)

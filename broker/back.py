@@ -92,6 +92,8 @@ class Back:
                         log.info("worker %d serves %s by %s", peer.worker, message.model, message.provider)
                     else:
                         log.error("worker %d cannot serve %s: %s", peer.worker, message.model, message.text)
+                elif isinstance(message, m.Leaving):
+                    log.warning("worker %d leaves: %s", peer.worker, message.text)
                 self._act(self._core.handle(e.WorkerSaid(peer.worker, message, frames), now_ns))
 
     def _register(
@@ -113,8 +115,9 @@ class Back:
         self.known[identity] = self._by_worker[peer.worker] = peer
         if found:  # never a claim: a peer could name any process of ours
             self.sentinels.watch(peer.worker, pid)
-        log.info("worker %d joined: process %d", peer.worker, pid)
-        self._act(self._core.handle(e.WorkerJoined(peer.worker, pid), now_ns))
+        fallen = f", {message.fallen}" if message.fallen else ""
+        log.info("worker %d joined: process %d%s", peer.worker, pid, fallen)
+        self._act(self._core.handle(e.WorkerJoined(peer.worker, pid, message.fallen), now_ns))
         return peer
 
     # ---- workers that end ---------------------------------------------------------------------

@@ -195,8 +195,18 @@ class Changes:
 def load(config: ModelConfig, revision: int, beside: int = 0, tolerance: float | None = None) -> m.Load:
     """What a worker is told to load."""
     c = config
+    path = "" if c.function is not None and c.function.module else str(c.path)
     return m.Load(
-        c.name, revision, str(c.path), c.max_batch, c.batchable, c.warmup, list(c.buckets), beside, tolerance
+        c.name,
+        revision,
+        path,
+        c.max_batch,
+        c.batchable,
+        c.warmup,
+        list(c.buckets),
+        beside,
+        tolerance,
+        c.function,
     )
 
 

@@ -17,7 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
+
+from ..transport import functions
 from ..transport.errors import BatchyardError, Code, InvalidRequest
+from ..transport.functions import Function, Signature
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MODELS_MAX = 1024
@@ -45,6 +49,9 @@ LIMITS_ALLOWED = {
 
 MODEL_KEYS = (
     "file",
+    "python",
+    "inputs",
+    "outputs",
     "max_batch",
     "batchable",
     "warmup",
@@ -74,7 +81,8 @@ class ConfigError(BatchyardError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One model: `name` is what clients ask for; `path` is absolute, with every symlink resolved."""
+    """One model: `name` is what clients ask for; `path` is absolute, with every symlink resolved, or
+    empty for a function of an importable module."""
 
     name: str
     path: Path
@@ -87,6 +95,7 @@ class ModelConfig:
     cache_bytes: int = CACHE_BYTES_DEFAULT  # of results kept
     buckets: tuple[int, ...] = ()  # the only batch sizes to run, rising; empty: the provider decides
     file: str = ""  # as it was named, under models_root: for when it is read anew
+    function: Function | None = None  # None: an ONNX file
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,7 @@ class YardConfig:
     spin_ns: int = SPIN_US_DEFAULT * 1000
     models_root: Path | None = None  # where models that are loaded later lie; None: none can be
     max_batch: int = MAX_BATCH_DEFAULT  # rows, of such models
+    load_python: bool = False  # whether an order may name a Python file of models_root: it is run
 
 
 def read(path: Path) -> YardConfig:
@@ -127,19 +137,22 @@ def read(path: Path) -> YardConfig:
         raise ConfigError(str(path), (f"not TOML: {reason}",)) from None
 
     problems: list[str] = []
-    top = _Table(content, "", problems, ("models_root", "models", "limits", "priorities", "broker"))
+    allowed = ("models_root", "load_python", "models", "limits", "priorities", "broker")
+    top = _Table(content, "", problems, allowed)
     root = _models_root(top, path.absolute().parent)
     models = _models(top, root)
     limits = _limits(top.table("limits", tuple(LIMITS_ALLOWED)))
     budgets_ns = _budgets_ns(top.table("priorities", tuple(f"{name}_ms" for name in CLASSES)))
     spin_us = top.table("broker", ("spin_us",)).integer("spin_us", SPIN_US_DEFAULT, 0, SPIN_US_MAX)
+    load_python = top.boolean("load_python") is True
     if problems:
         raise ConfigError(str(path), tuple(problems))
-    return YardConfig(models, limits, budgets_ns, spin_us * 1000, root)
+    return YardConfig(models, limits, budgets_ns, spin_us * 1000, root, load_python=load_python)
 
 
-def with_file(model: ModelConfig, file: str, root: Path | None) -> ModelConfig:
+def with_file(model: ModelConfig, file: str, root: Path | None, load_python: bool = False) -> ModelConfig:
     """The model as it would be from this file inside `root` ("": the file that it has, looked up anew).
+    "file.py:function" is Python, and only named where `load_python` says that it may be.
 
     Raises InvalidRequest for a name that is none, or a file that is not there or lies elsewhere.
     """
@@ -147,6 +160,21 @@ def with_file(model: ModelConfig, file: str, root: Path | None) -> ModelConfig:
     _check_model_names((model.name,), problems)
     key_path = _dotted("models", model.name)
     name = file or model.file
+    function = None
+    if functions.is_reference(name):
+        if file and not load_python:
+            raise InvalidRequest(
+                f"{key_path}: {_shown(file)} is Python, and this yard loads none by order: the operator must "
+                "set load_python = true in batchyard.toml"
+            )
+        name, function = functions.parse(name)
+        if function.module:
+            raise InvalidRequest(
+                f"{key_path}: {function.module} is an importable module, which only a process that starts "
+                "anew reads again; name a file in models_root instead, as file.py:function"
+            )
+        if model.function is not None:
+            function = msgspec.structs.replace(function, signature=model.function.signature)
     if file and root is None:
         problems.append(f"{key_path}: this yard was started without models_root, so it loads no other file")
     elif not name or "\0" in name:
@@ -154,7 +182,7 @@ def with_file(model: ModelConfig, file: str, root: Path | None) -> ModelConfig:
     else:
         path = _existing_file((root or Path()) / name, key_path, name, problems, inside=root)
         if path is not None and not problems:
-            return replace(model, path=path, file=name)
+            return replace(model, path=path, file=file or model.file, function=function)
     raise InvalidRequest("; ".join(problems))
 
 
@@ -162,8 +190,11 @@ def from_models(
     models: Mapping[str, str | os.PathLike[str]],
     max_batch: int = MAX_BATCH_DEFAULT,
     models_root: str | os.PathLike[str] | None = None,
+    signatures: Mapping[str, Signature] | None = None,
+    load_python: bool = False,
 ) -> YardConfig:
-    """The configuration of an embedded yard: these names, these files, defaults for the rest.
+    """The configuration of an embedded yard: these names, these files or Python functions, what the
+    functions of `signatures` take and give, defaults for the rest.
 
     The caller's own code names the files, so they may lie anywhere; what is loaded later lies in
     `models_root`, or, without it, in the folder that all of them share. Raises ConfigError.
@@ -175,18 +206,29 @@ def from_models(
     if not models:
         problems.append("models: expected at least one model, found none")
     _check_model_names(tuple(models), problems)
-    for name, file in models.items():
-        resolved = _existing_file(Path(file), _dotted("models", name), os.fspath(file), problems)
+    for name, named in models.items():
+        file, function, place = os.fspath(named), None, ""
+        if functions.is_reference(file):
+            file, function = functions.parse(file)
+            function = msgspec.structs.replace(function, signature=(signatures or {}).get(name))
+            if function.module:
+                found[name] = ModelConfig(name, Path(), rows, file=os.fspath(named), function=function)
+                continue
+            place = f":{function.name}"
+        resolved = _existing_file(Path(file), _dotted("models", name), file, problems)
         if resolved is not None:
-            found[name] = ModelConfig(name, resolved, rows, file=os.path.abspath(file))
+            found[name] = ModelConfig(
+                name, resolved, rows, file=os.path.abspath(file) + place, function=function
+            )
     root = Path(models_root).resolve() if models_root is not None else None
-    if root is None and len({model.path.parent for model in found.values()}) == 1:
-        root = next(iter(found.values())).path.parent
+    folders = {model.path.parent for model in found.values() if model.path.is_absolute()}
+    if root is None and len(folders) == 1:
+        root = folders.pop()
     elif root is not None and not root.is_dir():
         problems.append(f"models_root: expected a folder, found {_shown(str(models_root))}")
     if problems:
         raise ConfigError("models", tuple(problems))
-    return YardConfig(found, models_root=root, max_batch=rows)
+    return YardConfig(found, models_root=root, max_batch=rows, load_python=load_python)
 
 
 class _Table:
@@ -294,7 +336,7 @@ def _models(top: _Table, root: Path | None) -> dict[str, ModelConfig]:
         model = section.table(name, MODEL_KEYS)
         if not isinstance(tables[name], dict):
             continue
-        file = model.string("file", "the model's file, inside models_root")
+        source = _source(model, root)
         max_batch = model.integer("max_batch", MAX_BATCH_DEFAULT, 1, MAX_BATCH_MAX)
         batchable = model.boolean("batchable")
         warmup = model.boolean("warmup")
@@ -303,10 +345,8 @@ def _models(top: _Table, root: Path | None) -> dict[str, ModelConfig]:
         cache_ms = model.milliseconds("cache_ms", 0, CACHE_MS_MAX)
         cache_bytes = model.integer("cache_bytes", CACHE_BYTES_DEFAULT, 1, QUEUE_BYTES_MAX)
         buckets = model.buckets("buckets", max_batch)
-        if file is None or root is None:
-            continue
-        path = _existing_file(root / file, model.at("file"), file, top.problems, inside=root)
-        if path is not None:
+        if source is not None:
+            file, path, function = source
             found[name] = ModelConfig(
                 name,
                 path,
@@ -319,8 +359,38 @@ def _models(top: _Table, root: Path | None) -> dict[str, ModelConfig]:
                 cache_bytes,
                 buckets,
                 file,
+                function,
             )
     return found
+
+
+def _source(model: _Table, root: Path | None) -> tuple[str, Path, Function | None] | None:
+    """(as it was named, its file, the function) of what a model is; None where that is a problem."""
+    key, text, function = "file", model.content.get("python"), None
+    if "python" not in model.content:
+        for only in ("inputs", "outputs"):
+            if only in model.content:
+                model.problems.append(f"{model.at(only)}: an ONNX file says itself what it takes and gives")
+        text = file = model.string("file", "the model's file, inside models_root")
+    else:
+        key, file = "python", None
+        if "file" in model.content:
+            model.problems.append(f"{model.at('python')}: a model is a file or a Python function, not both")
+        try:
+            file, function = functions.parse(str(text))
+            if "inputs" in model.content or "outputs" in model.content:
+                takes, gives = model.content.get("inputs"), model.content.get("outputs")
+                signature = functions.declared(takes, gives)  # type: ignore[arg-type]  # they are checked
+                function = msgspec.structs.replace(function, signature=signature)
+        except InvalidRequest as error:
+            model.problems.append(f"{model.at(key)}: {error}")
+            return None
+    if function is not None and function.module:
+        return str(text), Path(), function
+    if file is None or root is None:
+        return None
+    path = _existing_file(root / file, model.at(key), file, model.problems, inside=root)
+    return (str(text), path, function) if path is not None else None
 
 
 def _check_model_names(names: tuple[str, ...], problems: list[str]) -> None:

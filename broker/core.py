@@ -9,6 +9,7 @@ the same from a seed.
     Turn                   expire what is late, then lend batches to workers that have credit
     WorkerSaid(Done)       take the lease back, end the requests that are whole
     WorkerSaid(Failed)     one request: it fails; several: each half runs again alone
+    WorkerSaid(Leaving)    lend it nothing more; when it is gone, no request is blamed for that
     WorkerGone             its leases go back to their lanes, LOSSES_MAX times at most
     ModelWanted, ModelUnwanted
                            load, swap, or let go a model while the others run (changes.py)
@@ -106,6 +107,7 @@ class Core:
             m.BatchFailed: self._batch_failed,
             m.Loaded: self._loaded,
             m.LoadFailed: self._loaded,
+            m.Leaving: self._leaving,
         }
 
     # ---- the three questions ----------------------------------------------------------------
@@ -140,6 +142,7 @@ class Core:
             "clients": len(self.connections),
             "workers": len(self.workers),
             "worker_pids": [worker.pid for worker in self.workers.values()],
+            "workers_fallen": [[each.id, each.fallen] for each in self.workers.values() if each.fallen],
             "batches_lent": len(self.batches),
             "credit": CREDIT * len(self.workers) - len(self.batches),
             "models": [
@@ -408,7 +411,7 @@ class Core:
         if self._places:
             self._places -= 1
             self.counters.workers_restarted += 1
-        self.workers[event.worker] = Worker(event.worker, event.pid)
+        self.workers[event.worker] = Worker(event.worker, event.pid, event.fallen)
         self._actions.append(e.ToWorker(event.worker, m.WorkerWelcome(self.epoch, event.worker, self._pid)))
         for model in self.models.values():
             self._actions.append(e.ToWorker(event.worker, load(model.config, model.revision)))
@@ -442,6 +445,13 @@ class Core:
                 model.failures[worker.id] = f"a worker described it wrongly: {error}"
         self._actions += self._describes.answer()
 
+    def _leaving(self, worker: Worker, message: m.Leaving, frames: Sequence[Any], now_ns: int) -> None:
+        """It is lent nothing more. What it holds comes back when its process is dead, as always."""
+        if not worker.leaving:
+            worker.leaving = True
+            self.counters.workers_left += 1
+        self._actions.append(e.ToWorker(worker.id, m.Dismissed()))
+
     def _worker_gone(self, event: e.WorkerGone, now_ns: int) -> None:
         worker = self.workers.pop(event.worker, None)
         if worker is None:
@@ -458,8 +468,8 @@ class Core:
             for part in batch.parts:
                 self._take_back_part(part)
                 if not part.request.ended:
-                    self._requeue(part, batch, batch is running)
-        if running is not None:
+                    self._requeue(part, batch, batch is running and not worker.leaving)
+        if running is not None and not worker.leaving:
             self._suspect(running)
 
     def _requeue(self, part: Part, batch: Batch, was_running: bool) -> None:
@@ -523,7 +533,7 @@ class Core:
 
     def _lend(self, worker: Worker, now_ns: int) -> None:
         """Give the worker the best batch there is, if there is one that it should have."""
-        choice = choose(self.lanes, worker, now_ns)
+        choice = choose(self.lanes, worker, now_ns) if not worker.leaving else None
         if choice is None:
             return
         urgent_present = now_ns < self._urgent_until_ns

@@ -28,7 +28,7 @@ class Histogram:
         self.sum_ns += value_ns * count
 
     def snapshot(self) -> dict[str, Any]:
-        return {"counts": dict(sorted(self.counts.items())), "sum": self.sum_ns}
+        return {"counts": self.counts.copy(), "sum": self.sum_ns}
 
 
 class Counters:
@@ -41,6 +41,7 @@ class Counters:
         self.workers_lost = 0
         self.workers_restarted = 0  # joined in the place of one that was lost
         self.workers_hung = 0  # and killed for it
+        self.workers_left = 0  # and said so: a lost device, or a better one
         self.requeued = 0  # parts
         self.batches = 0
         self.batches_failed = 0
@@ -91,6 +92,7 @@ class Counters:
             "workers_lost": self.workers_lost,
             "workers_restarted": self.workers_restarted,
             "workers_hung": self.workers_hung,
+            "workers_left": self.workers_left,
             "requeued": self.requeued,
             "batches": self.batches,
             "batches_failed": self.batches_failed,

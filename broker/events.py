@@ -60,6 +60,7 @@ class DescribeAsked(msgspec.Struct, gc=False):
 class WorkerJoined(msgspec.Struct, gc=False):
     worker: int
     pid: int
+    fallen: str = ""  # as in Register
 
 
 class WorkerGone(msgspec.Struct, gc=False):
@@ -72,7 +73,7 @@ class WorkerSaid(msgspec.Struct, gc=False):
     """A message of a registered worker, with the frames that came behind it."""
 
     worker: int
-    message: m.Loaded | m.LoadFailed | m.Done | m.BatchFailed
+    message: m.Loaded | m.LoadFailed | m.Done | m.BatchFailed | m.Leaving
     frames: Sequence[Any] = ()
 
 

@@ -41,11 +41,16 @@ class _Expected:
 class Worker:
     """A registered worker: what it serves and what it has been lent."""
 
-    __slots__ = ("busy_until_ns", "id", "leases", "models", "overdue_ns", "passed", "pid", "timings")
+    __slots__ = (
+        "busy_until_ns", "fallen", "id", "leases", "leaving", "models", "overdue_ns", "passed", "pid",
+        "timings",
+    )  # fmt: skip
 
-    def __init__(self, worker: int, pid: int) -> None:
+    def __init__(self, worker: int, pid: int, fallen: str = "") -> None:
         self.id = worker
         self.pid = pid
+        self.fallen = fallen  # why it is on no better provider, where it might be
+        self.leaving = False  # it runs nothing any more, and its process is about to end
         self.models: dict[str, WorkerInfo] = {}
         self.leases: dict[int, Batch] = {}  # in the order they were sent; at most CREDIT
         self.timings: dict[str, TimeModel] = {}  # by model
@@ -56,7 +61,7 @@ class Worker:
     def serve(self, model: Model, message: Loaded) -> None:
         """It has loaded the model. Raises InvalidRequest, and nothing has changed, for metadata that
         no model can have."""
-        self.models[model.name] = model.loaded(self.id, self.pid, message)
+        self.models[model.name] = model.loaded(self.id, self.pid, message, self.fallen)
         self.timings[model.name] = TimeModel(message.warmup_ns, message.buckets)
 
     def forget(self, name: str) -> None:
@@ -146,7 +151,7 @@ class Model:
                     return f"its {kind} is {new}, and that of the one that serves is {old}"
         return ""
 
-    def loaded(self, worker: int, pid: int, message: Loaded) -> WorkerInfo:
+    def loaded(self, worker: int, pid: int, message: Loaded, fallen: str = "") -> WorkerInfo:
         """A worker serves it. The first one's metadata is everyone's; all load the same file.
 
         Raises InvalidRequest, and nothing has changed, for metadata that no model can have.
@@ -156,7 +161,7 @@ class Model:
             raise InvalidRequest("a tensor without axes has no rows to batch")
         expected = [_Expected(spec, skip) for spec in message.inputs]
         output_row_nbytes = _row_nbytes(message.outputs, skip)
-        info = WorkerInfo(worker, pid, message.provider, message.placement, message.warmup_ns)
+        info = WorkerInfo(worker, pid, message.provider, message.placement, message.warmup_ns, fallen)
         self.workers[worker] = info
         self.failures.pop(worker, None)
         self.inputs = message.inputs

@@ -56,14 +56,14 @@ def python(version: tuple[int, int, int], implementation: str) -> Finding:
 
 
 def wheels(installed: Mapping[str, str]) -> Finding:
-    """`installed`: versions by name, of those in WHEELS that are there."""
+    """`installed`: versions by name, of everything that owns the name onnxruntime."""
     named = ", ".join(f"{name} {version}" for name, version in installed.items())
     if not installed:
         return _fail(
             "runtime", "no onnxruntime is installed", "pip install onnxruntime (a client needs none)"
         )
     if len(installed) > 1:
-        keep = next(name for name in (*WHEELS[1:], WHEELS[0]) if name in installed)
+        keep = next(name for name in (*WHEELS[1:], WHEELS[0], *installed) if name in installed)
         return _fail(
             "runtime",
             f"{named}: they overwrite each other's files",

@@ -16,7 +16,7 @@ from ..broker import config as configuration
 from ..transport import endpoints, segments
 from ..transport.endpoints import Endpoint
 from ..transport.errors import InvalidRequest
-from . import checks, probes
+from . import checks, gpu_checks, gpu_probes, probes
 from .arguments import add_yard, parser
 from .checks import Finding, Level
 from .text import plural
@@ -85,6 +85,8 @@ def _installation() -> list[Finding]:
     ]
     if wheels:
         findings.append(checks.providers(*probes.providers()))
+        if len(wheels) == 1:  # of several, none can be relied on
+            findings += gpu_checks.gpus(gpu_probes.facts(), wheels, gpu_probes.probed())
     return findings
 
 

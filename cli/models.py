@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     orders = arguments.add_subparsers(dest="order", metavar="ORDER")
     load = orders.add_parser("load", help="serve one more model, from a file inside the yard's models_root")
     load.add_argument("name", metavar="NAME")
-    load.add_argument("file", metavar="FILE", help="relative to models_root")
+    load.add_argument("file", metavar="FILE", help="relative to models_root; file.py:function where allowed")
     load.add_argument("--max-batch", type=count, metavar="ROWS", help="in one run (the yard's default)")
     swap = orders.add_parser(
         "swap", help="serve it from another file; no request fails, and a bad file changes nothing"
@@ -131,6 +131,7 @@ def as_json(model: ModelInfo) -> dict[str, Any]:
                 "pid": worker.pid,
                 "provider": worker.provider,
                 "placement": worker.placement,
+                "fallen": worker.fallen,
                 "warmup_ns": {str(rows): run_ns for rows, run_ns in sorted(worker.warmup_ns.items())},
             }
             for worker in model.workers
@@ -163,6 +164,8 @@ def _details(model: ModelInfo) -> list[str]:
     for worker in model.workers:
         where = f"process {worker.pid}, {worker.provider} ({worker.placement})"
         details.append(f"worker   {worker.worker}: {where}")
+        if worker.fallen:
+            details.append(f"  on no better provider  {worker.fallen}")
         if worker.warmup_ns:
             runs = (f"{rows}: {duration(run_ns)}" for rows, run_ns in sorted(worker.warmup_ns.items()))
             details.append(f"  time of a run by rows  {', '.join(runs)}")

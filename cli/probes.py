@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,9 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def wheels() -> dict[str, str]:
-    """Versions of the onnxruntime wheels that are installed."""
+    """Versions of the wheels that own the name onnxruntime, those that we don't know included."""
     found = {}
-    for name in WHEELS:
+    for name in dict.fromkeys((*WHEELS, *sorted(packages_distributions().get("onnxruntime", ())))):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

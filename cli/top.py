@@ -186,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
         "--interval", type=seconds, default=1.0, metavar="S", help="seconds between two looks (%(default)g)"
     )
     arguments.add_argument("--once", action="store_true", help="one interval, and the end")
-    arguments.add_argument("--json", action="store_true", help="one JSON object per interval and line")
-    arguments.add_argument("--svg", type=Path, metavar="FILE", help="a picture of what was shown last")
+    form = arguments.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object per interval and line")
+    form.add_argument("--svg", type=Path, metavar="FILE", help="leave a picture of what was shown last")
     add_yard(arguments)
     return arguments

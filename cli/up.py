@@ -10,9 +10,10 @@ import argparse
 import importlib.util
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import zmq
@@ -26,7 +27,7 @@ from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, End
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelState
 from . import watch
-from .arguments import add_yard, count, parser
+from .arguments import add_yard, count, parser, port
 from .models import batching
 from .text import plural
 
@@ -38,6 +39,7 @@ LOOK_S = 0.1
 EXAMPLES = """examples:
   batchyard up
   batchyard up --config examples/batchyard.toml --workers 2 --watch
+  batchyard up --metrics 9877 --gateway 8000
   batchyard up --url tcp://0.0.0.0:7070 --keys keys"""
 NO_CONFIG = """there is no {path}. A yard is told what to serve; the least that it needs is
 
@@ -58,14 +60,27 @@ def main(argv: list[str]) -> int:
         raise BatchyardError("workers need onnxruntime: pip install onnxruntime, or ask `batchyard doctor`")
     url = options.url or endpoints.default_url()
     check_free(Endpoint.parse(url), options.keys)
+    companions = companions_of(options)
     stop = threading.Event()
     restore = _on_signals(stop)
     try:
         arguments = ["--config", str(options.config)]
-        with Yard(arguments, options.workers, options.threads, url, options.keys) as yard:
+        with Yard(
+            arguments,
+            options.workers,
+            options.threads,
+            url,
+            options.keys,
+            provider=options.provider,
+            companions=companions,
+        ) as yard:
             _say(f"starting a yard at {yard.url}: broker and {plural(options.workers, 'worker')}")
             if started(yard, options.workers, stop):
                 _say(f"listening at {yard.url}; Ctrl-C ends it")
+                if options.metrics is not None:
+                    _say(f"metrics for Prometheus at http://127.0.0.1:{options.metrics}/metrics")
+                if options.gateway is not None:
+                    _say(f"HTTP at http://127.0.0.1:{options.gateway}, gRPC at port {options.gateway + 1}")
                 if options.watch and config.models_root is not None:
                     _follow(config, yard, stop)
                 _watch(yard, stop)
@@ -93,6 +108,35 @@ def check_free(endpoint: Endpoint, keys: Path | None) -> None:
                                 f"{address} is in use by another process: stop it, or choose another --url"
                             ) from None
                         raise InvalidRequest(f"cannot listen at {address}: {error.strerror}") from None
+
+
+def companions_of(options: argparse.Namespace) -> dict[str, list[str]]:
+    """The processes that are wanted beside the yard. Raises what keeps one of them from running."""
+    companions = {}
+    if options.metrics is not None:
+        check_companion("metrics", "sidecar", ("prometheus_client", "psutil"), options.metrics)
+        companions["sidecar"] = ["batchyard.sidecar", "--port", str(options.metrics)]
+    if options.gateway is not None:
+        check_companion("gateway", "gateway", ("fastapi", "uvicorn", "grpc"), options.gateway)
+        check_companion("gateway", "gateway", (), options.gateway + 1)
+        companions["gateway"] = ["batchyard.gateway", "--port", str(options.gateway)]
+    return companions
+
+
+def check_companion(option: str, extra: str, packages: Sequence[str], port: int) -> None:
+    """Raises BatchyardError or EndpointInUse where a process could not run; it would be started again
+    for ever."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise BatchyardError(f"--{option} needs {package}: pip install 'batchyard[{extra}]'")
+    with socket.socket() as probe:
+        if os.name != "nt":  # there it would let two listen at once
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            text = f"port {port} is in use by another process: choose another --{option}"
+            raise EndpointInUse(text) from None
 
 
 def started(yard: Yard, workers: int, stop: threading.Event) -> bool:
@@ -174,7 +218,8 @@ def _follow(config: YardConfig, yard: Yard, stop: threading.Event) -> None:
     """Let the yard's models follow the files of models_root, on a thread of its own."""
     root = config.models_root
     assert root is not None
-    served = {model.path.name: name for name, model in config.models.items() if model.path.parent == root}
+    files = {name: model.path for name, model in config.models.items() if model.function is None}
+    served = {path.name: name for name, path in files.items() if path.parent == root}
     _say(f"following the .onnx files of {root}")
     arguments = (root, lambda: served, yard.operator, stop.wait, _say)
     threading.Thread(target=watch.follow, args=arguments, name="batchyard-watch", daemon=True).start()
@@ -213,7 +258,19 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of each worker (cores / workers; cores here: {os.cpu_count() or 1})",
     )
     arguments.add_argument(
+        "--provider",
+        choices=("auto", "directml", "webgpu", "cuda", "cpu"),
+        default="auto",
+        help="what the workers run on (%(default)s: the best that works here)",
+    )
+    arguments.add_argument(
         "--watch", action="store_true", help="load, swap and unload models as the files of models_root do"
+    )
+    arguments.add_argument(
+        "--metrics", type=port, metavar="PORT", help="serve figures to Prometheus at 127.0.0.1:PORT/metrics"
+    )
+    arguments.add_argument(
+        "--gateway", type=port, metavar="PORT", help="serve HTTP at 127.0.0.1:PORT, and gRPC at the port after it"
     )
     add_yard(arguments)
     return arguments

@@ -211,7 +211,8 @@ class AsyncClient:
         """As `Client.wait_ready`."""
         check_name(model)
         infos = await self._ask(model, timeout)
-        Signature(infos[0])
+        known = self._link.session.signatures if self._link is not None else {}
+        known[model] = Signature(infos[0], known)  # the first request need not ask again
         return infos[0]
 
     # ---- the connection -----------------------------------------------------------------------

@@ -16,15 +16,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import msgspec
 import zmq
 
 from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, InvalidRequest, from_wire
 from ..transport.processes import Backoff, ChildProcess
+from . import functions
 from .admin import Operator
 from .aio import AsyncClient
 from .client import Client
@@ -33,9 +35,11 @@ START_TIMEOUT_S = 60.0
 POLL_S = 0.1  # how soon a dead process is seen
 TCP_PORTS = (49152, 65000)
 
+Source = str | os.PathLike[str] | Callable[..., Any] | functions.Named  # an ONNX file, or a Python function
+
 
 def serve(
-    models: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
+    models: Source | Mapping[str, Source],
     *,
     workers: int = 1,
     max_batch: int = 32,
@@ -44,26 +48,44 @@ def serve(
     timeout: float = START_TIMEOUT_S,
     log: IO[bytes] | None = None,
     models_root: str | os.PathLike[str] | None = None,
+    provider: str = "auto",
+    load_python: bool = False,
 ) -> Yard:
     """Start a broker and `workers` workers for these models, and return when every model is ready.
 
-    models: one ONNX file (its name without the suffix is the model's name), or {"name": file}.
+    models: one ONNX file (its name without the suffix is the model's name), or one Python function,
+        itself or as "module:function" or "file.py:function" (see `batchyard.model`); or {"name": either}.
     max_batch: most rows in one run.
     threads: intra-op threads of each worker; default: cores divided by workers.
     url: where to listen; default: a private place that is removed at the end.
     log: a file for what the processes say; default: this program's stderr.
     models_root: the folder that `Yard.operator` may load and swap models from; default: the one that
         these models lie in, if it is the same for all.
+    provider: what the workers run on: directml, webgpu, cuda, cpu; auto: the best that works here.
+    load_python: whether `Yard.operator` may load Python files from there: that runs them.
 
     A context manager; without `with`, `close()` ends it, or the end of this program. Raises
     ModelFailed when a model can't be loaded, InvalidRequest for names, files, or numbers that can't
     be, EndpointInUse, Unauthorized, DeadlineExceeded when nothing is ready within `timeout` seconds.
     """
-    arguments = [*_model_arguments(models), "--max-batch", str(max_batch)]
+    named = models if isinstance(models, Mapping) else {_name_of(models): models}
+    arguments = [*_model_arguments(named), "--max-batch", str(max_batch)]
     if models_root is not None:
         arguments += ["--models-root", os.path.abspath(models_root)]
-    yard = Yard(arguments, workers, threads, url, log=log, quiet=True)
-    named = models if isinstance(models, Mapping) else {Path(models).stem: models}
+    if load_python:
+        arguments.append("--load-python")
+    python = any(functions.is_source(source) for source in named.values())
+    surroundings = functions.environment() if python or load_python else {}
+    yard = Yard(
+        arguments,
+        workers,
+        threads,
+        url,
+        log=log,
+        quiet=True,
+        provider=provider,
+        worker_environment=surroundings,
+    )
     try:
         with yard.client() as client:
             deadline_s = time.monotonic() + timeout
@@ -76,23 +98,36 @@ def serve(
     return yard
 
 
-def _model_arguments(models: Any) -> list[str]:
+def _name_of(source: Any) -> str:
+    """What a model is called whose name was not given."""
+    if isinstance(source, str | os.PathLike):
+        text = os.fspath(source)
+        return text.rpartition(":")[2] if functions.is_source(text) else Path(text).stem
+    return getattr(source, "__name__", type(source).__name__)
+
+
+def _model_arguments(models: Mapping[Any, Any]) -> list[str]:
     """The broker's arguments for what the caller passed as models. Raises InvalidRequest."""
-    if isinstance(models, str | os.PathLike):
-        models = {Path(models).stem: models}
-    if not isinstance(models, Mapping) or not models:
-        raise InvalidRequest('models is a file, or a mapping such as {"name": "file.onnx"}')
+    if not models:
+        raise InvalidRequest('models is a file, a function, or a mapping such as {"name": "file.onnx"}')
     arguments = []
-    for name, file in models.items():
+    for name, source in models.items():
         if not isinstance(name, str) or not name or "=" in name:
             raise InvalidRequest(f"{name!r} can't be a model's name: letters, digits, '_', '.', and '-'")
-        if not isinstance(file, str | os.PathLike):
-            raise InvalidRequest(f"model {name!r} needs a file's path, not {file!r}")
-        if Path(file).is_dir():
-            raise InvalidRequest(f"model {name!r}: {os.fspath(file)!r} is a folder, not an ONNX file")
-        if not Path(file).is_file():
-            raise InvalidRequest(f"model {name!r}: there is no file {os.fspath(file)!r}")
-        arguments += ["--model", f"{name}={os.path.abspath(file)}"]
+        if functions.is_source(source):
+            found = functions.named(source)
+            arguments += ["--model", f"{name}={found.reference}"]
+            if found.signature is not None:
+                text = msgspec.json.encode(found.signature).decode()
+                arguments += ["--signature", f"{name}={text}"]
+            continue
+        if not isinstance(source, str | os.PathLike):
+            raise InvalidRequest(f"model {name!r} needs a file's path or a function, not {source!r}")
+        if Path(source).is_dir():
+            raise InvalidRequest(f"model {name!r}: {os.fspath(source)!r} is a folder, not an ONNX file")
+        if not Path(source).is_file():
+            raise InvalidRequest(f"model {name!r}: there is no file {os.fspath(source)!r}")
+        arguments += ["--model", f"{name}={os.path.abspath(source)}"]
     return arguments
 
 
@@ -125,7 +160,12 @@ class Yard:
         keys: Path | None = None,
         log: IO[bytes] | None = None,
         quiet: bool = False,
+        provider: str = "auto",
+        companions: Mapping[str, Sequence[str]] | None = None,
+        worker_environment: Mapping[str, str] | None = None,
     ) -> None:
+        """`companions`: further processes of the yard, by name: what `python -m` runs beside it, each told
+        where the yard is as the workers are."""
         _check_count("workers", workers)
         _check_count("threads", 1 if threads is None else threads)
         self._pid = os.getpid()
@@ -138,7 +178,8 @@ class Yard:
         self._keys = keys
         python = [sys.executable, "-m"]
         environment = dict(os.environ, BATCHYARD_WORKERS=str(workers))
-        worker = [*python, "batchyard.gpuworker", *common]
+        surroundings = environment | dict(worker_environment or {})
+        worker = [*python, "batchyard.gpuworker", *common, "--provider", provider]
         if threads is not None:
             worker += ["--threads", str(threads)]
         broker = [*python, "batchyard.broker", *common, "--report", *broker_arguments]
@@ -148,8 +189,20 @@ class Yard:
         self.processes = [
             Process(ChildProcess(broker, environment, "broker", stdout=subprocess.PIPE, stderr=log)),
             *(
-                Process(ChildProcess(worker, environment, f"worker.{number}", stdout=log, stderr=log))
+                Process(
+                    ChildProcess(
+                        worker,
+                        {**surroundings, "BATCHYARD_WORKER": str(number)},  # which GPU is its share
+                        f"worker.{number}",
+                        stdout=log,
+                        stderr=log,
+                    )
+                )
                 for number in range(1, workers + 1)
+            ),
+            *(
+                Process(ChildProcess([*python, *module, *common], environment, name, stdout=log, stderr=log))
+                for name, module in (companions or {}).items()
             ),
         ]
         self._stop = threading.Event()

@@ -8,17 +8,15 @@ import os
 import signal
 import sys
 import threading
-import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..transport import endpoints, lifeline
 from ..transport.errors import BatchyardError
-from ..transport.processes import Backoff, ChildProcess
 from . import providers
-
-POLL_S = 0.05  # how soon a dead child is seen
-
-log = logging.getLogger("batchyard.gpuworker")
+from .ladder import Ladder
+from .providers import TOLERANCE
+from .supervisor import Supervisor
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,11 +24,26 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m batchyard.gpuworker",
         description="Run models for a broker: one supervised process with its own onnxruntime sessions.",
-        epilog="example: python -m batchyard.gpuworker --url ipc:///tmp/yard --threads 1",
+        epilog="example: python -m batchyard.gpuworker --url ipc:///tmp/yard --provider webgpu",
     )
     parser.add_argument("--url", default=None, help="the broker's (default: $BATCHYARD_URL, else local)")
     parser.add_argument("--keys", type=Path, metavar="FOLDER", help="CURVE keys, if the broker has them")
-    parser.add_argument("--provider", default=None, help="default: the best that this machine has")
+    parser.add_argument(
+        "--provider", default="auto", help="auto: the best that works here; or directml, webgpu, cuda, cpu"
+    )
+    parser.add_argument(
+        "--device", type=int, metavar="N", help="which GPU, from 0 (worker N takes the N-th, in turn)"
+    )
+    parser.add_argument(
+        "--whole", action="store_true", help="refuse models with operators that the GPU's provider lacks"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        metavar="T",
+        help="of a GPU's answers, in parts of the CPU's greatest (%(default)g; inf: any)",
+    )
     parser.add_argument(
         "--threads", type=int, default=None, help="intra-op threads (default: cores / $BATCHYARD_WORKERS)"
     )
@@ -42,43 +55,30 @@ def main(argv: list[str] | None = None) -> int:
     try:
         url = arguments.url or endpoints.default_url()
         endpoints.Endpoint.parse(url)
-        provider = arguments.provider or _best_provider()
+        rungs = _rungs(arguments.provider)
     except BatchyardError as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1
     threads = arguments.threads or _fair_threads(os.environ.get("BATCHYARD_WORKERS", ""))
-    command = [sys.executable, "-m", "batchyard.gpuworker.child"]
-    command += ["--url", url, "--provider", provider, "--threads", str(threads)]
+    child = ["--url", url, "--threads", str(threads), "--tolerance", str(arguments.tolerance)]
+    if arguments.whole:
+        child.append("--whole")
     if arguments.quiet:
-        command.append("--quiet")
+        child.append("--quiet")
     if arguments.keys is not None:
-        command += ["--keys", str(arguments.keys)]
+        child += ["--keys", str(arguments.keys)]
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     if arguments.lifeline:
         lifeline.hold(stop.set)
-    supervise(ChildProcess(command, name="session child"), stop)
-    return 0
-
-
-def supervise(child: ChildProcess, stop: threading.Event) -> None:
-    """Start the child, and start it again whenever it dies, until `stop`; then end it."""
-    backoff = Backoff()
-    backoff.next_delay_s(time.monotonic())  # the first start is not a restart
+    insist = arguments.provider != "auto"
     try:
-        child.start()
-        while not stop.wait(POLL_S):
-            status = child.poll()
-            if status is None:
-                continue
-            delay_s = backoff.next_delay_s(time.monotonic())
-            log.warning("the session child ended with status %s; again in %.1f s", status, delay_s)
-            if stop.wait(delay_s):
-                break
-            child.start()
-    finally:
-        child.terminate()
+        Supervisor(Ladder(rungs), child, stop, insist, arguments.device, _worker_number()).run()
+    except BatchyardError as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _fair_threads(workers: str) -> int:
@@ -90,16 +90,27 @@ def _fair_threads(workers: str) -> int:
     return max(1, cores // int(workers) if workers.isdecimal() and int(workers) else cores)
 
 
-def _best_provider() -> str:
-    try:
-        found = providers.available()
-    except ImportError:
+def _worker_number() -> int:
+    """This worker's number among its like, from 1: by whoever started it, honcho (`-c worker=2`) included."""
+    named = os.environ.get("BATCHYARD_WORKER", "") or os.environ.get("HONCHO_PROCESS_NAME", "")
+    number = named.rpartition(".")[2]
+    return int(number) if number.isdecimal() and int(number) else 1
+
+
+def _rungs(asked: str) -> list[str]:
+    """The providers to try, best first. Raises BatchyardError where there is none."""
+    if find_spec("onnxruntime") is None:
         raise BatchyardError(
             "onnxruntime is not installed here: pip install onnxruntime (or another runtime, but only one)"
-        ) from None
-    if not found:
-        raise BatchyardError("this onnxruntime has no provider that batchyard knows; run `batchyard doctor`")
-    return found[0]
+        )
+    found = providers.installed() or ["cpu"]
+    if asked == "auto":
+        return found
+    if asked not in providers.LADDER:
+        names = ", ".join(("auto", *providers.LADDER))
+        raise BatchyardError(f"no provider is called {asked!r}; there is: {names}")
+    below = providers.LADDER[providers.LADDER.index(asked) + 1 :]
+    return [asked, *(name for name in below if name in found)]
 
 
 if __name__ == "__main__":

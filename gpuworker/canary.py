@@ -6,14 +6,27 @@ to say. What is never allowed: other shapes, and answers that are no numbers whe
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .model import CannotServe, ServedModel, first_line
+if TYPE_CHECKING:
+    from .model import ServedModel
 
 ROWS = 2
 SEED = 20_261_122
+SOURCE_PLACE = re.compile(r"^/\S+:\d+ .* was false\. ")
+
+
+class CannotServe(Exception):
+    """The file is no model that batchyard can serve; the text says why."""
+
+
+def first_line(error: BaseException) -> str:
+    """What onnxruntime has to say, without the rest of it, and without where in its source it says so."""
+    text = str(error).strip().splitlines()
+    return SOURCE_PLACE.sub("", text[0] if text else type(error).__name__)[:500]
 
 
 def compare(old: ServedModel, new: ServedModel, tolerance: float | None) -> float | None:
@@ -38,7 +51,7 @@ def compare(old: ServedModel, new: ServedModel, tolerance: float | None) -> floa
         raise CannotServe(text) from None
     greatest = 0.0
     for name, before, after in zip((spec.name for spec in old.outputs), expected, answers, strict=True):
-        greatest = max(greatest, _difference(name, before, after))
+        greatest = max(greatest, difference(name, before, after, "the served model's"))
     if tolerance is not None and not greatest <= tolerance:  # a tolerance of NaN allows nothing
         raise CannotServe(
             f"its answers to a canary differ by up to {greatest:.3g}, and {tolerance:g} is allowed"
@@ -55,14 +68,15 @@ def _tensors(model: ServedModel) -> list[tuple[Any, ...]]:
     ]
 
 
-def _difference(name: str, before: Any, after: Any) -> float:
-    """The greatest difference of two arrays. Raises CannotServe."""
+def difference(name: str, before: Any, after: Any, whose: str) -> float:
+    """The greatest difference of two arrays, the answers to one canary; `whose` are those before. Raises
+    CannotServe for another shape, and for what is not finite where it was."""
     if before.shape != after.shape:
-        raise CannotServe(f"its output {name!r} has shape {after.shape} where there was {before.shape}")
+        raise CannotServe(f"its output {name!r} has shape {after.shape} where {whose} has {before.shape}")
     wide = np.complex128 if before.dtype.kind == "c" else np.float64
     before, after = before.astype(wide), after.astype(wide)
     finite = np.isfinite(before)
     if np.any(finite & ~np.isfinite(after)):
-        raise CannotServe(f"its output {name!r} is not finite on a canary where the served model's is")
+        raise CannotServe(f"its output {name!r} is not finite on a canary where {whose} is")
     with np.errstate(over="ignore"):  # of two numbers at the far ends
         return float(np.max(np.abs(before[finite] - after[finite]), initial=0.0))

@@ -8,13 +8,18 @@ and keeps its sessions; arenas belong to a broker, and are unmapped when the nex
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
@@ -25,13 +30,18 @@ from ..transport.errors import BatchyardError, Code
 from ..transport.keys import KeyFolder
 from ..transport.sockets import configure, readable
 from . import providers
+from .device import EXIT_CODE, DeviceLost
+from .functions import FunctionModel
 from .loader import Loader, Outcome
 from .memory import Memory
 from .model import ServedModel
+from .providers import TOLERANCE
 from .runner import ItemRefused
 from .watchdog import Watchdog
 
 LOOK_AROUND_MS = 500  # how soon a broker's death is seen while nothing comes
+GOODBYE_NS = 1_000_000_000  # for the broker to hear why the process ends; there may be none
+LEAVING_CHARS_MAX = 1000
 
 log = logging.getLogger("batchyard.gpuworker")
 
@@ -60,8 +70,10 @@ class Session:
         send: Callable[..., None],
         start_load: Callable[[Any, m.Load, ServedModel | None], None],
         memory: Memory,
+        fallen: str = "",
     ) -> None:
         self._provider = provider
+        self._fallen = fallen
         self._pid = pid
         self._send = send
         self._start_load = start_load
@@ -79,12 +91,14 @@ class Session:
             m.Load: self._load,
             m.Unload: self._unload,
             m.Refused: self._refused,
+            m.Dismissed: self._dismissed,
         }
+        self.dismissed = False  # the broker knows that this process ends
 
     def register(self) -> None:
         """Greet a broker, the first or the next one. One that knows this connection already pays no heed:
         so what it has told us of stays, until a Welcome says that all begins anew."""
-        self._send([m.Register(self._pid, [self._provider])])
+        self._send([m.Register(self._pid, [self._provider], self._fallen)])
 
     def handle(self, message: m.BrokerToWorker) -> None:
         self._handlers[type(message)](message)
@@ -103,6 +117,14 @@ class Session:
         log.error("the broker refused a message: %s", message.text)
         if message.code == Code.UNKNOWN_CONNECTION:
             self.register()
+
+    def leave(self, text: str) -> None:
+        """Say that this process is about to end, and not for what it was lent. It runs nothing any more."""
+        self._handlers[m.LentBatch] = lambda message: None
+        self._send([m.Leaving(text[:LEAVING_CHARS_MAX])])
+
+    def _dismissed(self, message: m.Dismissed) -> None:
+        self.dismissed = True
 
     # ---- models -------------------------------------------------------------------------------
 
@@ -126,8 +148,10 @@ class Session:
             self._start_load(key, message, self._models.get((message.model, message.beside)))
 
     def loaded(self, key: Any, outcome: Outcome) -> None:
-        """What was started under `key` is loaded, or can't be: then `outcome` says why."""
+        """What was started under `key` is loaded, or can't be: then `outcome` says why. Raises DeviceLost."""
         asked = self._loading.pop(key).asked
+        if isinstance(outcome, DeviceLost):
+            raise outcome
         if not asked:
             return  # it was unloaded meanwhile, or its broker is gone
         source = key[0]
@@ -214,9 +238,12 @@ class Session:
 
 def _source(load: m.Load) -> Any:
     """What a model is loaded from. Raises OSError."""
-    found = Path(load.path).stat()
-    file = (load.path, found.st_mtime_ns, found.st_size, found.st_ino)
-    return load.model, file, load.max_batch, load.batchable, load.warmup, tuple(load.buckets)
+    file: tuple[Any, ...] = ()
+    if load.path:  # else a function of an importable module, which this process reads once
+        found = Path(load.path).stat()
+        file = (load.path, found.st_mtime_ns, found.st_size, found.st_ino)
+    function = msgspec.json.encode(load.function)  # lists of axes have no hash
+    return load.model, file, function, load.max_batch, load.batchable, load.warmup, tuple(load.buckets)
 
 
 def _is_still(source: Any, load: m.Load) -> bool:
@@ -227,8 +254,16 @@ def _is_still(source: Any, load: m.Load) -> bool:
         return False
 
 
-def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_threads: int) -> None:
-    """Connect, and handle messages for ever."""
+def serve(
+    endpoint: Endpoint,
+    keys: KeyFolder | None,
+    make: Callable[[m.Load], ServedModel],
+    provider: str,
+    fallen: str,
+    leave: threading.Event,
+) -> None:
+    """Connect, and handle messages until `leave`; `make` loads a model. Raises DeviceLost; either way the
+    broker knows by then that this process ends."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
     configure(socket, endpoint)
@@ -244,8 +279,8 @@ def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_th
         else:
             socket.send(codec.encode(messages))
 
-    loader = Loader(lambda message: ServedModel(message, providers.recipe(provider, intra_op_threads)))
-    session = Session(provider, os.getpid(), send, loader.start, Memory())
+    loader = Loader(make)
+    session = Session(provider, os.getpid(), send, loader.start, Memory(), fallen)
     watchdog = Watchdog()
     socket.connect(endpoint.workers)
     session.register()
@@ -253,7 +288,9 @@ def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_th
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)
     poller.register(loader, zmq.POLLIN)
-    while True:
+
+    def step() -> None:
+        """Wait for what comes next, for half a second at most, and handle it."""
         flags = 0
         if loader.under_way:  # otherwise a receive is all there is to wait for, and quicker
             poller.poll(LOOK_AROUND_MS)
@@ -270,17 +307,31 @@ def serve(endpoint: Endpoint, keys: KeyFolder | None, provider: str, intra_op_th
             if lost:
                 log.warning("the broker is gone; waiting for the next one")
                 session.register()
-            continue
+            return
         try:
             messages = decode(payload)
         except BatchyardError as error:
             log.error("the broker's message was refused: %s", error)
-            continue
+            return
         for message in messages:
             if type(message) is m.LentBatch:
                 watchdog.start(message.lease_ns)
             session.handle(message)
             watchdog.stop()
+
+    def say_goodbye(why: str) -> None:
+        session.leave(why)
+        until_ns = time.monotonic_ns() + GOODBYE_NS
+        while not session.dismissed and time.monotonic_ns() < until_ns:
+            step()
+
+    try:
+        while not leave.is_set():
+            step()
+    except DeviceLost as error:
+        say_goodbye(f"its device is lost: {error}")
+        raise
+    say_goodbye("it goes to a better provider")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -288,20 +339,40 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--url", required=True)
     parser.add_argument("--keys", type=Path)
     parser.add_argument("--provider", default="cpu")
+    parser.add_argument("--device", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE)
+    parser.add_argument("--fallen", default="", help="why it is on no better provider")
     parser.add_argument("--quiet", action="store_true")
     arguments = parser.parse_args(argv)
     level = logging.WARNING if arguments.quiet else logging.INFO
     logging.basicConfig(level=level, format="worker: %(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a Python model prints should be seen, also of one
+        sys.stdout.reconfigure(line_buffering=True)  # that is killed
     lifeline.hold()
+    leave = threading.Event()
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, lambda *_: leave.set())
     try:
         keys = KeyFolder(arguments.keys) if arguments.keys is not None else None
-        serve(Endpoint.parse(arguments.url), keys, arguments.provider, arguments.threads)
-    except (BatchyardError, zmq.ZMQError) as error:
+        recipe = providers.recipe(arguments.provider, arguments.threads, arguments.device, arguments.whole)
+
+        def make(load: m.Load) -> ServedModel:
+            if load.function is not None:
+                return FunctionModel(load, load.function)
+            return ServedModel(load, recipe, arguments.tolerance)
+
+        endpoint = Endpoint.parse(arguments.url)
+        serve(endpoint, keys, make, arguments.provider, arguments.fallen, leave)
+    except DeviceLost as error:
+        log.error("the device is lost: %s", error)
+        return EXIT_CODE
+    except (BatchyardError, ValueError, zmq.ZMQError) as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # sockets and sessions need no goodbye, and a lost device's may never return from theirs

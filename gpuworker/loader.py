@@ -16,12 +16,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from ..transport import messages as m
-from .canary import compare
-from .model import CannotServe, ServedModel
+from .canary import CannotServe, compare
+from .device import DeviceLost
+from .model import ServedModel
 
 log = logging.getLogger("batchyard.gpuworker")
 
-Outcome = tuple[ServedModel, float | None] | str  # the model and its canary's difference, or why not
+# The model and its canary's difference; or why not; or the device is lost, and the process must end.
+Outcome = tuple[ServedModel, float | None] | str | DeviceLost
 
 
 class Loader:
@@ -77,6 +79,8 @@ def load_beside(make: Callable[[m.Load], ServedModel], load: m.Load, beside: Ser
     try:
         model = make(load)
         return model, compare(beside, model, load.tolerance) if beside is not None else None
+    except DeviceLost as lost:  # this is a thread: whoever asks for the outcome ends the process
+        return lost
     except Exception as error:  # one model that can't be loaded must not end the others
         if not isinstance(error, OSError | CannotServe):
             log.exception("loading %s failed", load.model)

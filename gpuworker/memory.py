@@ -59,3 +59,12 @@ class Memory:
             raise InvalidRequest(f"the request's arena is not mapped here: {reason}")
         check_range(offset, nbytes, arena.nbytes)
         return arena
+
+    def view(self, address: int, nbytes: int) -> memoryview | None:
+        """The bytes of a checked range by where they begin in this process; None: in no arena. While the
+        view lives, they stay mapped."""
+        for arena in self._arenas.values():
+            offset = address - arena.address
+            if 0 <= offset <= arena.nbytes - nbytes:
+                return arena.view[offset : offset + nbytes]
+        return None

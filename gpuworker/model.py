@@ -5,6 +5,7 @@ A model serves only after it has run. What a batch's run looks like is runner.py
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from math import prod
 from time import perf_counter_ns
@@ -16,14 +17,19 @@ import onnxruntime
 from ..transport import dtypes
 from ..transport.messages import LentBatch, Load
 from ..transport.tensors import TensorSpec, nbytes_of
+from .agreement import Agreement
+from .canary import SEED, CannotServe, first_line
 from .memory import Memory
-from .providers import Recipe
+from .providers import TOLERANCE, Recipe
 from .runner import Result, Runner
+from .sessions import ANY_SIZE, Sessions
 
 WARMUP_BYTES_MAX = 64 << 20  # of inputs, in one warm-up run
 WARMUP_NS_MAX = 2_000_000_000
 FREE_AXES = (3, 1)  # what free axes other than the batch are warmed with: 3 is no number of rows here,
 # so an output whose axis 0 is not the batch is found out; 1 where the model can't take 3
+
+log = logging.getLogger("batchyard.gpuworker")
 
 _ORT_TYPES = {
     "tensor(float)": "float32",
@@ -34,24 +40,19 @@ _ORT_TYPES = {
 }
 
 
-class CannotServe(Exception):
-    """The file is no model that batchyard can serve; the text says why."""
-
-
 class ServedModel:
-    """A session and what surrounds it. Raises CannotServe when the file can't be served."""
+    """Sessions and what surrounds them. Raises CannotServe when the file can't be served, and DeviceLost.
 
-    def __init__(self, load: Load, recipe: Recipe) -> None:
+    tolerance: how far the answers of a device may be off the CPU's; see `Agreement`.
+    """
+
+    apart = True  # as for Runner
+
+    def __init__(self, load: Load, recipe: Recipe, tolerance: float = TOLERANCE) -> None:
         self.name = load.model
         self.recipe = recipe
-        try:
-            self.session = onnxruntime.InferenceSession(
-                load.path, recipe.options, providers=recipe.providers, enable_fallback=0
-            )
-        except Exception as error:  # onnxruntime raises its own types, RuntimeError and others
-            raise CannotServe(first_line(error)) from None
-        self.inputs = [_spec(value) for value in self.session.get_inputs()]
-        self.outputs = [_spec(value) for value in self.session.get_outputs()]
+        self._agreement: Agreement | None = None
+        self._sessions, self.inputs, self.outputs = self._open(load, tolerance)
         self.alone_reason = self._why_alone() if load.batchable is None else ""
         if load.batchable and not all(spec.shape for spec in (*self.inputs, *self.outputs)):
             raise CannotServe("batchyard.toml says batchable = true, and a tensor without axes has no rows")
@@ -60,21 +61,40 @@ class ServedModel:
         self.batchable = not self.alone_reason
         self.max_batch = load.max_batch if self.batchable else 1
         self.buckets = self._choose_buckets(load, recipe)
+        if self.buckets:
+            self.max_batch = self.buckets[-1]
+        self._sessions.fix(self.inputs, self.batchable)
         self.warmup_ns: dict[int, int] = {}
         self._skip = 1 if self.batchable else 0
         self._free_axis = FREE_AXES[0]
-        if load.warmup:
-            self._warm_up()
+        if load.warmup or self._agreement is not None:
+            self._warm_up(load.warmup)
+        self._agreement = None  # and its session
         self._runner = Runner(
             self.name,
-            self.session,
+            self._sessions,
             self.inputs,
             self.outputs,
             self.batchable,
             self.max_batch,
             recipe.in_place,
             self.buckets,
+            self.apart,
         )
+
+    def _open(
+        self, load: Load, tolerance: float
+    ) -> tuple[Sessions, list[TensorSpec], list[TensorSpec]]:
+        """(sessions, inputs, outputs). Raises CannotServe."""
+        sessions = described = Sessions(self.recipe, load.path)
+        if self.recipe.reference is not None:
+            described = Sessions(self.recipe.reference, load.path)
+            self._agreement = Agreement(described, tolerance)
+        try:
+            session = described.get(ANY_SIZE)
+        except Exception as error:  # onnxruntime raises its own types, RuntimeError and others
+            raise CannotServe(first_line(error)) from None
+        return sessions, [_spec(v) for v in session.get_inputs()], [_spec(v) for v in session.get_outputs()]
 
     def run(self, batch: LentBatch, memory: Memory) -> Result:
         """Run a batch. Raises ItemRefused for an item whose handles are wrong; anything else that
@@ -87,8 +107,8 @@ class ServedModel:
 
     @property
     def placement(self) -> str:
-        """The providers that the session runs on."""
-        return ", ".join(self.session.get_providers())
+        """The providers that the sessions run on; of a device's, how many nodes each runs."""
+        return self._sessions.placement
 
     def _why_alone(self) -> str:
         for kind, specs in (("input", self.inputs), ("output", self.outputs)):
@@ -105,45 +125,89 @@ class ServedModel:
         """The batch sizes that are run, rising; empty: any."""
         if not self.batchable or not (load.buckets or recipe.static_shapes):
             return []
-        return load.buckets or _doubling(self.max_batch)
+        return load.buckets or _doubling(min(self.max_batch, recipe.rows_max))
 
     # ---- warm-up ------------------------------------------------------------------------------
 
-    def _warm_up(self) -> None:
-        """Run every bucket, or every power of two up to max_batch, and time it. Checks what it sees."""
+    def _warm_up(self, every_size: bool) -> None:
+        """Run every bucket, or every power of two up to max_batch, and time it; else the smallest alone.
+        Checks what it sees, and on a device that it is what the CPU answers."""
         free = any(not isinstance(axis, int) for spec in self.inputs for axis in spec.shape[self._skip :])
         for self._free_axis in FREE_AXES if free else FREE_AXES[:1]:
             try:
-                self._sweep()
+                self._sweep(every_size)
                 return
             except CannotServe:
                 self.warmup_ns.clear()
                 if not free:  # else the size was our guess, not a request
                     raise
 
-    def _sweep(self) -> None:
+    def _sweep(self, every_size: bool) -> None:
         started_ns = perf_counter_ns()
         must = set(self.buckets)  # a size that has not been run may be slow, or fail
-        for rows in self.buckets or _doubling(self.max_batch):
-            feeds = self.canary(rows)
+        sizes = self.buckets or _doubling(self.max_batch)
+        for rows in sizes if every_size else sizes[:1]:
+            feeds, expected = self._drawn(rows)
+            if self.batchable and expected is not None and not self._check_rows(expected, rows):
+                self._sessions.fix([], batchable=False)
+                self._sweep(every_size)  # as one whose requests run alone
+                return
             nbytes = sum(value.tensor_size_in_bytes() for value in feeds.values())
             if rows > 1 and nbytes > WARMUP_BYTES_MAX and rows not in must:
                 break
             try:
-                answers, self.warmup_ns[rows] = self._timed_run(feeds)
+                answers, self.warmup_ns[rows] = self._timed_run(feeds, rows)
             except Exception as error:
                 raise CannotServe(f"its first run failed: {first_line(error)}") from None
+            if self._agreement is not None and expected is not None:
+                self._agreement.check(self.outputs, expected, answers)
+            if rows == sizes[0]:
+                self._sessions.note_placement()
             if self.batchable and not self._check_rows(answers, rows):
                 return
             if perf_counter_ns() - started_ns > WARMUP_NS_MAX and not must:
                 break
+            if self._too_long_beyond(rows):
+                break
 
-    def _timed_run(self, feeds: dict[str, Any]) -> tuple[list[Any], int]:
+    def _drawn(self, rows: int) -> tuple[dict[str, Any], list[Any] | None]:
+        """(inputs, the CPU's answers to them, to compare a device's with): zeros, and nothing, on the CPU
+        itself. Some models take only what their users would send: then zeros for a device, too."""
+        if self._agreement is None:
+            return self.canary(rows), None
+        feeds = self.canary(rows, np.random.default_rng(SEED))
+        try:
+            return feeds, self._agreement.expected(feeds)
+        except Exception:
+            feeds = self.canary(rows)
+        try:
+            return feeds, self._agreement.expected(feeds)
+        except Exception as error:
+            raise CannotServe(f"its first run failed: {first_line(error)}") from None
+
+    def _too_long_beyond(self, rows: int) -> bool:
+        """Whether the next bucket's run would take longer than the device allows; then it is not used."""
+        larger = [size for size in self.buckets if size > rows]
+        limit_ns = self.recipe.run_ns_max
+        if not larger or not limit_ns or self.warmup_ns[rows] * larger[0] <= limit_ns * rows:
+            return False
+        log.warning(
+            "%s: %d rows take %.0f ms; no larger batches, they would hold the device for too long",
+            self.name,
+            rows,
+            self.warmup_ns[rows] / 1e6,
+        )
+        self.buckets = [size for size in self.buckets if size <= rows]
+        self.max_batch = rows
+        return True
+
+    def _timed_run(self, feeds: dict[str, Any], rows: int) -> tuple[list[Any], int]:
         """(outputs, the better of two times): the first run of a size also allocates."""
+        session = self._sessions.get(rows)
         times = []
         for _ in range(2):
             before_ns = perf_counter_ns()
-            answers = self.session.run_with_ort_values(None, feeds)
+            answers = self._sessions.do(lambda: session.run_with_ort_values(None, feeds))
             times.append(perf_counter_ns() - before_ns)
         return answers, min(times)
 
@@ -153,7 +217,9 @@ class ServedModel:
 
     def answers(self, feeds: dict[str, Any]) -> list[Any]:
         """Run once, beside whatever else runs; an array for each output."""
-        return [value.numpy() for value in self.session.run_with_ort_values(None, feeds)]
+        session = self._sessions.get(next(iter(feeds.values())).shape()[0] if self.batchable else 1)
+        values = self._sessions.do(lambda: session.run_with_ort_values(None, feeds))
+        return [value.numpy() for value in values]
 
     def _value(self, spec: TensorSpec, rows: int, rng: np.random.Generator | None) -> Any:
         shape = [axis if isinstance(axis, int) else self._free_axis for axis in spec.shape]
@@ -166,7 +232,11 @@ class ServedModel:
             array[...] = rng.standard_normal(shape)
         elif rng is not None:  # 0 and 1 are indices that most tables have
             array[...] = rng.integers(0, 2, shape)
-        return _OrtValues.make(array, spec.dtype)
+        return self._fed(array, spec.dtype)
+
+    def _fed(self, array: Any, dtype: int) -> Any:
+        """An array as the session takes it."""
+        return _OrtValues.make(array, dtype)
 
     def _check_rows(self, answers: Sequence[Any], rows: int) -> bool:
         for spec, answer in zip(self.outputs, answers, strict=True):
@@ -208,9 +278,3 @@ def _spec(value: Any) -> TensorSpec:
         raise CannotServe(f"{value.name!r} is a {value.type}, which cannot travel as a fixed-width tensor")
     shape = [axis if isinstance(axis, int) else str(axis or "?") for axis in value.shape]
     return TensorSpec(value.name, dtypes.BY_NAME[name].code, shape)
-
-
-def first_line(error: BaseException) -> str:
-    """What onnxruntime has to say, without the rest of it."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:500]

@@ -22,6 +22,7 @@ from ..transport.errors import InvalidRequest
 from ..transport.messages import Item, ItemOutputs, LentBatch
 from ..transport.tensors import Tensor, TensorSpec, nbytes_of
 from .memory import MappedArena, Memory
+from .sessions import Sessions
 
 IN_PLACE_MIN_BYTES = 128 * 1024  # above it a new binding is cheaper than the copy that it saves
 APART_MIN_BYTES = 1 << 20  # an item above it is run by itself rather than copied next to another
@@ -68,31 +69,36 @@ class _Buffer:
 
 
 class Runner:
-    """Runs batches on a session.
+    """Runs batches on a model's sessions.
 
     `batchable`: axis 0 of every input and output counts rows. `in_place`: a run may read and write
-    the arenas' own memory. `buckets`: the only batch sizes to run, rising; empty: any.
+    the arenas' own memory, and there is one session. `buckets`: the only batch sizes to run, rising;
+    empty: any. `apart`: whether big items that do not lie side by side are run by themselves rather than
+    copied together.
     """
 
     def __init__(
         self,
         name: str,
-        session: Any,
+        sessions: Sessions,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         batchable: bool,
         max_batch: int,
         in_place: bool,
         buckets: Sequence[int] = (),
+        apart: bool = True,
     ) -> None:
         self.name = name
-        self.session = session
+        self._sessions = sessions
+        self._host: Any = sessions.get(1) if in_place else None  # kept at hand: a tiny run takes 3 us
         self.inputs = inputs
         self.outputs = outputs
         self.batchable = batchable
         self.max_batch = max_batch
         self._in_place = in_place
         self._buckets = buckets
+        self._apart = apart and in_place
         self._skip = 1 if batchable else 0
         self._bindings: dict[Any, Any] = {}
         self._known: dict[bytes, Any] = {}  # handles of one item -> binding; None: seen once
@@ -117,7 +123,7 @@ class Runner:
         if binding is not None:
             result = Result()
             started_ns = perf_counter_ns()
-            self.session.run_with_iobinding(binding)
+            self._host.run_with_iobinding(binding)
             result.compute_ns = perf_counter_ns() - started_ns
             return result
         try:
@@ -152,7 +158,7 @@ class Runner:
             self._run_group(items, arenas, 0, result)
             return result
         # Many big tensors that are not neighbours: several runs in place beat copying them together.
-        big = self._in_place and _nbytes(items[0]) >= APART_MIN_BYTES
+        big = self._apart and _nbytes(items[0]) >= APART_MIN_BYTES
         start = 0
         for stop in range(1, len(items) + 1):
             if stop == len(items) or (big and not _adjacent(items[stop - 1], items[stop])):
@@ -206,7 +212,10 @@ class Runner:
             bound.append(arenas[0].address + items[0].outputs[index].offset if in_place else buffer.address)
         binding = self._binding(size, shapes, tuple(bound), bool(outputs))
         computing_ns = perf_counter_ns()
-        self.session.run_with_iobinding(binding)
+        if self._host is not None:
+            self._host.run_with_iobinding(binding)
+        else:
+            self._run_on_device(binding, size, shapes, bound)
         computed_ns = perf_counter_ns()
         if outputs:
             self._scatter(items, arenas, bound[len(self.inputs) :], outputs, first, result)
@@ -278,7 +287,7 @@ class Runner:
         self, items: Sequence[Item], values: Sequence[Any], size: int, first: int, result: Result
     ) -> None:
         """Outputs whose sizes nobody knew before the run go back as frames."""
-        arrays = [_bytes_of(value, spec) for value, spec in zip(values, self.outputs, strict=True)]
+        arrays = [bytes_of(value, spec) for value, spec in zip(values, self.outputs, strict=True)]
         rows = sum(item.inputs[0].shape[0] for item in items) if self.batchable else 1
         cut = len(items) > 1 or rows != size
         if cut and any(not shape or shape[0] != size for shape, _ in arrays):
@@ -308,7 +317,27 @@ class Runner:
         buckets = self._buckets
         return buckets[bisect_left(buckets, rows)] if buckets else rows
 
+    def _run_on_device(
+        self, binding: Any, size: int, shapes: tuple[tuple[int, ...], ...], addresses: Sequence[int]
+    ) -> None:
+        """A GPU provider copies an input when it is bound: bound once, it would be the old one for ever.
+        The outputs' binding stays."""
+
+        def work() -> None:
+            self._bind_inputs(binding, size, shapes, addresses)
+            self._sessions.get(size).run_with_iobinding(binding)
+
+        self._sessions.do(work)
+
     # ---- bindings -----------------------------------------------------------------------------
+
+    def view(self, address: int, nbytes: int) -> memoryview | None:
+        """The bytes of a buffer by where it begins; None: no buffer begins there."""
+        for buffers in self._buffers.values():
+            for buffer in buffers:
+                if buffer.address == address:
+                    return buffer.view[:nbytes]
+        return None
 
     def _buffers_for(self, shapes: tuple[tuple[int, ...], ...], rows: int) -> list[_Buffer]:
         """Buffers of every input, then of every output unless some output's size is unknown."""
@@ -345,10 +374,10 @@ class Runner:
             return binding
         if len(self._bindings) >= BINDINGS_MAX:
             del self._bindings[next(iter(self._bindings))]
-        binding = self.session.io_binding()
+        binding = self._sessions.get(rows).io_binding()
         lead = [rows] if self.batchable else []
-        for spec, shape, address in zip(self.inputs, shapes, addresses, strict=False):
-            binding.bind_input(spec.name, "cpu", 0, spec.dtype, [*lead, *shape], address)
+        if self._host is not None:
+            self._bind_inputs(binding, rows, shapes, addresses)
         for index, spec in enumerate(self.outputs):
             if outputs_known:
                 shape_out = [*lead, *(int(axis) for axis in spec.shape[self._skip :])]
@@ -358,6 +387,13 @@ class Runner:
                 binding.bind_output(spec.name, "cpu")
         self._bindings[key] = binding
         return binding
+
+    def _bind_inputs(
+        self, binding: Any, rows: int, shapes: tuple[tuple[int, ...], ...], addresses: Sequence[int]
+    ) -> None:
+        lead = [rows] if self.batchable else []
+        for spec, shape, address in zip(self.inputs, shapes, addresses, strict=False):
+            binding.bind_input(spec.name, "cpu", 0, spec.dtype, [*lead, *shape], address)
 
 
 def _nbytes(item: Item) -> int:
@@ -374,7 +410,7 @@ def _adjacent(left: Item, right: Item) -> bool:
     return all(a.offset + a.nbytes == b.offset for a, b in zip(left.outputs, right.outputs, strict=True))
 
 
-def _bytes_of(value: Any, spec: TensorSpec) -> tuple[list[int], Any]:
+def bytes_of(value: Any, spec: TensorSpec) -> tuple[list[int], Any]:
     """(shape, its bytes as an array that lives as long as `value`): numpy lacks some element types."""
     shape = [int(axis) for axis in value.shape()]
     nbytes = nbytes_of(spec.dtype, shape)

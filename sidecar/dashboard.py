@@ -89,7 +89,7 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             ),
             Panel(
                 "GPU utilization",
-                "Of each GPU's busiest engine. Beside it the host's processors, which do the work of a CPU yard.",
+                "Of each GPU's busiest engine. And of the host's processors: a CPU yard has no other.",
                 "percentunit",
                 ((sensor("utilization_ratio"), "{{name}} {{gpu}}"), (HOST_CPU, "host CPU {{instance}}")),
                 width=6,

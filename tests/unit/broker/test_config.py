@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from batchyard.broker.config import ConfigError, Limits, ModelConfig, YardConfig, from_models, read, with_file
 from batchyard.transport.errors import BatchyardError, InvalidRequest
+from batchyard.transport.functions import Function, declared
 
 ONE_MODEL = '[models.digits]\nfile = "digits.onnx"\n'
 MAX_BATCH = "models.digits.max_batch: expected an integer from 1 to 1024"
@@ -303,7 +304,7 @@ def test_an_embedded_yard_needs_a_model() -> None:
 def test_reading_a_configuration_loads_no_runtime() -> None:
     code = (
         "import sys, batchyard.broker.config\n"
-        "heavy = {'onnxruntime', 'onnx', 'numpy', 'torch'} & set(sys.modules)\n"
+        "heavy = {'onnxruntime', 'onnx', 'torch'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -442,3 +443,81 @@ def test_nothing_is_shared_or_kept_unless_it_is_asked_for(yard: Path) -> None:
     assert (model.join, model.cache_ns, model.idempotent, model.buckets) == (False, 0, True, ())
     model = written(yard, ONE_MODEL + "join = true\ncache_ms = 0.5\n").models["digits"]
     assert (model.join, model.cache_ns, model.cache_bytes) == (True, 500_000, 64 << 20)
+
+
+# ---- Python functions ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def python(yard: Path) -> Path:
+    """The same folder, with a Python file in it and one outside."""
+    (yard / "f.py").write_text("raise SystemExit  # a broker never runs it\n")
+    (yard.parent / "outside.py").write_text("")
+    return yard
+
+
+def test_a_function_is_named_by_its_file_or_its_module(python: Path) -> None:
+    config = written(python, '[models.a]\npython = "f.py:go"\n[models.b]\npython = "my.pack:Go"\nmax_batch = 4\n')
+    assert config.models == {
+        "a": ModelConfig("a", (python / "f.py").resolve(), file="f.py:go", function=Function("go")),
+        "b": ModelConfig("b", Path(), 4, file="my.pack:Go", function=Function("Go", "my.pack")),
+    }
+    assert not config.load_python
+
+
+def test_a_configuration_may_say_what_a_function_takes_and_gives(python: Path) -> None:
+    text = '[models.a]\npython = "f.py:go"\ninputs = { x = "bool[n]" }\noutputs = "bool[n]"\n'
+    function = written(python, text).models["a"].function
+    assert function is not None
+    assert function.signature == declared({"x": "bool[n]"}, "bool[n]")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('python = "go"', 'models.a.python: \'go\' names no Python function: write "package.module:function"'),
+        ("python = 3", "models.a.python: '3' names no Python function"),
+        ('python = "f.py:go"\nfile = "digits.onnx"', "models.a.python: a model is a file or a Python function, not both"),
+        ('python = "g.py:go"', 'models.a.python: expected a file, found "g.py": no such file'),
+        ('python = "../outside.py:go"', "models.a.python: expected a file inside models_root"),
+        ('python = "f.py:go"\ninputs = "int[n]"', "models.a.python: tensor 'input': there is no element type 'int'"),
+        ('python = "f.py:go"\noutputs = "bool[n]"', "models.a.python: inputs is a text such as"),
+        ('python = "f.py:go"\ninputs = 3', "models.a.python: inputs is a text such as"),
+        ('file = "digits.onnx"\ninputs = "bool[n]"', "models.a.inputs: an ONNX file says itself what it takes"),
+    ],
+)  # fmt: skip
+def test_mistakes_about_functions_name_their_key(python: Path, text: str, said: str) -> None:
+    assert problems(python, f"[models.a]\n{text}\n")[0].startswith(said)
+
+
+def test_an_embedded_yard_takes_functions_too(python: Path) -> None:
+    signature = declared("bool[n]")
+    config = from_models(
+        {"a": f"{python}/f.py:go", "b": "my.pack:go"}, signatures={"b": signature}, load_python=True
+    )
+    path = (python / "f.py").resolve()
+    assert config.models["a"] == ModelConfig("a", path, file=f"{python}/f.py:go", function=Function("go"))
+    assert config.models["b"].function == Function("go", "my.pack", signature)
+    assert (config.models_root, config.load_python) == (path.parent, True)
+
+
+def test_an_order_names_python_only_where_the_configuration_lets_it(python: Path) -> None:
+    root = python.resolve()
+    for file in ("f.py:go", "os:system"):
+        assert "set load_python = true" in refused_file(file, root)
+    found = with_file(NET, "f.py:go", root, load_python=True)
+    assert (found.path, found.function) == (root / "f.py", Function("go"))
+    for file, said in (("os:system", "importable module"), ("../outside.py:go", "inside models_root")):
+        with pytest.raises(InvalidRequest, match=said):
+            with_file(NET, file, root, load_python=True)
+
+
+def test_a_functions_own_file_is_read_anew_without_leave_and_keeps_what_is_known_of_it(python: Path) -> None:
+    function = Function("go", "", declared("bool[n]"))
+    model = ModelConfig("a", python / "f.py", file="f.py:go", function=function)
+    assert with_file(model, "", python.resolve()) == ModelConfig(
+        "a", (python / "f.py").resolve(), file="f.py:go", function=function
+    )
+    assert with_file(model, "digits.onnx", python.resolve()).function is None
+    module = ModelConfig("b", Path(), file="my.pack:go", function=Function("go", "my.pack"))
+    assert "only a process that starts anew reads again" in refused_file("", python, module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -598,6 +599,68 @@ def test_a_request_that_kills_its_workers_takes_no_neighbour_with_it(world: Worl
                     world.done(worker, batch)
     assert world.outcomes(1) == {1: "ok", 2: "ok", 3: "WORKER_LOST", 4: "ok"}
     assert worker <= 4
+
+
+# ---- workers that leave -------------------------------------------------------------------------
+
+
+def leave(world: World, worker: int) -> None:
+    """Its device is lost: it says so, and its process ends."""
+    said = world.say(worker, m.Leaving("887A0006"))
+    assert [a.message for a in said if isinstance(a, e.ToWorker)] == [m.Dismissed()]
+    assert world.turn() == [], "a worker that leaves is lent nothing"
+    world.do(e.WorkerGone(worker))
+
+
+def test_no_request_is_blamed_for_devices_that_were_lost_under_it() -> None:
+    world = World()
+    world.client(1)
+    world.worker(1)
+    world.submit(1, 1)
+    for worker in range(1, LOSSES_MAX + 3):
+        (batch,) = world.turn()
+        assert numbers(batch) == [1]
+        leave(world, worker)
+        assert world.outcomes(1) == {}
+        world.worker(worker + 1)
+    (batch,) = world.turn()
+    world.done(LOSSES_MAX + 3, batch)
+    assert world.outcomes(1) == {1: "ok"}
+
+
+def test_the_batches_of_a_lost_device_run_again_as_they_were(world: World) -> None:
+    for number in range(1, 9):
+        world.submit(1, number)
+    assert [numbers(batch) for batch in world.turn()] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    leave(world, 1)
+    world.worker(2)
+    assert sorted(number for batch in world.turn() for number in numbers(batch)) == list(range(1, 9))
+    assert world.core.counters.workers_left == 1
+
+
+def test_a_worker_that_leaves_may_still_end_what_it_runs(world: World) -> None:
+    world.submit(1, 1)
+    (batch,) = world.turn()
+    world.say(1, m.Leaving("it goes to a better provider"))
+    world.done(1, batch)
+    assert world.outcomes(1) == {1: "ok"}
+
+
+def test_of_a_model_that_is_not_idempotent_a_lost_devices_requests_fail(world: World) -> None:
+    model = world.core.models["net"]
+    model.config = replace(model.config, idempotent=False)
+    world.submit(1, 1)
+    world.turn()
+    leave(world, 1)
+    assert world.outcomes(1) == {1: "WORKER_LOST"}
+
+
+def test_why_a_worker_is_on_no_better_provider_is_in_the_snapshot_and_beside_its_models(world: World) -> None:
+    world.do(e.WorkerJoined(2, 5002, "webgpu is in quarantine"))
+    world.say(2, net())
+    assert world.core.snapshot()["workers_fallen"] == [[2, "webgpu is in quarantine"]]
+    (model,) = world.core.models.values()
+    assert [worker.fallen for worker in model.info().workers] == ["", "webgpu is in quarantine"]
 
 
 def test_a_worker_that_was_never_there_can_go(world: World) -> None:

@@ -8,6 +8,7 @@ no worker is idle while something waits that it could run.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -404,6 +405,14 @@ class CoreMachine(RuleBasedStateMachine):
         assert all(c.account.rows <= CLIENT_ROWS_MAX for c in self.core.connections.values())
         assert sum(len(c.requests) for c in self.core.connections.values()) == len(open_requests)
         assert set(self.core.arenas) == self.open_arenas
+
+    @invariant()
+    def every_request_is_counted_once_when_it_ends(self) -> None:
+        told = Counter(r.outcome.lower() or "gone" for r in self.sent if r.outcome or r.gone)
+        counted: Counter[str] = Counter()
+        for (_, _, outcome), count in self.core.counters.requests.items():
+            counted[outcome] += count
+        assert counted == told
 
     @invariant()
     def no_worker_is_idle_while_something_waits_that_it_serves(self) -> None:

@@ -10,6 +10,7 @@ from batchyard.cli.text import duration, plural, size, table
 from batchyard.cli.up import said_of
 from batchyard.transport.messages import ModelInfo, ModelState, WorkerInfo
 from batchyard.transport.tensors import TensorSpec
+from msgspec import structs
 
 READY = ModelInfo(
     "digits",
@@ -68,6 +69,13 @@ def test_models_are_shown_with_inputs_workers_and_times() -> None:
         "  worker   1: process 4242, cpu (CPUExecutionProvider)",
         "    time of a run by rows  1: 67 us, 8: 106 us",
     ]
+
+
+def test_why_a_worker_is_on_no_better_provider_stands_below_it() -> None:
+    worker = WorkerInfo(1, 4242, "cpu", "CPUExecutionProvider", {}, "webgpu is in quarantine for 10 minutes")
+    fallen = structs.replace(READY, workers=[worker])
+    assert as_text([fallen])[-1] == "    on no better provider  webgpu is in quarantine for 10 minutes"
+    assert as_json(fallen)["workers"][0]["fallen"] == "webgpu is in quarantine for 10 minutes"
 
 
 def test_a_failed_model_shows_its_reason_and_a_lone_one_says_why() -> None:

@@ -81,7 +81,7 @@ def test_another_shape_is_never_allowed(onnx_models: Any) -> None:
         ))
         for times in (1, 2)
     )  # fmt: skip
-    with pytest.raises(CannotServe, match=r"its output 'y' has shape \(2, 6\) where there was \(2, 3\)"):
+    with pytest.raises(CannotServe, match=r"its output 'y' has shape \(2, 6\) where the served model's has \(2, 3\)"):
         compare(once, twice, None)
 
 

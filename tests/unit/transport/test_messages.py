@@ -22,6 +22,7 @@ import msgspec
 import pytest
 from batchyard.transport import codec
 from batchyard.transport import messages as m
+from batchyard.transport.functions import Function, Signature
 from batchyard.transport.segments import SegmentHandle
 from batchyard.transport.tensors import Slot, Tensor, TensorSpec
 
@@ -33,6 +34,8 @@ IMAGE = TensorSpec("image", 1, ["batch", 3, 224, 224])
 IMAGE_PLAIN = ["image", 1, ["batch", 3, 224, 224]]
 LOGITS = TensorSpec("logits", 10, ["batch", 1000])
 LOGITS_PLAIN = ["logits", 10, ["batch", 1000]]
+FUNCTION = Function("resize", "images.tools", Signature([IMAGE], [LOGITS], True, 16))
+FUNCTION_PLAIN = ["resize", "images.tools", [[IMAGE_PLAIN], [LOGITS_PLAIN], True, 16]]
 MEMFD = SegmentHandle("memfd", "7:1234", 67_108_864)
 NAMED = SegmentHandle("named", "batchyard-00112233445566778899aabbccddeeff", 4096)
 
@@ -122,17 +125,36 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
                     True,
                     "",
                     32,
-                    [[3, 4712, "cpu", "CPUExecutionProvider", {1: 20_000, 2: 31_000}]],
+                    [[3, 4712, "cpu", "CPUExecutionProvider", {1: 20_000, 2: 31_000}, ""]],
                     False,
                 ],
                 ["broken", 2, "no such file", 1, [], [], False, "", 32, [], True],
             ],
         ],
     ),
-    "worker_to_broker.Register": (codec.worker_to_broker, m.Register(4712, ["cpu"]), [1, 4712, ["cpu"]]),
+    "worker_to_broker.Register": (codec.worker_to_broker, m.Register(4712, ["cpu"]), [1, 4712, ["cpu"], ""]),
+    "worker_to_broker.Register fallen": (
+        codec.worker_to_broker,
+        m.Register(4712, ["cpu"], "webgpu: no adapter"),
+        [1, 4712, ["cpu"], "webgpu: no adapter"],
+    ),
+    "worker_to_broker.Leaving": (codec.worker_to_broker, m.Leaving("887A0006"), [6, "887A0006"]),
     "worker_to_broker.Loaded": (
         codec.worker_to_broker,
-        m.Loaded("resnet18", 2, [IMAGE], [LOGITS], True, "", 32, "cpu", "CPUExecutionProvider", {1: 20_000}, [1, 8], 0.5),
+        m.Loaded(
+            "resnet18",
+            2,
+            [IMAGE],
+            [LOGITS],
+            True,
+            "",
+            32,
+            "cpu",
+            "CPUExecutionProvider",
+            {1: 20_000},
+            [1, 8],
+            0.5,
+        ),
         [
             2,
             "resnet18",
@@ -177,7 +199,12 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
     "broker_to_worker.Load": (
         codec.broker_to_worker,
         m.Load("resnet18", 2, "/models/resnet18.onnx", 32, None, True, [1, 8], 1, 0.25),
-        [2, "resnet18", 2, "/models/resnet18.onnx", 32, None, True, [1, 8], 1, 0.25],
+        [2, "resnet18", 2, "/models/resnet18.onnx", 32, None, True, [1, 8], 1, 0.25, None],
+    ),
+    "broker_to_worker.Load of a function": (
+        codec.broker_to_worker,
+        m.Load("resize", 1, "", 8, None, True, [], 0, None, FUNCTION),
+        [2, "resize", 1, "", 8, None, True, [], 0, None, FUNCTION_PLAIN],
     ),
     "broker_to_worker.Unload": (codec.broker_to_worker, m.Unload("resnet18", 1), [3, "resnet18", 1]),
     "broker_to_worker.Attach": (
@@ -185,10 +212,13 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
         m.Attach(5, NAMED),
         [4, 5, ["named", "batchyard-00112233445566778899aabbccddeeff", 4096]],
     ),
+    "broker_to_worker.Dismissed": (codec.broker_to_worker, m.Dismissed(), [7]),
     "broker_to_worker.Detach": (codec.broker_to_worker, m.Detach(5), [5, 5]),
     "broker_to_worker.Batch": (
         codec.broker_to_worker,
-        m.Batch(17, "resnet18", 2, 3, [m.Item(5, [Tensor(1, [3, 4], 128)], [Slot(0, 60)], b"\x01\xff")], 7_000),
+        m.Batch(
+            17, "resnet18", 2, 3, [m.Item(5, [Tensor(1, [3, 4], 128)], [Slot(0, 60)], b"\x01\xff")], 7_000
+        ),
         [6, 17, "resnet18", 2, 3, [[5, [[1, [3, 4], 128, 0]], [[0, 60]], b"\x01\xff"]], 7_000],
     ),
     "admin_to_broker.Snapshot": (codec.admin_to_broker, m.Snapshot(), [1]),
@@ -288,8 +318,8 @@ def test_every_direction_takes_every_message_of_its_union() -> None:
 
 
 def test_the_version_is_the_one_that_the_golden_bytes_were_written_for() -> None:
-    assert m.PROTOCOL_VERSION == 2, "write golden.json anew: see the module's docstring"
+    assert m.PROTOCOL_VERSION == 3, "write golden.json anew: see the module's docstring"
 
 
 def test_the_first_byte_of_an_envelope_is_the_same_in_every_version() -> None:
-    assert {text[:4] for text in GOLDEN.values()} == {"9202"}  # an array of two, then the version
+    assert {text[:4] for text in GOLDEN.values()} == {"9203"}  # an array of two, then the version

@@ -1,0 +1,124 @@
+"""`batchyard bench monitoring`: what a sidecar costs the requests, in whatever state it is.
+
+One yard, `tiny` with one request in flight; in alternating slices there is no sidecar, one that is scraped
+once a second, one that is stopped while it is scraped, and one that is killed half-way. All of it on
+this machine, the scraper as well, as it would be beside a Prometheus.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from functools import partial
+
+from . import models
+from .compare import Comparison, Contender, Slice, interleave
+from .loops import closed_loop
+from .report import Finding, Line
+from .statistics import Measured, format_ratio, format_time, percentile
+from .target import Target, Targets
+
+SLICES = 2  # in a round: a scrape a second needs slices of seconds
+NONE = "no sidecar"
+STATES = ("scraped", "stopped", "killed")
+PERCENTS = (50.0, 99.0, 99.9)
+START_TIMEOUT_S = 20.0
+
+
+def monitoring(targets: Targets, rounds: int, seconds: float, say: Callable[[str], None]) -> Finding:
+    """p50, p99 and p99.9 with a sidecar in each of its states, to those without one in the same round."""
+    with targets.open("tiny") as target:
+        target.client.infer("tiny", models.sample("tiny"))
+        url = targets.url or target.yard.url  # type: ignore[union-attr]  # one of the two is there
+        contenders = [Contender(state, partial(_open, target, url, state)) for state in (NONE, *STATES)]
+        comparison = interleave(contenders, rounds, seconds, slices=SLICES, say=say)
+    return _finding(comparison)
+
+
+@contextmanager
+def _open(target: Target, url: str, state: str) -> Iterator[Slice]:
+    def run(duration_s: float) -> Measured:
+        with nullcontext() if state == NONE else _watched(url, state, duration_s):
+            return closed_loop(target.client, "tiny", [models.sample("tiny")], 1, duration_s)
+
+    yield run
+
+
+@contextmanager
+def _watched(url: str, state: str, duration_s: float) -> Iterator[None]:
+    """A sidecar in this state, and who scrapes it; both gone afterwards."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    page = f"http://127.0.0.1:{port}/metrics"
+    module = [sys.executable, "-m"]
+    sidecar = subprocess.Popen([*module, "batchyard.sidecar", "--url", url, "--port", str(port), "-q"])
+    scraper = None
+    killer = threading.Timer(duration_s / 2, sidecar.kill)
+    try:
+        _wait_for(page, sidecar)
+        scraper = subprocess.Popen([*module, "batchyard.bench.scraper", page], stdout=subprocess.PIPE)
+        assert scraper.stdout is not None
+        scraper.stdout.readline()
+        if state == "stopped":
+            os.kill(sidecar.pid, signal.SIGSTOP)
+        elif state == "killed":
+            killer.start()
+        yield
+    finally:
+        killer.cancel()
+        for process in (scraper, sidecar):
+            if process is not None:
+                process.kill()
+                process.communicate()
+
+
+def _wait_for(page: str, sidecar: subprocess.Popen[bytes]) -> None:
+    give_up_s = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            with urllib.request.urlopen(page, timeout=START_TIMEOUT_S) as answer:
+                answer.read()
+            return
+        except OSError:
+            if sidecar.poll() is not None or time.monotonic() > give_up_s:
+                raise RuntimeError("the sidecar has not started: is batchyard[sidecar] installed?") from None
+        time.sleep(0.02)
+
+
+def _finding(comparison: Comparison) -> Finding:
+    finding = Finding("monitoring", figures={"ratios": {}, "pooled": {}})
+    pooled = {name: sorted(measured.latencies_ns) for name, measured in comparison.pooled.items()}
+    for measured in comparison.pooled.values():
+        finding.count_errors(measured)
+    for state in STATES:
+        for percent in PERCENTS:
+
+            def figure(measured: Measured, percent: float = percent) -> float:
+                return percentile(sorted(measured.latencies_ns), percent)
+
+            ratio = comparison.ratio(state, NONE, figure)
+            finding.figures["ratios"][f"p{percent:g}, {state}"] = asdict(ratio)
+            finding.lines.append(
+                Line(
+                    f"tiny, sidecar {state}: p{percent:g}",
+                    format_time(percentile(pooled[state], percent)),
+                    NONE,
+                    format_time(percentile(pooled[NONE], percent)),
+                    f"{format_ratio(ratio)} the time",
+                )
+            )
+    for name, latencies_ns in pooled.items():
+        finding.figures["pooled"][name] = {
+            f"p{percent:g}_ns": percentile(latencies_ns, percent) for percent in PERCENTS
+        }
+    return finding

@@ -1,0 +1,30 @@
+"""CUDA's recipe, for NVIDIA's GPUs. Untested so far; what it asks of onnxruntime is tested.
+
+cuDNN looks for the best algorithm whenever a convolution sees a new shape, so only buckets are run.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from . import Recipe, and_cpu, count_devices, cpu, device_options, has
+
+EXECUTION_PROVIDER = "CUDAExecutionProvider"
+
+
+def found() -> bool:
+    return has(EXECUTION_PROVIDER)
+
+
+def devices() -> int:
+    return count_devices(EXECUTION_PROVIDER)
+
+
+def recipe(threads: int, device: int = 0, whole: bool = False) -> Recipe:
+    return Recipe(
+        "cuda",
+        partial(device_options, whole),
+        and_cpu((EXECUTION_PROVIDER, {"device_id": str(device)}), whole),
+        reference=cpu.recipe(threads),
+        static_shapes=True,
+    )

@@ -1,0 +1,161 @@
+"""The supervisor's work: choose a provider, keep a child on it, and step down and up again.
+
+Owns the loop and its clock. What is chosen, the ladder decides; whether a provider works, a probe finds out
+in a process of its own; the child that owns the sessions is another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from ..transport.errors import BatchyardError
+from ..transport.processes import Backoff, ChildProcess
+from .ladder import Ladder, blames_device
+from .probe import Probe, Probed
+
+POLL_S = 0.05  # how soon a dead child is seen
+COMMAND = [sys.executable, "-m", "batchyard.gpuworker.child"]
+LEAVE_SIGNAL: int | None = getattr(signal, "SIGUSR1", None)  # asks a child to end between two batches
+
+log = logging.getLogger("batchyard.gpuworker")
+
+
+class Supervisor:
+    """Keeps a child running until `stop`.
+
+    arguments: the child's, without those of its provider. insist: the ladder's first provider was asked for
+    by name, so that it must work at the start. device: which of a provider's; None: by the worker's number.
+    """
+
+    def __init__(
+        self,
+        ladder: Ladder,
+        arguments: Sequence[str],
+        stop: threading.Event,
+        insist: bool = False,
+        device: int | None = None,
+        worker: int = 1,
+    ) -> None:
+        self._ladder = ladder
+        self._arguments = list(arguments)
+        self._stop = stop
+        self._insist = insist
+        self._device = device
+        self._worker = worker
+        self._provider = ladder.providers[-1]
+        self._devices: dict[str, int] = {}  # of each provider that a probe found to work
+        self._child: ChildProcess | None = None
+        self._probe: Probe | None = None  # of a better provider than the child's
+        self._leaves = False  # the child was asked to
+        self._backoff = Backoff()
+
+    def run(self) -> None:
+        """Until `stop`. Raises BatchyardError for a provider that was asked for and doesn't work."""
+        self._backoff.next_delay_s(time.monotonic())  # the first start is not a restart
+        try:
+            self._start()
+            while not self._stop.wait(POLL_S):
+                status = self._child.poll() if self._child is not None else None
+                if status is not None:
+                    self._ended(status)
+                else:
+                    self._look_up()
+        finally:
+            self._drop_probe()
+            if self._child is not None:
+                self._child.terminate()
+
+    # ---- the child ----------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Start a child on the best provider that works."""
+        self._drop_probe()
+        if not self._choose():
+            return
+        self._insist = self._leaves = False
+        now_ns = time.monotonic_ns()
+        device = self._devices.get(self._provider, 0)
+        command = [*COMMAND, *self._arguments, "--provider", self._provider, "--device", str(device)]
+        command += ["--fallen", self._ladder.fallen(self._provider, now_ns)]
+        if self._provider != self._ladder.providers[0]:
+            log.warning("%s; serving with %s", command[-1], self._provider)
+        elif len(self._ladder.providers) > 1:
+            log.info("serving with %s, device %d", self._provider, device)
+        self._child = ChildProcess(command, name="session child")
+        self._child.start()
+
+    def _ended(self, status: int) -> None:
+        assert self._child is not None
+        self._child.terminate()  # it is dead: its pipes are closed
+        if status == 0:  # it left as it was asked to
+            self._start()
+            return
+        now_s = time.monotonic()
+        if blames_device(status) and self._ladder.strike(self._provider, time.monotonic_ns()):
+            log.error("the device of %s is lost again and again: it is in quarantine", self._provider)
+            self._devices.pop(self._provider)
+            self._backoff = Backoff()  # the next provider's children have not failed
+        delay_s = self._backoff.next_delay_s(now_s)
+        log.warning("the session child ended with status %s; again in %.1f s", status, delay_s)
+        if not self._stop.wait(delay_s):
+            self._start()
+
+    # ---- providers ----------------------------------------------------------------------------
+
+    def _choose(self) -> bool:
+        """Go down the ladder to a provider that works; False when told to stop meanwhile."""
+        while True:
+            self._provider = self._ladder.choose(time.monotonic_ns())
+            if self._provider == self._ladder.providers[-1] or self._provider in self._devices:
+                return True
+            probe = self._begin(self._provider)
+            found = probe.poll(time.monotonic())
+            while found is None:
+                if self._stop.wait(POLL_S):
+                    probe.close()
+                    return False
+                found = probe.poll(time.monotonic())
+            self._found(self._provider, found)
+            if self._insist and not found.works:
+                raise BatchyardError(f"{self._provider} was asked for and does not work here: {found.text}")
+
+    def _look_up(self) -> None:
+        """Probe a better provider when its quarantine is over; if it works, let the child leave for it."""
+        if LEAVE_SIGNAL is None or self._leaves or self._child is None or self._child.pid is None:
+            return  # without the signal it is probed when the child is started for another reason
+        if self._probe is None:
+            better = self._ladder.better(self._provider, time.monotonic_ns())
+            if better is not None:
+                self._probe = self._begin(better)
+            return
+        found = self._probe.poll(time.monotonic())
+        if found is None:
+            return
+        provider, self._probe = self._probe.provider, None
+        self._found(provider, found)
+        if found.works:
+            log.warning("%s works again; the child leaves for it", provider)
+            self._leaves = True
+            os.kill(self._child.pid, LEAVE_SIGNAL)
+
+    def _drop_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+
+    def _begin(self, provider: str) -> Probe:
+        return Probe(provider, self._device, self._worker, time.monotonic())
+
+    def _found(self, provider: str, found: Probed) -> None:
+        if found.works:
+            self._devices[provider] = found.device
+        else:
+            log.warning("%s does not work here: %s", provider, found.text)
+            self._devices.pop(provider, None)
+            self._ladder.refuse(provider, found.text, time.monotonic_ns())

@@ -1,0 +1,96 @@
+"""A device that is lost under its batches: no request is, and the worker steps down, and up again."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import batchyard
+import numpy as np
+import pytest
+from batchyard.transport.processes import ChildProcess
+
+ROOT = Path(__file__).resolve().parents[2]
+BREAKING = Path(__file__).with_name("breaking_device.py")
+PATIENCE_S = 40.0
+
+
+@pytest.fixture
+def broker() -> Iterator[str]:
+    """A broker of the digits model; its url."""
+    with tempfile.TemporaryDirectory(prefix="yt-") as folder:
+        url = f"ipc://{folder}/y"
+        model = f"digits={ROOT / 'examples' / 'digits.onnx'}"
+        process = ChildProcess(
+            [
+                sys.executable,
+                "-m",
+                "batchyard.broker",
+                "--url",
+                url,
+                "--model",
+                model,
+                "--lifeline",
+                "--quiet",
+            ]
+        )
+        process.start()
+        yield url
+        process.terminate()
+
+
+def test_no_request_is_lost_with_a_device_and_the_worker_falls_to_the_cpu_and_comes_back(
+    broker: str, tmp_path: Path, tools: Any, reference: Any
+) -> None:
+    scans = np.load(ROOT / "examples" / "digits_test.npz")["images"][:16]
+    (expected,) = reference(ROOT / "examples" / "digits.onnx", image=scans)
+    worker = ChildProcess(
+        [
+            sys.executable,
+            str(BREAKING),
+            "worker",
+            str(tmp_path),
+            "--url",
+            broker,
+            "--threads",
+            "1",
+            "--lifeline",
+        ]
+    )
+    worker.start()
+    try:
+        with batchyard.Client(broker) as client:
+            client.wait_ready("digits", PATIENCE_S)
+
+            def serving() -> tuple[str, str]:
+                """(provider, why on no better one) of the worker, while it sends requests to it."""
+                futures = [
+                    client.submit("digits", scans[at : at + 1], timeout=PATIENCE_S) for at in range(16)
+                ]
+                for at, future in enumerate(futures):
+                    np.testing.assert_allclose(
+                        future.result(PATIENCE_S)[0], expected[at], rtol=1e-4, atol=1e-4
+                    )
+                (model,) = client.models()
+                return (model.workers[0].provider, model.workers[0].fallen) if model.workers else ("", "")
+
+            assert serving()[1] == ""
+            tools.until(lambda: serving()[0] == "cpu", PATIENCE_S)
+            counters = batchyard.Operator(broker).snapshot()
+            assert counters["workers_left"] == 2, "one strike is no reason to step down"
+            ((_, fallen),) = counters["workers_fallen"]
+            assert "webgpu is in quarantine" in fallen
+            assert client.models()[0].workers[0].fallen == fallen
+
+            (tmp_path / "healed").touch()
+            tools.until(lambda: serving() == ("webgpu", ""), PATIENCE_S)
+            counters = batchyard.Operator(broker).snapshot()
+            assert counters["workers_fallen"] == []
+            assert counters["workers_left"] == 3
+            failed = [entry for entry in counters["requests"] if entry[2] != "ok"]
+            assert failed == []
+    finally:
+        assert worker.terminate() == 0
