@@ -134,7 +134,7 @@ def check_companion(option: str, extra: str, packages: Sequence[str], port: int)
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError:
+        except (OSError, OverflowError):
             text = f"port {port} is in use by another process: choose another --{option}"
             raise EndpointInUse(text) from None
 

@@ -149,6 +149,7 @@ async def _serve(options: argparse.Namespace, token: str | None) -> None:
     config = uvicorn.Config(
         application(rooms, token),
         log_config=None,
+        log_level="warning",
         access_log=False,
         lifespan="off",
         server_header=False,
