@@ -270,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
         "--metrics", type=port, metavar="PORT", help="serve figures to Prometheus at 127.0.0.1:PORT/metrics"
     )
     arguments.add_argument(
-        "--gateway", type=port, metavar="PORT", help="serve HTTP at 127.0.0.1:PORT, and gRPC at the port after it"
+        "--gateway", type=port, metavar="PORT", help="serve HTTP at 127.0.0.1:PORT, gRPC at the port after it"
     )
     add_yard(arguments)
     return arguments
