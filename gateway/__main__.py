@@ -135,7 +135,10 @@ async def _serve(options: argparse.Namespace, token: str | None) -> None:
     from .yard import Yard
 
     limits = Limits(
-        body_bytes_max=options.body_mib * MIB, requests_max=options.requests, job_ttl_s=options.job_ttl
+        body_bytes_max=options.body_mib * MIB,
+        bodies_bytes_max=options.arena_mib * MIB,
+        requests_max=options.requests,
+        job_ttl_s=options.job_ttl,
     )
     rooms = Rooms(
         yard=Yard(options.url, options.keys, options.arena_mib * MIB),
@@ -224,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--token-file", type=Path, metavar="FILE", help=f"holds the token (default: ${TOKEN_VARIABLE})")
     add("--shared-memory", action="store_true", help="let clients on this machine register their own")
     add("--arena-mib", type=_count, default=256, help="shared memory for tensors under way (%(default)s)")
-    add("--body-mib", type=_count, default=256, help="the longest body (%(default)s)")
+    add("--body-mib", type=_count, default=64, help="the longest body (%(default)s)")
     add("--requests", type=_count, default=1024, help="under way at one time (%(default)s)")
     add("--job-ttl", type=_count, default=300, metavar="S", help="how long results are kept (%(default)s)")
     add("--lifeline", action="store_true", help="end when stdin does (the starter died)")

@@ -17,6 +17,7 @@ from .errors import Refusal, invalid
 
 Array = np.ndarray[Any, Any]
 RANK_MAX = 32
+JSON_ELEMENTS_MAX = 1 << 20  # of one output; they take some 0.1 s, in which nobody else is answered
 NBYTES_MAX = 1 << 40  # of one tensor; what may really come is bounded by the body and the arena
 
 
@@ -107,10 +108,14 @@ def from_json(data: Any, dtype: np.dtype[Any], what: str) -> Array:
     return array
 
 
-def to_json(array: Array) -> list[Any]:
-    """The elements, flat and in C order. JSON has no NaN and no infinity: both become null."""
-    flat: list[Any] = array.reshape(-1).tolist()
-    return flat
+def to_json(array: Array, what: str) -> Any:
+    """The elements as nested lists. JSON has no NaN and no infinity: both become null.
+    Raises Refusal for a type whose numbers have no JSON form, and for what would keep others waiting."""
+    if array.dtype.kind not in "biuf":
+        raise invalid(f"{what} is {array.dtype}, which has no JSON form; ask for bytes")
+    if array.size > JSON_ELEMENTS_MAX:
+        raise invalid(f"{what} has {array.size} elements, more than JSON is made of here; ask for bytes")
+    return array.tolist()
 
 
 def to_bytes(array: Array) -> memoryview:

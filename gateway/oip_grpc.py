@@ -6,6 +6,7 @@ Owns the service's methods. A cancelled or dropped call cancels its coroutine, a
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from . import described
 from .datatypes import Array, Datatype, from_bytes, no_strings, strings, to_bytes
 from .errors import INTERNAL, Refusal, invalid, refusal_of
 from .grpc_messages import CLASSES, SERVICE
-from .guard import bearer_is
+from .guard import GONE, bearer_is
 from .inference import (
     TIMEOUT_MAX_S,
     Answered,
@@ -35,6 +36,7 @@ from .inference import (
 from .rooms import Rooms
 
 log = logging.getLogger("gateway")
+OPEN = {"ServerLive", "ServerReady"}  # asked without a token
 Context = Any  # grpc.aio.ServicerContext; grpc has no types of its own
 
 _STATUS = {
@@ -57,7 +59,7 @@ _CONTENTS = {
 
 
 class Service:
-    """The methods. `token`: as the Guard's; every method but the two of health asks for it."""
+    """The methods. `token`: as the Guard's."""
 
     def __init__(self, rooms: Rooms, token: str | None) -> None:
         self._rooms = rooms
@@ -78,15 +80,37 @@ class Service:
             "SystemSharedMemoryUnregister": self._memory_unregister,
             "CudaSharedMemoryUnregister": self._no_cuda,
         }
-        handlers = {name: _unary(name, self._answered(name, method)) for name, method in methods.items()}
-        handlers["ServerLive"] = _unary("ServerLive", self._live)
-        handlers["ModelInfer"] = _unary("ModelInfer", self._infer)
+        handlers = {name: self._unary(name, self._answered(name, method)) for name, method in methods.items()}
+        handlers["ServerLive"] = self._unary("ServerLive", self._live)
+        handlers["ModelInfer"] = self._unary("ModelInfer", self._infer)
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             self._stream,
             CLASSES["ModelInferRequest"].FromString,
             CLASSES["ModelStreamInferResponse"].SerializeToString,
         )
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    def _unary(self, name: str, method: Callable[[Any, Context], Awaitable[Any]]) -> Any:
+        """A method as gRPC wants it: admitted first, counted at the end, an error as its status."""
+
+        async def guarded(message: Any, context: Context) -> Any:
+            started_s, status = time.perf_counter(), GONE
+            try:
+                if name not in OPEN:
+                    self._admit(context)
+                answer = await method(message, context)
+                status = 200
+                return answer
+            except Exception as error:
+                refusal = _refusal(error)
+                status = refusal.status
+                await _abort(context, refusal)
+            finally:
+                self._rooms.metrics.observe(f"grpc/{name}", status, time.perf_counter() - started_s)
+
+        return grpc.unary_unary_rpc_method_handler(
+            guarded, CLASSES[f"{name}Request"].FromString, CLASSES[f"{name}Response"].SerializeToString
+        )
 
     def _admit(self, context: Context) -> None:
         if self._token is None:
@@ -97,16 +121,11 @@ class Service:
     def _answered(
         self, name: str, method: Callable[[Any], Awaitable[Any]]
     ) -> Callable[[Any, Context], Awaitable[Any]]:
-        """A method that answers with plain values, as gRPC wants it."""
+        """A method that answers with plain values, as one that answers with a message."""
         kind = CLASSES[f"{name}Response"]
 
         async def answered(message: Any, context: Context) -> Any:
-            try:
-                if name != "ServerReady":
-                    self._admit(context)
-                return json_format.ParseDict(await method(message), kind())
-            except Exception as error:
-                await _abort(context, error)
+            return json_format.ParseDict(await method(message), kind())
 
         return answered
 
@@ -116,20 +135,16 @@ class Service:
         return CLASSES["ServerLiveResponse"](live=True)
 
     async def _infer(self, message: Any, context: Context) -> Any:
-        try:
-            self._admit(context)
-            left_s = context.time_remaining()
-            return await self._run(message, context, TIMEOUT_MAX_S if left_s is None else left_s)
-        except Exception as error:
-            await _abort(context, error)
+        left_s = context.time_remaining()
+        return await self._run(message, context, TIMEOUT_MAX_S if left_s is None else left_s)
 
     async def _stream(self, messages: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         """One answer for each request, in order; an error is an answer, too, and the stream goes on."""
         answer = CLASSES["ModelStreamInferResponse"]
         try:
             self._admit(context)
-        except Refusal as error:
-            await _abort(context, error)
+        except Refusal as refusal:
+            await _abort(context, refusal)
         async for message in messages:
             try:
                 yield answer(infer_response=await self._run(message, context, TIMEOUT_MAX_S))
@@ -227,12 +242,6 @@ class Service:
         return {}
 
 
-def _unary(name: str, method: Any) -> Any:
-    return grpc.unary_unary_rpc_method_handler(
-        method, CLASSES[f"{name}Request"].FromString, CLASSES[f"{name}Response"].SerializeToString
-    )
-
-
 def _metadata(context: Context, key: str) -> str | None:
     """A call's metadata, which others call headers."""
     value: str | None = dict(context.invocation_metadata()).get(key)
@@ -246,11 +255,8 @@ def _refusal(error: BaseException) -> Refusal:
     return refusal
 
 
-async def _abort(context: Context, error: Exception) -> None:
+async def _abort(context: Context, refusal: Refusal) -> None:
     """End the call with the error's status."""
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
-    refusal = _refusal(error)
     metadata: tuple[tuple[str, str], ...] = (("code", refusal.code),)
     if refusal.retry_after_s is not None:
         metadata += (("retry-after", refusal.headers["Retry-After"]),)

@@ -242,10 +242,10 @@ def _response(answered: Answered, request_id: str) -> Response:
     return StreamingResponse(_sent(head, parts), media_type=BINARY, headers=headers)
 
 
-def _as_json(output: Output) -> list[Any]:
+def _as_json(output: Output) -> Any:
     if output.datatype.name == "BF16":
         raise invalid(f"output {output.name!r}: BF16 has no JSON form; ask for binary_data")
-    return to_json(output.array)
+    return to_json(output.array.reshape(-1), f"output {output.name!r}")
 
 
 async def _sent(head: bytes, parts: list[memoryview]) -> AsyncIterator[Any]:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from .. import ModelInfo, Priority, Reply
 from .body import Body
-from .datatypes import NBYTES_MAX, NUMPY, Array, check_shape, from_json, to_bytes
+from .datatypes import NBYTES_MAX, NUMPY, Array, check_shape, from_json, to_bytes, to_json
 from .errors import Refusal, invalid
 from .guard import while_connected
 from .inference import deadline_s_of, priority_of
@@ -294,7 +294,7 @@ def _sent(result: Result, form: str, output: str | None) -> Response:
             {
                 "model": result.model,
                 "revision": result.revision,
-                "outputs": {name: _described(array) for name, array in outputs.items()},
+                "outputs": {name: _described(name, array) for name, array in outputs.items()},
                 "receipt": result.receipt,
             }
         )
@@ -313,10 +313,12 @@ def _sent(result: Result, form: str, output: str | None) -> Response:
     return Response(npy.getvalue(), media_type=NPY, headers=headers)
 
 
-def _described(array: Array) -> dict[str, Any]:
-    if array.dtype.kind not in "biuf":  # a type of its own (bfloat16, complex): its numbers have no JSON form
-        raise invalid(f"an output of {array.dtype} cannot be JSON; ask for {BINARY} or {NPY}")
-    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": array.tolist()}
+def _described(name: str, array: Array) -> dict[str, Any]:
+    return {
+        "dtype": array.dtype.name,
+        "shape": list(array.shape),
+        "data": to_json(array, f"output {name!r}"),
+    }
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

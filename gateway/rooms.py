@@ -16,9 +16,9 @@ from .yard import Yard
 class Limits:
     """Bounds of the gateway; each has an answer of its own when it is reached."""
 
-    body_bytes_max: int = 256 << 20  # 413
+    body_bytes_max: int = 64 << 20  # 413
     json_bytes_max: int = 8 << 20  # 413: a number takes 30 times its text while it is parsed
-    bodies_bytes_max: int = 1 << 30  # of all that are being received at one time: 503
+    bodies_bytes_max: int = 256 << 20  # of all HTTP requests under way at one time: 503
     requests_max: int = 1024  # under way at one time, HTTP and gRPC each: 429
     jobs_max: int = 4096  # waiting, and done with a result that is kept: 429
     job_bytes_max: int = 256 << 20  # of kept results; past it the oldest go

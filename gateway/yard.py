@@ -17,6 +17,7 @@ from .described import statistics
 from .errors import Refusal, invalid
 
 SNAPSHOT_AGE_S = 0.2  # how old the counters may be: a page that is looked at by many costs the same
+LIST_AGE_S = 1.0  # how old the list of models may be that says which one is the only one
 SNAPSHOT_TIMEOUT_S = 5.0
 ASK_TIMEOUT_S = 30.0  # for a model to be loaded, and for a list of models
 
@@ -32,6 +33,8 @@ class Yard:
         self._known: dict[str, ModelInfo] = {}
         self._snapshot: asyncio.Task[dict[str, Any]] | None = None
         self._taken_s = 0.0
+        self._names: list[str] = []
+        self._listed_s = -LIST_AGE_S
         self.last_ms: dict[str, int] = {}  # model -> when it last answered here, since the epoch
 
     async def model(self, name: str) -> ModelInfo:
@@ -56,12 +59,12 @@ class Yard:
 
     async def only(self) -> str:
         """The model that is meant when none is named. Raises Refusal where there are several."""
-        if len(self._known) == 1:
-            return next(iter(self._known))
-        names = [info.name for info in await self.models()]
-        if len(names) != 1:
-            raise invalid(f"name a model: this yard serves {', '.join(sorted(names)) or 'none'}")
-        return names[0]
+        if time.monotonic() - self._listed_s > LIST_AGE_S:
+            self._names = sorted(info.name for info in await self.models())
+            self._listed_s = time.monotonic()
+        if len(self._names) != 1:
+            raise invalid(f"name a model: this yard serves {', '.join(self._names) or 'none'}")
+        return self._names[0]
 
     async def infer(
         self,

@@ -321,6 +321,13 @@ def test_predict_takes_raw_bytes_by_headers(served: Gateway) -> None:
     assert (status, said["outputs"]["y"]["data"]) == (200, [[256, 770, 1284, 1798]])
 
 
+def test_what_json_cannot_say_is_null(served: Gateway) -> None:
+    file = io.BytesIO()
+    np.save(file, np.array([[1.5, np.nan, np.inf, 0]], "f4"), allow_pickle=False)
+    said = served.ask("POST", "/predict?model=FP32", file.getvalue(), {"Content-Type": "application/x-npy"})[1]
+    assert said["outputs"]["y"]["data"] == [[1.5, None, None, 0.0]]
+
+
 MISTAKES = [
     ("/predict", b"{", None, 400),
     ("/predict", b"[" * 5000, None, 400),

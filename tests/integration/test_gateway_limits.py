@@ -45,6 +45,16 @@ def served(yard: batchyard.Yard, tools: Any) -> Iterator[Gateway]:
         yield started
 
 
+def whole_answer(connection: socket.socket) -> bytes:
+    """An answer whose body is a JSON object."""
+    answer = b""
+    while not answer.endswith(b"}"):
+        part = connection.recv(4096)
+        assert part, f"the connection ended in {answer!r}"
+        answer += part
+    return answer
+
+
 def nothing_is_left(served: Gateway, yard: batchyard.Yard, tools: Any) -> None:
     for name in ("requests_in_yard", "jobs_pending", "body_bytes", "arena_used_bytes"):
         tools.until(lambda name=name: served.gauge(name) == 0, what=f"{name} is {served.gauge(name)}")
@@ -94,7 +104,7 @@ def test_a_dropped_connection_does_not_end_the_job_that_it_started(served: Gatew
             b"POST /predict/async HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n" % len(body) + body
         )
-        answer = connection.recv(4096)
+        answer = whole_answer(connection)
     job = json.loads(answer.partition(b"\r\n\r\n")[2])["job_id"]
     assert served.ask("GET", f"/predict/result/{job}?timeout=20")[0] == 200
 
@@ -118,9 +128,7 @@ def test_a_dropped_grpc_call_is_cancelled(served: Gateway, yard: batchyard.Yard,
 def test_a_body_that_is_too_long_is_refused_by_its_head(served: Gateway) -> None:
     with socket.create_connection(("127.0.0.1", served.port)) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n")
-        answer = b""
-        while not answer.endswith(b"}"):
-            answer += connection.recv(4096)
+        answer = whole_answer(connection)
     assert answer.startswith(b"HTTP/1.1 413")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "TOO_LARGE"
 
@@ -228,3 +236,29 @@ def test_the_status_page_shows_live_figures_in_a_browser(served: Gateway, tmp_pa
     for cell in ("<td>neg</td>", "<td>slow</td>", '<td class="left ready">ready</td>', '<td class="left">cpu</td>'):
         assert cell in done.stdout
     assert '<b id="rate">–</b>' not in done.stdout  # it has looked twice
+
+
+def test_batchyard_up_starts_a_gateway_that_ends_with_it_however_it_ends(tools: Any, neg_model: Path, tmp_path: Path) -> None:
+    config = tmp_path / "batchyard.toml"
+    shutil.copy(neg_model, tmp_path / "neg.onnx")
+    config.write_text('[models.neg]\nfile = "neg.onnx"\n')
+    port, url = tools.free_port(), f"tcp://127.0.0.1:{tools.free_port()}"
+    command = [sys.executable, "-m", "batchyard.cli.main", "up", "--config", str(config), "--url", url]
+    with (tmp_path / "log").open("wb") as log:
+        up = subprocess.Popen([*command, "--gateway", str(port)], stdout=log, stderr=log)
+    served = Gateway(port, up, None)
+
+    def answers() -> bool:
+        try:
+            return served.ask("POST", "/predict", {"data": [[1, 2, 3, 4]]})[0] == 200
+        except OSError:
+            return False
+
+    try:
+        tools.until(answers, 30)
+    except AssertionError as error:
+        error.add_note((tmp_path / "log").read_text())
+        raise
+    finally:
+        tools.kill(up.pid)  # what it has started must see this for itself; the fixtures look
+        up.wait()

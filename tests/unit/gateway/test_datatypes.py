@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from batchyard.gateway import datatypes
 from batchyard.gateway.datatypes import (
     BY_NAME,
     check_shape,
@@ -12,6 +13,7 @@ from batchyard.gateway.datatypes import (
     from_json,
     strings,
     to_bytes,
+    to_json,
 )
 from batchyard.gateway.errors import Refusal
 
@@ -85,6 +87,15 @@ def test_the_bytes_of_an_array_are_in_c_order_whatever_its_own() -> None:
     array = np.arange(6, dtype="<i2").reshape(2, 3).T
     assert bytes(to_bytes(array)) == array.tobytes()
     assert bytes(to_bytes(np.array(7, "<i2"))) == b"\x07\x00"
+
+
+def test_outputs_that_json_cannot_have_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert to_json(np.array([[1, 2]], "i4"), "y") == [[1, 2]]
+    with pytest.raises(Refusal, match="no JSON form"):
+        to_json(np.zeros(2, "c8"), "y")
+    monkeypatch.setattr(datatypes, "JSON_ELEMENTS_MAX", 3)
+    with pytest.raises(Refusal, match="4 elements"):
+        to_json(np.zeros(4), "y")
 
 
 def test_strings_are_read_by_their_lengths() -> None:
