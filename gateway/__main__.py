@@ -25,6 +25,7 @@ from ..transport import lifeline
 
 log = logging.getLogger("gateway")
 PORT = 8000
+PORT_VARIABLE = "BATCHYARD_GATEWAY_PORT"
 TOKEN_VARIABLE = "BATCHYARD_GATEWAY_TOKEN"
 TOKEN_CHARS_MIN = 16
 BACKLOG = 512
@@ -222,7 +223,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--url", help="the yard's address (default: $BATCHYARD_URL, else this user's yard)")
     add("--keys", type=Path, metavar="FOLDER", help="CURVE keys, for a yard that has them")
     add("--host", default="127.0.0.1", help="where to listen (%(default)s); elsewhere with a token only")
-    add("--port", type=_port, default=PORT, help="of HTTP (%(default)s)")
+    port = os.environ.get(PORT_VARIABLE, str(PORT))
+    add("--port", type=_port, default=port, help=f"of HTTP (${PORT_VARIABLE}, else {PORT})")
     add("--grpc-port", type=_port, help="of gRPC (the one after --port; 0: none)")
     add("--token-file", type=Path, metavar="FILE", help=f"holds the token (default: ${TOKEN_VARIABLE})")
     add("--shared-memory", action="store_true", help="let clients on this machine register their own")
