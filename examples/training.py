@@ -74,21 +74,19 @@ class Trained:
     best: Epoch
 
 
-Watch = Callable[[Epoch], None]
-
-
 def train(
     rows: Labelled,
     classes: int,
     settings: Settings,
     validation: Labelled | None = None,
-    watch: Watch = lambda epoch: None,
+    watch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Trained:
-    """Build a network (networks.py) for `rows` and fit it, as `fit` does."""
-    shape = rows.images.shape[1:]
+    """Build a network for `rows` and `fit` it. The same settings on the same machine give the same
+    weights, bit for bit."""
     with deterministic(settings.seed, settings.threads):
+        shape = rows.images.shape[1:]
         model = cnn((shape[0], shape[1], shape[2]), classes, settings.width, settings.dropout)
-        return _fit(model, rows, settings, validation, watch)
+        return fit(model, rows, settings, validation, watch)
 
 
 def fit(
@@ -96,22 +94,14 @@ def fit(
     rows: Labelled,
     settings: Settings,
     validation: Labelled | None = None,
-    watch: Watch = lambda epoch: None,
+    watch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Trained:
-    """Fit `model` in place; it maps float32[batch, ...] to logits float32[batch, classes].
+    """Train a torch module in place; `deterministic` around it is the caller's.
 
     With `validation`, training ends when its loss has not fallen for `patience` epochs, and the weights
     of its lowest are kept; without, all epochs run and the last weights are. watch: is called after each
-    epoch, and what it raises ends the training. The same settings on the same machine give the same
-    weights, bit for bit.
+    epoch, and what it raises ends the training.
     """
-    with deterministic(settings.seed, settings.threads):
-        return _fit(model, rows, settings, validation, watch)
-
-
-def _fit(
-    model: Any, rows: Labelled, settings: Settings, validation: Labelled | None, watch: Watch
-) -> Trained:
     import torch
 
     steps = batches(rows, settings)
@@ -133,7 +123,7 @@ def _fit(
             best, weights = epoch, copy.deepcopy(model.state_dict())
         elif number - best.number >= settings.patience:
             break
-    assert best is not None  # epochs is 1 or more
+    assert best is not None
     model.load_state_dict(weights)
     return Trained(model.eval(), epochs, best)
 

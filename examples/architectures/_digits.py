@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..datasets import digits_split
-from ..training import Settings, fit
+from ..training import Settings, deterministic, fit
 
 CLASSES = 10
 PIXELS = 64
@@ -40,5 +40,9 @@ def cnn(width: int, depth: int, epochs: int = EPOCHS) -> Any:
 
 def trained(model: Any, epochs: int) -> Any:
     """Fitted to the scans that are not held back; those in digits_test.npz are."""
-    learn, _ = digits_split(SEED)
-    return fit(model, learn, Settings(epochs=epochs, seed=SEED)).model if epochs else model.eval()
+    rows, _ = digits_split(SEED)
+    settings = Settings(epochs=epochs, seed=SEED)
+    if epochs:
+        with deterministic(settings.seed, settings.threads):
+            fit(model, rows, settings)
+    return model.eval()
