@@ -411,11 +411,11 @@ class Core:
         if self._places:
             self._places -= 1
             self.counters.workers_restarted += 1
-        self.workers[event.worker] = Worker(event.worker, event.pid, event.fallen)
+        worker = self.workers[event.worker] = Worker(event.worker, event.pid, event.fallen)
         self._actions.append(e.ToWorker(event.worker, m.WorkerWelcome(self.epoch, event.worker, self._pid)))
         for model in self.models.values():
-            self._actions.append(e.ToWorker(event.worker, load(model.config, model.revision)))
-        self._changes.joined(self.workers[event.worker])
+            self._actions.append(load(worker, model.config, model.revision))
+        self._changes.joined(worker)
 
     def _worker_said(self, event: e.WorkerSaid, now_ns: int) -> None:
         self._said[type(event.message)](self.workers[event.worker], event.message, event.frames, now_ns)
@@ -424,6 +424,7 @@ class Core:
         self, worker: Worker, message: m.Loaded | m.LoadFailed, frames: Sequence[Any], now_ns: int
     ) -> None:
         """A worker has loaded a model, or can't."""
+        worker.loading.discard((message.model, message.revision))
         tried = self._changes.heard(worker, message)
         model = self.models.get(message.model)
         if tried is not None:

@@ -42,8 +42,8 @@ class Worker:
     """A registered worker: what it serves and what it has been lent."""
 
     __slots__ = (
-        "busy_until_ns", "fallen", "id", "leases", "leaving", "models", "overdue_ns", "passed", "pid",
-        "timings",
+        "busy_until_ns", "fallen", "id", "leases", "leaving", "loading", "models", "overdue_ns", "passed",
+        "pid", "timings",
     )  # fmt: skip
 
     def __init__(self, worker: int, pid: int, fallen: str = "") -> None:
@@ -51,6 +51,7 @@ class Worker:
         self.pid = pid
         self.fallen = fallen  # why it is on no better provider, where it might be
         self.leaving = False  # it runs nothing any more, and its process is about to end
+        self.loading: set[tuple[str, int]] = set()  # names and revisions that it is to load and hasn't yet
         self.models: dict[str, WorkerInfo] = {}
         self.leases: dict[int, Batch] = {}  # in the order they were sent; at most CREDIT
         self.timings: dict[str, TimeModel] = {}  # by model

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from batchyard.broker import events as e
+from batchyard.broker.batching import HUNG_LOADING_NS, HUNG_MIN_NS
 from batchyard.broker.config import MODELS_MAX, Limits, ModelConfig, YardConfig
 from batchyard.broker.core import Core
 from batchyard.transport import messages as m
@@ -190,6 +191,29 @@ def test_a_worker_that_refuses_a_model_without_a_word_has_refused_it(world: Worl
     code, text = world.refusal(1)
     assert code == Code.MODEL_FAILED
     assert "the worker gave no reason (worker 1)" in text
+
+
+def test_a_worker_that_loads_is_not_hung_when_its_device_is_busy_with_that(world: World) -> None:
+    def lease_ns(number: int) -> int:
+        world.submit(number)
+        (batch,) = world.turn()
+        world.take()
+        overdue_ns = world.core.workers[1].overdue_ns - world.now_ns
+        assert overdue_ns == batch.lease_ns
+        world.done(1, batch)
+        return overdue_ns
+
+    assert lease_ns(1) == HUNG_MIN_NS
+    world.load(1)
+    assert lease_ns(2) == HUNG_LOADING_NS
+    world.say(1, loaded(model="other"))
+    assert lease_ns(3) == HUNG_MIN_NS
+    world.load(2, "third")
+    world.say(1, m.LoadFailed("third", 1, "it is no ONNX"))
+    assert lease_ns(4) == HUNG_MIN_NS
+    world.load(3, "third")
+    world.unload(4, "third")  # then nothing is said of it any more
+    assert lease_ns(5) == HUNG_MIN_NS
 
 
 # ---- swaps --------------------------------------------------------------------------------------
