@@ -89,8 +89,9 @@ def test_a_worker_runs_a_storage_variant_as_it_runs_fp32(
 
     def operators(file: Path) -> list[str]:
         chosen = recipe("cpu", 1)
-        chosen.options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
-        onnxruntime.InferenceSession(str(file), chosen.options, providers=chosen.providers)
+        options = chosen.make_options()
+        options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+        onnxruntime.InferenceSession(str(file), options, providers=chosen.providers)
         return sorted(node.op_type for node in onnx.load(str(tmp_path / "loaded.onnx")).graph.node)
 
     assert operators(files[name]) == operators(files[FP32])
