@@ -19,6 +19,7 @@ URGENT_LEAD_NS = 500_000  # the same while urgent requests come: what is lent ca
 NEVER_NS = 1 << 62
 OVERDUE_SHARE = 8  # while there is more work than workers: the batches of which one goes by age
 HUNG_MIN_NS = 5_000_000_000  # no batch is overdue sooner; a machine that swaps is not hung
+HUNG_LOADING_NS = 60_000_000_000  # while its worker loads a model: a first run may hold the device for long
 HUNG_FACTOR = 20  # nor before so many times its expected time
 HUNG_UNKNOWN_NS = 120_000_000_000  # when nothing is expected yet
 
@@ -93,4 +94,5 @@ def lease_ns(batch: Batch) -> int:
     """How long a worker may run this batch before it counts as hung."""
     if not batch.predicted_ns:
         return HUNG_UNKNOWN_NS
-    return max(HUNG_MIN_NS, HUNG_FACTOR * batch.predicted_ns)
+    least_ns = HUNG_LOADING_NS if batch.worker.loading else HUNG_MIN_NS
+    return max(least_ns, HUNG_FACTOR * batch.predicted_ns)

@@ -101,7 +101,7 @@ class Changes:
         actions: list[e.Action] = []
         for worker in self._workers.values():
             worker.forget(name)
-            actions.append(e.ToWorker(worker.id, m.Unload(name, model.revision)))
+            actions.append(unload(worker, name, model.revision))
         admins = self._leaving.pop(name)
         return actions + [e.ToAdmin(admin, m.ModelChanged(name, model.revision)) for admin in admins]
 
@@ -141,10 +141,10 @@ class Changes:
     # ---- trials -------------------------------------------------------------------------------
 
     def _try_next(self, change: Change) -> e.Action:
-        worker = change.waiting[0]
+        worker = self._workers[change.waiting[0]]
         model = self._models.get(change.config.name)
-        beside = model.revision if model is not None and worker in model.workers else 0
-        return e.ToWorker(worker, load(change.config, change.revision, beside, change.tolerance))
+        beside = model.revision if model is not None and worker.id in model.workers else 0
+        return load(worker, change.config, change.revision, beside, change.tolerance)
 
     def _unfit(self, change: Change, message: m.Loaded) -> str:
         """Why what a worker has loaded can't be served under its name; "" when it can."""
@@ -164,7 +164,8 @@ class Changes:
             return []
         tried = [*change.loaded, change.waiting[0]]
         actions: list[e.Action] = [
-            e.ToWorker(worker, m.Unload(name, change.revision)) for worker in tried if worker in self._workers
+            unload(self._workers[worker], name, change.revision)
+            for worker in tried if worker in self._workers
         ]
         model = self._models.get(name)
         kept = f"; revision {model.revision} serves on" if model is not None and not model.leaving else ""
@@ -180,8 +181,7 @@ class Changes:
             model = self._models[name] = Model(change.config)
         else:
             # Behind what was lent on the same connection, so that is run first.
-            old = m.Unload(name, model.revision)
-            actions += [e.ToWorker(worker, old) for worker in self._workers]
+            actions += [unload(worker, name, model.revision) for worker in self._workers.values()]
         model.become(change.config, change.revision)
         for number, message in change.loaded.items():
             self._workers[number].serve(model, message)
@@ -192,11 +192,14 @@ class Changes:
         return [*actions, e.ToAdmin(change.admin, changed)]
 
 
-def load(config: ModelConfig, revision: int, beside: int = 0, tolerance: float | None = None) -> m.Load:
-    """What a worker is told to load."""
+def load(
+    worker: Worker, config: ModelConfig, revision: int, beside: int = 0, tolerance: float | None = None
+) -> e.ToWorker:
+    """Have a worker load a model; until its answer, more patience is had with what it runs."""
+    worker.loading.add((config.name, revision))
     c = config
     path = "" if c.function is not None and c.function.module else str(c.path)
-    return m.Load(
+    message = m.Load(
         c.name,
         revision,
         path,
@@ -208,6 +211,13 @@ def load(config: ModelConfig, revision: int, beside: int = 0, tolerance: float |
         tolerance,
         c.function,
     )
+    return e.ToWorker(worker.id, message)
+
+
+def unload(worker: Worker, name: str, revision: int) -> e.ToWorker:
+    """Have a worker drop a revision, or give up loading it."""
+    worker.loading.discard((name, revision))
+    return e.ToWorker(worker.id, m.Unload(name, revision))
 
 
 def _refused(admin: int, code: Code, text: str) -> e.Action:

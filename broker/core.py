@@ -38,7 +38,7 @@ from .config import YardConfig
 from .counters import Counters
 from .describes import Describes
 from .identical import Key, Run, key_of
-from .lanes import Lane, Part, Request
+from .lanes import MIXED, Lane, Part, Request
 from .registry import Batch, Model, Worker
 
 LOSSES_MAX = 2  # workers that died while they ran nothing but this request: it is given up
@@ -411,11 +411,11 @@ class Core:
         if self._places:
             self._places -= 1
             self.counters.workers_restarted += 1
-        self.workers[event.worker] = Worker(event.worker, event.pid, event.fallen)
+        worker = self.workers[event.worker] = Worker(event.worker, event.pid, event.fallen)
         self._actions.append(e.ToWorker(event.worker, m.WorkerWelcome(self.epoch, event.worker, self._pid)))
         for model in self.models.values():
-            self._actions.append(e.ToWorker(event.worker, load(model.config, model.revision)))
-        self._changes.joined(self.workers[event.worker])
+            self._actions.append(load(worker, model.config, model.revision))
+        self._changes.joined(worker)
 
     def _worker_said(self, event: e.WorkerSaid, now_ns: int) -> None:
         self._said[type(event.message)](self.workers[event.worker], event.message, event.frames, now_ns)
@@ -424,6 +424,7 @@ class Core:
         self, worker: Worker, message: m.Loaded | m.LoadFailed, frames: Sequence[Any], now_ns: int
     ) -> None:
         """A worker has loaded a model, or can't."""
+        worker.loading.discard((message.model, message.revision))
         tried = self._changes.heard(worker, message)
         model = self.models.get(message.model)
         if tried is not None:
@@ -620,7 +621,12 @@ class Core:
             if request.ended:
                 self._release_if_free(request)
                 continue
+            if rows < request.rows and request.revision != batch.revision:
+                request.revision = MIXED if request.revision else batch.revision
             if request.rows_done < request.rows:
+                continue
+            if request.revision == MIXED:
+                self._start_over(request)
                 continue
             conn = request.conn
             queue_ns = batch.sent_ns - request.arrived_ns
@@ -641,13 +647,29 @@ class Core:
         timing = worker.timings.get(model.name)
         if timing is not None and batch.revision == model.revision:
             timing.learn(batch.rows, took_ns)
-            if batch.rows == model.max_batch:
+            if batch.rows == model.max_batch or (timing.has_claims and not model.row_ns):
                 self._pace(worker, model)
         self._unaccounted.append((batch, message, finished, now_ns))
 
+    def _start_over(self, request: Request) -> None:
+        """Parts of it were run before a swap, and parts after it: together they are no model's answer."""
+        name = request.model.name
+        if not request.model.config.idempotent:
+            text = f"{name!r} was swapped between the parts of this request, and is not idempotent"
+            self._fail(request, Code.MODEL_FAILED, text)
+            return
+        self.counters.requeued += 1
+        request.rows_done = request.revision = 0
+        request.parts = None
+        self.lanes[request.lane] = None
+        request.lane.push_front(Part(request, 0, request.rows))
+
     def _pace(self, worker: Worker, model: Model) -> None:
-        """What a full batch is expected to take has changed."""
-        model.row_ns = worker.timings[model.name].predict_ns(model.max_batch) / model.max_batch
+        """What a full batch is expected to take has changed. Nobody is refused for what a file claims: it
+        would never be found out."""
+        timing = worker.timings[model.name]
+        full_ns = timing.predict_ns(model.max_batch) if timing.is_measured else 0
+        model.row_ns = full_ns / model.max_batch
         self.admission.slowest_row_ns = max((other.row_ns for other in self.models.values()), default=0.0)
 
     def _answer(self, request: Request, queue_ns: int, receipt: m.BatchReceipt) -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .timing import TimeModel
 
 SWEEP_MIN = 64  # a smaller heap is not worth sweeping
+MIXED = -1  # a Request's revision
 
 Entry = tuple[int, int, "Part"]  # virtual deadline, sequence
 
@@ -33,8 +34,8 @@ class Request:
 
     __slots__ = (
         "arena", "arrived_ns", "conn", "deadline_ns", "ended", "id", "inputs", "key", "lane", "losses",
-        "model", "nbytes", "outputs", "parts", "priority", "rows", "rows_done", "rows_leased", "run",
-        "virtual_ns",
+        "model", "nbytes", "outputs", "parts", "priority", "revision", "rows", "rows_done", "rows_leased",
+        "run", "virtual_ns",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +56,7 @@ class Request:
         self.virtual_ns = 0
         self.rows_done = 0
         self.rows_leased = 0  # rows that a worker may be touching now
+        self.revision = 0  # of the model that has run parts of it; 0: none yet; MIXED: more than one
         self.losses = 0  # workers that died while they ran nothing but a part of it
         self.ended = False  # the client has been told its outcome
         self.parts: list[tuple[int, list[Tensor], Sequence[Any]]] | None = None  # outputs not in its slots

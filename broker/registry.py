@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ..transport import dtypes
 from ..transport.errors import InvalidRequest, Overloaded
-from ..transport.messages import Loaded, ModelInfo, ModelState, Submit, WorkerInfo
+from ..transport.messages import Loaded, ModelInfo, ModelState, Origin, Submit, WorkerInfo
 from ..transport.tensors import Slot, Tensor, TensorSpec, check_range, nbytes_of
 from .config import ModelConfig
 from .identical import Identical
@@ -42,8 +42,8 @@ class Worker:
     """A registered worker: what it serves and what it has been lent."""
 
     __slots__ = (
-        "busy_until_ns", "fallen", "id", "leases", "leaving", "models", "overdue_ns", "passed", "pid",
-        "timings",
+        "busy_until_ns", "fallen", "id", "leases", "leaving", "loading", "models", "overdue_ns", "passed",
+        "pid", "timings",
     )  # fmt: skip
 
     def __init__(self, worker: int, pid: int, fallen: str = "") -> None:
@@ -51,6 +51,7 @@ class Worker:
         self.pid = pid
         self.fallen = fallen  # why it is on no better provider, where it might be
         self.leaving = False  # it runs nothing any more, and its process is about to end
+        self.loading: set[tuple[str, int]] = set()  # names and revisions that it is to load and hasn't yet
         self.models: dict[str, WorkerInfo] = {}
         self.leases: dict[int, Batch] = {}  # in the order they were sent; at most CREDIT
         self.timings: dict[str, TimeModel] = {}  # by model
@@ -62,7 +63,7 @@ class Worker:
         """It has loaded the model. Raises InvalidRequest, and nothing has changed, for metadata that
         no model can have."""
         self.models[model.name] = model.loaded(self.id, self.pid, message, self.fallen)
-        self.timings[model.name] = TimeModel(message.warmup_ns, message.buckets)
+        self.timings[model.name] = TimeModel(message.warmup_ns, message.buckets, message.claimed_ns)
 
     def forget(self, name: str) -> None:
         """It serves the model no longer."""
@@ -84,7 +85,9 @@ class Batch:
         self.worker = worker
         self.sent_ns = sent_ns
         self.began_ns = 0  # when its worker had nothing before it
-        self.predicted_ns = worker.timings[lane.model.name].predict_ns(rows)
+        timing = worker.timings[lane.model.name]
+        # What a file claims is no measure of how long a batch may be kept; 0: not known.
+        self.predicted_ns = timing.predict_ns(rows) if timing.is_measured else 0
 
 
 class Model:
@@ -101,6 +104,7 @@ class Model:
         self.outputs: list[TensorSpec] = []
         self.batchable = False
         self.alone_reason = ""
+        self.origin: Origin | None = None
         self.workers: dict[int, WorkerInfo] = {}
         self.failures: dict[int, str] = {}  # worker -> why it could not load it
         self.lanes: dict[tuple[tuple[int, ...], ...], Lane] = {}
@@ -168,6 +172,7 @@ class Model:
         self.outputs = message.outputs
         self.batchable = message.batchable
         self.alone_reason = message.alone_reason
+        self.origin = message.origin
         self.max_batch = min(self.config.max_batch, message.max_batch) if message.batchable else 1
         self._expected = expected
         self._static = all(expected.row_nbytes is not None for expected in self._expected)
@@ -188,6 +193,7 @@ class Model:
             self.max_batch,
             list(self.workers.values()),
             self.config.idempotent,
+            self.origin,
         )
 
     def check(self, message: Submit, arena_nbytes: int) -> tuple[int, int]:

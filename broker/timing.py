@@ -4,30 +4,80 @@ A table of (rows, time) that every batch corrects. In between it interpolates; b
 size it goes on with the last slope. Slower than predicted is believed quickly, faster slowly: an
 error to the slow side costs a smaller batch, an error to the fast side costs somebody's deadline.
 
+A model's file may claim times, too. They stand where nothing has been measured yet, and nothing else
+believes them: no lease, no refusal. From the first measurement on they say only how the time grows with
+the rows, within bounds, at sizes outside of what has been measured.
+
 Pure.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 SLOWER_WEIGHT = 0.5
 FASTER_WEIGHT = 0.125
 POINTS_MAX = 64  # sizes that are remembered; a model's maximum may be 1024
+CLAIM_NS_MAX = 1_000_000_000  # a file that claims more is taken to claim this
+CLAIM_BENT_MAX = 2  # times as much as in proportion to the rows: no claim makes a size look dearer than that
 
 
 class TimeModel:
     """Predicts the time of a batch. `seed`: {rows: ns} of the warm-up sweep; may be empty. `buckets`:
-    the only sizes that are run, rising; smaller batches are padded. Empty: any size."""
+    the only sizes that are run, rising; smaller batches are padded. Empty: any size. `claims`: {rows: ns}
+    that the model's file says of itself."""
 
-    __slots__ = ("_ns", "_rows", "buckets", "longest_ns")
+    __slots__ = ("_claims", "_measured", "_ns", "_rows", "buckets", "longest_ns")
 
-    def __init__(self, seed: dict[int, int] | None = None, buckets: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        seed: Mapping[int, int] | None = None,
+        buckets: Sequence[int] = (),
+        claims: Mapping[int, int] | None = None,
+    ) -> None:
         self.buckets = buckets
         self._ns: dict[int, float] = {rows: float(ns) for rows, ns in (seed or {}).items() if rows > 0}
+        self._measured = set(self._ns)
         self._rows = sorted(self._ns)
-        self.longest_ns = int(max(self._ns.values(), default=0))  # that was ever seen
+        self.longest_ns = int(max(self._ns.values(), default=0))  # that was ever seen, or claimed
+        usable = {rows: min(ns, CLAIM_NS_MAX) for rows, ns in (claims or {}).items() if ns > 0}
+        self._claims = TimeModel(usable) if usable else None
+        self._heed_claims()
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether anything has been: else all that is predicted is what a file claims, or 0."""
+        return bool(self._measured)
+
+    @property
+    def has_claims(self) -> bool:
+        return self._claims is not None
+
+    def _heed_claims(self) -> None:
+        """Put what is claimed of sizes outside of the measured ones into the table."""
+        if self._claims is None:
+            return
+        measured = sorted(self._measured)
+        self._ns = {rows: self._ns[rows] for rows in measured}
+        for rows in self._claims._rows:
+            if not measured:
+                self._ns[rows] = float(self._claims.predict_ns(rows))
+            elif not measured[0] <= rows <= measured[-1]:
+                near = measured[0] if rows < measured[0] else measured[-1]
+                self._ns[rows] = self._scaled(rows, near, self._claims)
+        self._rows = sorted(self._ns)
+        self.longest_ns = max(self.longest_ns, int(max(self._ns.values(), default=0)))
+
+    def _scaled(self, rows: int, near: int, claims: TimeModel) -> float:
+        """The time of so many rows, from that of the nearest measured size and the claims' curve. A batch
+        of more rows takes no less time, and not much more than in proportion."""
+        known = self._ns[near]
+        guess = known * claims.predict_ns(rows) / claims.predict_ns(near)
+        in_proportion = known * rows / near
+        if rows > near:
+            return min(max(guess, known), max(known, in_proportion * CLAIM_BENT_MAX))
+        return max(min(guess, known), in_proportion / CLAIM_BENT_MAX)
 
     def predict_ns(self, rows: int) -> int:
         """Expected time of a batch of so many rows; 0 when nothing is known."""
@@ -59,13 +109,16 @@ class TimeModel:
             self.longest_ns = took_ns
         if self.buckets:
             rows = self._padded(rows)
-        known = self._ns.get(rows)
-        if known is None:
-            if len(self._rows) >= POINTS_MAX:
+        if rows not in self._measured:
+            if len(self._measured) >= POINTS_MAX:
                 return  # the neighbours say it well enough
-            insort(self._rows, rows)
+            self._measured.add(rows)
+            if rows not in self._ns:
+                insort(self._rows, rows)
             self._ns[rows] = float(took_ns)
+            self._heed_claims()
             return
+        known = self._ns[rows]
         weight = SLOWER_WEIGHT if took_ns > known else FASTER_WEIGHT
         self._ns[rows] = known + (took_ns - known) * weight
 

@@ -54,6 +54,11 @@ def port(text: str) -> int:
     return value
 
 
+def counts(text: str) -> list[int]:
+    """Whole numbers of at least 1, with commas between them."""
+    return [count(part) for part in text.split(",")]
+
+
 def seconds(text: str) -> float:
     """A duration above zero."""
     try:
@@ -74,6 +79,14 @@ def difference(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number of 0 or more, found {text!r}")
     return value
+
+
+def pair(text: str) -> tuple[str, str]:
+    """`KEY=VALUE`."""
+    key, separator, value = text.partition("=")
+    if not key or not separator:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found {text!r}")
+    return key, value
 
 
 def priority(text: str) -> int:

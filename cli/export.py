@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from ..transport.errors import InvalidRequest
-from .arguments import count, parser, seconds
+from . import export_benchmark
+from .arguments import count, pair, parser, seconds
 from .text import size, table
 
 EXAMPLES = """SOURCE is module:factory, a function without arguments that returns a torch.nn.Module (the
-current folder is searched first), or a torch.export program (.pt2). Pickles (.pt, .pth) are refused.
+current folder is searched first), a torch.export program (.pt2), or an .onnx file, which needs no torch.
+Pickles (.pt, .pth) are refused.
 
 examples:
   batchyard export zoo:resnet18 resnet18.onnx --input 1,3,32,32 --quantize best
   batchyard export zoo:bert bert.onnx --input ids=int64:1,128:30000 --input mask=1,128 --quantize all
   batchyard export zoo:cnn cnn.onnx --input 1,3,32,32 --quantize static --calibration images.npy
   batchyard export model.pt2 model.onnx --input image=1,3,32,32
+  batchyard export plain.onnx out/small.onnx --quantize fp16-storage,int8-storage --provider webgpu
   batchyard export --all models.toml out/          # [models.NAME] source = "zoo:cnn", input = "1,3,32,32"
   batchyard export --all factories/ out/           # one .py per model: model() and INPUT = "1,3,32,32"
+  batchyard export --all candidates/ out/ --benchmark --evaluate labelled.npz
 
 A variant is published (model.VARIANT.onnx) only if it is smaller than fp32, not slower here, and near
 enough to PyTorch; else it is refused with its figures. model.json has all figures."""
@@ -37,6 +41,12 @@ def main(argv: list[str]) -> int:
     arguments = _parser()
     options = arguments.parse_args(argv)
     try:
+        if not options.benchmark:
+            for name in export_benchmark.OPTIONS:
+                if getattr(options, name):
+                    raise InvalidRequest(f"--{name} goes with --benchmark")
+        elif not options.all:
+            raise InvalidRequest("--benchmark goes with --all: name a folder or list of candidates")
         return _many(options) if options.all else _one(options)
     except ModuleNotFoundError as missing:
         if (missing.name or "").split(".")[0] in NEEDED:
@@ -52,13 +62,13 @@ def _one(options: argparse.Namespace) -> int:
     if len(options.places) != 2:
         raise InvalidRequest("give SOURCE and the file to write, such as zoo:cnn cnn.onnx")
     source, target = options.places
-    if not options.input:
+    if not options.input and not source.endswith(".onnx"):
         raise InvalidRequest("give --input for every input, such as --input 1,3,32,32")
     with importable(Path.cwd()):
         report = export_to_onnx(
             source,
             target,
-            parse_all(options.input),
+            parse_all(options.input) if options.input else None,
             calibration=options.calibration,
             validation_data=options.validation,
             output_names=options.outputs.split(",") if options.outputs else None,
@@ -83,21 +93,25 @@ def _many(options: argparse.Namespace) -> int:
     given = [name for name in single if getattr(options, name)]
     if given:
         raise InvalidRequest(f"--{given[0]} is for one model: write it into {options.all}")
+    if options.benchmark:
+        return export_benchmark.main(options, _common(options), _progress)
     found = entries(options.all)
     with importable(options.all if options.all.is_dir() else options.all.parent):
         outcomes = export_many(found, Path(options.places[0]), _progress, **_common(options))
-    rows = [["model", "fp32", "best", "size", "time", "nodes", ""]]
+    rows = [["model", "fp32", "off by", "best", "size", "time", "nodes", ""]]
     for outcome in outcomes:
         report = outcome.report
         if report is None:
-            rows.append([outcome.name, "-", "-", "-", "-", "-", sentence(outcome)])
+            rows.append([outcome.name, *"------", sentence(outcome)])
             continue
         best, nodes = report.best, f"{report.nodes_raw} -> {report.nodes}"
         size_ratio, time_ratio = f"{best.size_ratio:.0%}", f"{best.time_ratio:.2f}x"
         end = sentence(outcome) if outcome.failed else "published"
-        fp32 = size(report.variants[0].nbytes)
-        rows.append([outcome.name, fp32, best.name, size_ratio, time_ratio, nodes, end])
-    print("\n".join(table(rows, right=(1, 3, 4, 5))))
+        fp32 = report.variants[0]
+        off = f"{fp32.difference.scaled_max:.0e}" if fp32.difference else "-"
+        head = [outcome.name, size(fp32.nbytes), off]
+        rows.append([*head, best.name, size_ratio, time_ratio, nodes, end])
+    print("\n".join(table(rows, right=(1, 2, 4, 5, 6))))
     failed = sum(outcome.failed for outcome in outcomes)
     print(f"{len(outcomes) - failed} published, {failed} failed")
     return 1 if failed else 0
@@ -114,6 +128,7 @@ def _common(options: argparse.Namespace) -> dict[str, Any]:
         "opset": options.opset,
         "measure_s": options.measure,
         "provider": options.provider,
+        "provider_options": dict(options.provider_option),
     }
 
 
@@ -127,7 +142,12 @@ def _parser() -> argparse.ArgumentParser:
     add = arguments.add_argument
     places = "SOURCE and the .onnx file to write; with --all, the folder to write into"
     add("places", nargs="+", metavar="SOURCE FILE", help=places)
-    add("--all", type=Path, metavar="LIST", help="many models: a TOML list, or a folder of factories")
+    add(
+        "--all",
+        type=Path,
+        metavar="LIST",
+        help="many models: a TOML list, or a folder of .py, .pt2, .onnx and lists",
+    )
     syntax = "1,3,32,32 or NAME=DTYPE:1,128[:BELOW]; once per input, in order"
     add("--input", action="append", default=[], metavar="SHAPE", help=syntax)
     add("--outputs", metavar="NAMES", help="the outputs' names, with commas between them")
@@ -144,8 +164,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--fixed-batch", dest="dynamic_batch", action="store_false", help=fixed)
     add("--batch-max", type=count, default=64, metavar="ROWS", help="(%(default)s)")
     add("--opset", type=count, default=18, help="(%(default)s)")
-    judge = "the onnxruntime provider that variants must not be slower on (%(default)s)"
-    add("--provider", default="CPUExecutionProvider", metavar="NAME", help=judge)
+    judge = "cpu, webgpu, directml, cuda: what variants are run and must not be slower on (%(default)s)"
+    add("--provider", default="cpu", metavar="NAME", help=judge)
+    own = "an option of the provider, such as powerPreference=high-performance; may be given again"
+    add("--provider-option", type=pair, action="append", default=[], metavar="KEY=VALUE", help=own)
     each = "time to measure each variant and batch size (%(default)g)"
     add("--measure", type=seconds, default=1.0, metavar="S", help=each)
+    export_benchmark.add_options(arguments)
     return arguments

@@ -9,10 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from ..client import Client, ModelChanged, Operator
 from ..client.admin import TIMEOUT_S
 from ..transport import dtypes
-from ..transport.messages import ModelInfo, ModelState
+from ..transport.errors import UnknownModel
+from ..transport.messages import ModelInfo, ModelState, Origin
 from ..transport.tensors import TensorSpec
 from . import watch
 from .arguments import add_yard, count, difference, parser, seconds
@@ -21,6 +24,7 @@ from .text import duration, plural, table
 EXAMPLES = """examples:
   batchyard models
   batchyard models --json --url ipc:///tmp/yard
+  batchyard models show resnet18                   # and what its file says of itself
   batchyard models load resnet18 resnet18.onnx --max-batch 16
   batchyard models swap resnet18 resnet18-int8.onnx --tolerance 0.5
   batchyard models unload resnet18
@@ -31,7 +35,7 @@ HEADING = ("MODEL", "STATE", "REVISION", "BATCHING", "WORKERS")
 def main(argv: list[str]) -> int:
     """0 when the yard answered, whatever state its models are in, or has made the change."""
     options = _parser().parse_args(argv)
-    if options.order is None:
+    if options.order in (None, "show"):
         return _show(options)
     operator = Operator(options.url, options.keys)
     if options.order == "watch":
@@ -68,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     add_yard(arguments)
     arguments.add_argument("--json", action="store_true", help="for programs: a list of objects")
     orders = arguments.add_subparsers(dest="order", metavar="ORDER")
+    show = orders.add_parser("show", help="one model, with its file's variant, digest, checks and times")
+    show.add_argument("name", metavar="NAME")
+    show.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="for programs")
     load = orders.add_parser("load", help="serve one more model, from a file inside the yard's models_root")
     load.add_argument("name", metavar="NAME")
     load.add_argument("file", metavar="FILE", help="relative to models_root; file.py:function where allowed")
@@ -84,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     unload.add_argument("name", metavar="NAME")
     follow = orders.add_parser("watch", help="load, swap and unload as the .onnx files of a folder do")
     follow.add_argument("folder", metavar="FOLDER", type=Path, help="the yard's models_root")
-    for order in (load, swap, unload, follow):
+    for order in (show, load, swap, unload, follow):
         add_yard(order, argparse.SUPPRESS)
     for order in (load, swap, unload):
         order.add_argument("--timeout", type=seconds, default=TIMEOUT_S, metavar="S", help="(%(default)g s)")
@@ -94,11 +101,34 @@ def _parser() -> argparse.ArgumentParser:
 def _show(options: argparse.Namespace) -> int:
     with Client(options.url, keys=options.keys, segment="frames") as client:
         models = client.models()
-    if options.json:
+    if options.order == "show":
+        found = [model for model in models if model.name == options.name]
+        if not found:
+            names = ", ".join(model.name for model in models) or "none"
+            raise UnknownModel(f"no model is called {options.name!r}; this yard has: {names}")
+        lines = [*as_text(found), *(f"  {line}" for line in origin_lines(found[0].origin))]
+        print(json.dumps(as_json(found[0]), indent=2) if options.json else "\n".join(lines))
+    elif options.json:
         print(json.dumps([as_json(model) for model in models], indent=2))
     else:
         print("\n".join(as_text(models)))
     return 0
+
+
+def origin_lines(origin: Origin | None) -> list[str]:
+    """What is known of the file, and what it says of itself."""
+    if origin is None:
+        return []
+    lines = [f"sha256   {origin.sha256}"]
+    if not (origin.variant or origin.source or origin.figures or origin.measured_ns):
+        return [*lines, "it says nothing of where it comes from: `batchyard export` did not write it"]
+    lines.append(f"variant  {origin.variant or '-'}, of {origin.source or 'an unknown source'}")
+    figures = (f"{name} {value:.3g}" for name, value in origin.figures.items())
+    lines.append(f"checked  {', '.join(figures) or '-'}")
+    for provider, times in origin.measured_ns.items():
+        runs = (f"{rows}: {duration(run_ns)}" for rows, run_ns in sorted(times.items()))
+        lines.append(f"claimed  {provider}, time of a run by rows  {', '.join(runs)}")
+    return lines
 
 
 def as_text(models: list[ModelInfo]) -> list[str]:
@@ -125,6 +155,7 @@ def as_json(model: ModelInfo) -> dict[str, Any]:
         "alone_reason": model.alone_reason,
         "max_batch": model.max_batch,
         "idempotent": model.idempotent,
+        "origin": None if model.origin is None else structs.asdict(model.origin),
         "workers": [
             {
                 "worker": worker.worker,
@@ -157,6 +188,8 @@ def _head(model: ModelInfo) -> tuple[str, ...]:
 
 def _details(model: ModelInfo) -> list[str]:
     details = [f"reason   {model.reason}"] if model.state == ModelState.FAILED and model.reason else []
+    if model.origin is not None and model.origin.variant:
+        details.append(f"file     {model.origin.variant}, of {model.origin.source}")
     details += [f"input    {spec}" for spec in model.inputs]
     details += [f"output   {spec}" for spec in model.outputs]
     if model.state == ModelState.READY and not model.batchable:

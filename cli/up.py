@@ -188,6 +188,7 @@ def _settled_models(yard: Yard, workers: int, stop: threading.Event) -> list[Mod
     others_s: float | None = None
     with yard.client(segment="frames", connect_timeout=LOOK_S) as client:
         while not stop.wait(LOOK_S):
+            yard.check_workers()
             try:
                 models = client.models()
             except BrokerLost:  # it is being started again

@@ -7,7 +7,8 @@ Imports nothing of ours but the errors, and neither torch, onnx nor onnxruntime 
 """
 
 from .build import export_to_onnx
-from .many import Entry, Outcome, entries, export_many
+from .lists import Entry, entries
+from .many import Outcome, export_many
 from .report import Report, Variant
 from .specs import InputSpec
 

@@ -6,12 +6,13 @@ Nothing is written before fp32 agrees with PyTorch; a variant is written only wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..transport.errors import InvalidRequest, ModelFailed
-from . import gate, metadata, passes, runtime, timing, validation, variants
+from . import gate, imported, metadata, passes, runtime, sources, timing, tracing, validation, variants
 from .calibration import Data, rows_of
 from .publish import publish
 from .report import FP32, Report, Variant
@@ -23,6 +24,7 @@ AGAIN = 3
 BYTES_MAX = 2**31 - 1  # protobuf's own limit; beyond it weights would have to lie in a second file
 
 Say = Callable[[str], None]
+Quiet = Callable[[], AbstractContextManager[None]]
 
 
 def export_to_onnx(
@@ -42,13 +44,17 @@ def export_to_onnx(
     weights: str | Path | None = None,
     tolerances: Mapping[str, gate.Tolerance] | None = None,
     provider: str = runtime.CPU,
+    provider_options: Mapping[str, str] | None = None,
     measure_s: float = timing.BUDGET_S,
+    quiet: Quiet = nullcontext,
     say: Say = lambda line: None,
 ) -> Report:
     """Export `model` to `path` (fp32), publish variants beside it, and report what was found.
 
     model: a torch.nn.Module, `"module:factory"`, or a torch.export program's .pt2. Pickles are refused.
-    input_shape: one shape, `{name: shape}`, or InputSpecs with dtypes; axis 0 is the batch.
+        Or an .onnx file, whose own answers on the CPU stand for PyTorch's; opset and batch are its own.
+    input_shape: one shape, `{name: shape}`, or InputSpecs with dtypes; axis 0 is the batch. An .onnx file
+        says its own where its shapes are fixed.
     quantize: True or "best" publishes the cheapest variant that passes the gate, "all" every one that
         does, names ("dynamic", "static", "fp16-storage", "int8-storage") those.
     calibration: real rows for "static": .npy, .npz, arrays, or a callable that yields batches.
@@ -57,37 +63,48 @@ def export_to_onnx(
         random rows besides, a variant on random rows only where there are no real ones.
     dynamic_batch, batch_max: axis 0 symbolic, traced for 1..batch_max rows; else the shape's own size.
     weights: a state dict for a module, read with weights_only=True.
-    measure_s: seconds per batch size and variant. say: is told what goes on, a line at a time.
+    provider: what variants are compared and timed on, `"webgpu"` or as onnxruntime calls it, with
+        `provider_options`.
+    measure_s: seconds per batch size and variant. quiet: a context in which nothing else works; what is
+        timed is timed in it. say: is told what goes on, a line at a time.
 
     Raises InvalidRequest where what was given can't be right, ModelFailed where the model cannot be
-    exported or its fp32 file differs from PyTorch by more than 1e-4. Nothing is written then.
+    exported or its fp32 file differs from its source by more than 1e-4. Nothing is written then.
     """
-    from . import sources, tracing  # these two load torch
-
     path = Path(path)
     if path.suffix != ".onnx":
         raise InvalidRequest(f"{path} must end in .onnx")
-    if input_shape is None:
+    if input_shape is None and not imported.is_onnx(model):
         raise InvalidRequest("give input_shape (--input): one shape, such as (1, 3, 32, 32), or named ones")
-    specs = specs_of(input_shape)
+    specs = None if input_shape is None else specs_of(input_shape)
+    where = runtime.target(provider, provider_options)
     record = path.with_suffix(".json")
     stale = metadata.earlier(record)
+    wanted = variants.asked(quantize, calibration is not None)
+    if imported.is_onnx(model):
+        name = Path(model).name
+        if Path(model).resolve() == path.resolve():
+            raise InvalidRequest(f"{path} would be written over what it is made of: choose another name")
+        traced, specs = imported.read(Path(model), specs, BYTES_MAX)
+    else:
+        assert specs is not None
+        source = sources.find(model, None if weights is None else Path(weights))
+        name = source.name
+        nbytes = sources.weights_nbytes(source)
+        if nbytes > BYTES_MAX:  # before minutes of tracing
+            raise InvalidRequest(imported.too_large(name, nbytes, BYTES_MAX))
+        say("tracing")
+        traced = tracing.trace(
+            source,
+            specs,
+            opset=opset,
+            dynamic_batch=dynamic_batch,
+            batch_max=batch_max,
+            output_names=output_names,
+        )
     data = None if calibration is None else rows_of(calibration, specs)
     given = data if validation_data is None else rows_of(validation_data, specs)
-    wanted = variants.asked(quantize, data is not None)
 
-    say("tracing")
-    source = sources.find(model, None if weights is None else Path(weights))
-    traced = tracing.trace(
-        source,
-        specs,
-        opset=opset,
-        dynamic_batch=dynamic_batch,
-        batch_max=batch_max,
-        output_names=output_names,
-    )
-    if traced.proto.ByteSize() > BYTES_MAX:
-        raise InvalidRequest(f"{source.name} has more than 2 GB of weights, which one ONNX file cannot hold")
     proto, ran = traced.proto, list[passes.Pass]()
     nodes_raw = passes.nodes(proto)
     if optimize:
@@ -95,12 +112,12 @@ def export_to_onnx(
         proto, ran = passes.optimize(proto)
 
     fixed = None if traced.dynamic_batch else specs[0].shape[0]
-    judge = Judge(specs, traced.reference, given, fixed, batch_max, provider, measure_s)
-    judge.fp32(proto, source.name)
+    judge = Judge(specs, traced.reference, given, fixed, batch_max, where, measure_s, quiet)
+    judge.fp32(proto, name)
     inputs, outputs = metadata.signature(proto)
     report = Report(
         path=path,
-        source=source.name,
+        source=name,
         opset=metadata.opset(proto),
         dynamic_batch=fixed is None,
         nodes_raw=nodes_raw,
@@ -152,14 +169,16 @@ class Judge:
         given: Feeds | None,
         fixed: int | None,
         batch_max: int,
-        provider: str,
+        where: runtime.Target,
         measure_s: float,
+        quiet: Quiet,
     ) -> None:
         def sizes(of: Sequence[int]) -> list[int]:
             return [size for size in of if size <= batch_max] if fixed is None else [fixed]
 
-        self.provider = provider
+        self.where = where
         self.measure_s = measure_s
+        self.quiet = quiet
         # Noise is no fair judge of a variant that was calibrated for real rows: its ranges end there.
         rows = given or sample(specs, validation.ROWS_JUDGED, validation.SEED)
         at_once = fixed or min(validation.ROWS_AT_ONCE, batch_max)
@@ -172,7 +191,7 @@ class Judge:
     def fp32(self, proto: Any, name: str) -> None:
         """Take `proto` for what variants are compared with. Raises ModelFailed unless it is as PyTorch."""
         content = proto.SerializeToString()
-        self.session = runtime.session(content, self.provider)
+        self.session = runtime.session(content, self.where)
         difference = validation.compare(self.cases_all, lambda feeds: runtime.run(self.session, feeds))
         refusal = gate.fp32_refusal(difference)
         if refusal:
@@ -183,7 +202,7 @@ class Judge:
     def variant(self, name: str, proto: Any, tolerance: gate.Tolerance) -> Variant:
         """Figures, and every reason against it."""
         content = proto.SerializeToString()
-        session = runtime.session(content, self.provider)
+        session = runtime.session(content, self.where)
         ratio = len(content) / self.base.nbytes
         difference = validation.compare(self.cases, lambda feeds: runtime.run(session, feeds))
         timings = self.times(session, self.measure_s)
@@ -193,13 +212,14 @@ class Judge:
         return Variant(name, len(content), ratio, timings, difference, tuple(reasons))
 
     def times(self, session: Any, budget_s: float) -> tuple[timing.Timing, ...]:
-        return tuple(
-            timing.interleaved(
-                lambda feeds=feeds: runtime.run(self.session, feeds),  # type: ignore[misc]
-                lambda feeds=feeds: runtime.run(session, feeds),  # type: ignore[misc]
-                rows,
-                self.provider,
-                budget_s=budget_s,
+        with self.quiet():
+            return tuple(
+                timing.interleaved(
+                    lambda feeds=feeds: runtime.run(self.session, feeds),  # type: ignore[misc]
+                    lambda feeds=feeds: runtime.run(session, feeds),  # type: ignore[misc]
+                    rows,
+                    self.where.provider,
+                    budget_s=budget_s,
+                )
+                for rows, feeds in self.timed.items()
             )
-            for rows, feeds in self.timed.items()
-        )

@@ -18,12 +18,13 @@ from .specs import Array, Feeds, InputSpec
 # mappings of them.
 Data = str | Path | Array | Mapping[str, Array] | Callable[[], Iterable[Any]]
 
+LABELS = "labels"
 ROWS_MAX = 512  # ranges settle long before; the histograms of Entropy and Percentile grow with every row
 ROWS_AT_ONCE = 8
 
 
-def rows_of(data: Data, specs: Sequence[InputSpec]) -> Feeds:
-    """Arrays by input name, `dtype[rows, ...]`, at most ROWS_MAX rows.
+def rows_of(data: Data, specs: Sequence[InputSpec], rows_max: int = ROWS_MAX) -> Feeds:
+    """Arrays by input name, `dtype[rows, ...]`, at most `rows_max` rows.
 
     Raises InvalidRequest where names, dtypes, shapes or counts of rows don't fit the inputs.
     """
@@ -39,7 +40,7 @@ def rows_of(data: Data, specs: Sequence[InputSpec]) -> Feeds:
             raise InvalidRequest(f"{spec.name}'s data has shape {array.shape}, and not ({shape})")
         if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
             raise InvalidRequest(f"{spec.name}'s data is {array.dtype}, and not {spec.dtype}")
-        feeds[spec.name] = np.ascontiguousarray(array[:ROWS_MAX], dtype=spec.dtype)
+        feeds[spec.name] = np.ascontiguousarray(array[:rows_max], dtype=spec.dtype)
     counts = {len(array) for array in feeds.values()}
     if len(counts) > 1 or 0 in counts:
         raise InvalidRequest(f"the inputs' data have {sorted(counts)} rows: give each as many, and some")
@@ -96,7 +97,8 @@ def _read(data: Data, specs: Sequence[InputSpec]) -> Mapping[str, Array]:
 
 
 def _load(path: Path, lone: str) -> Mapping[str, Array]:
-    """An .npy is the one input; an .npz holds arrays by input name, or one array of any name."""
+    """An .npy is the one input; an .npz holds arrays by input name, or one array of any name. Labels that
+    lie beside them are for whoever counts right answers."""
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):
@@ -107,4 +109,6 @@ def _load(path: Path, lone: str) -> Mapping[str, Array]:
         raise InvalidRequest(f"there is no file {str(path)!r}") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InvalidRequest(f"{path} is no readable .npy or .npz of numbers: {error}") from None
+    if lone != LABELS:
+        arrays.pop(LABELS, None)
     return {lone: next(iter(arrays.values()))} if len(arrays) == 1 else arrays

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..transport.errors import InvalidRequest, ModelFailed
 from .specs import Array, Feeds
 
 CPU = "CPUExecutionProvider"
+WEBGPU = "WebGpuExecutionProvider"
+DIRECTML = "DmlExecutionProvider"
+NAMES = {"cpu": CPU, "webgpu": WEBGPU, "directml": DIRECTML, "cuda": "CUDAExecutionProvider"}
 
 
-def options() -> Any:
+@dataclass(frozen=True)
+class Target:
+    """Where a session runs: onnxruntime's name of the provider, the provider's own options, and whether
+    the graph is run as it is written."""
+
+    provider: str = CPU
+    options: Mapping[str, str] = field(default_factory=dict)
+    as_written: bool = False
+
+
+AS_WRITTEN = Target(as_written=True)
+
+
+def target(provider: str, options: Mapping[str, str] | None = None) -> Target:
+    """`provider` by its short name (`webgpu`) or onnxruntime's. Raises InvalidRequest where it isn't here."""
+    import onnxruntime
+
+    name = NAMES.get(provider.lower(), provider)
+    available = onnxruntime.get_available_providers()
+    if name not in available:
+        raise InvalidRequest(f"this onnxruntime has no {name}; it has {', '.join(available)}")
+    return Target(name, dict(options or {}))
+
+
+def options(chosen_target: Target | None = None) -> Any:
     """SessionOptions of one thread that keeps quiet and does not spin."""
     import onnxruntime
 
@@ -20,22 +48,33 @@ def options() -> Any:
     chosen.inter_op_num_threads = 1
     chosen.log_severity_level = 3
     chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if chosen_target is None:
+        return chosen
+    if chosen_target.as_written:
+        chosen.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if chosen_target.provider == DIRECTML:  # it refuses memory patterns and parallel execution
+        chosen.enable_mem_pattern = False
+        chosen.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    if chosen_target.provider == WEBGPU:  # the built-in package ignores options given with the provider
+        for key, value in chosen_target.options.items():
+            chosen.add_session_config_entry(f"ep.webgpuexecutionprovider.{key}", value)
     return chosen
 
 
-def session(content: bytes, provider: str = CPU) -> Any:
-    """An InferenceSession of a serialized model on `provider`.
+def session(model: bytes | str, where: Target | None = None) -> Any:
+    """An InferenceSession of a serialized model, or of a file, on a provider that is here.
 
-    Raises InvalidRequest where this onnxruntime has no such provider, ModelFailed where it refuses the model.
+    Raises ModelFailed where the runtime refuses the model.
     """
     import onnxruntime
 
-    available = onnxruntime.get_available_providers()
-    if provider not in available:
-        raise InvalidRequest(f"this onnxruntime has no {provider}; it has {', '.join(available)}")
+    where = where or Target()
+    beside = dict(where.options) if where.provider != WEBGPU else {}
     try:
         # Otherwise a GPU that fails to start silently becomes the CPU, and is measured as one.
-        return onnxruntime.InferenceSession(content, options(), providers=[provider], enable_fallback=0)
+        return onnxruntime.InferenceSession(
+            model, options(where), providers=[(where.provider, beside)], enable_fallback=0
+        )
     except Exception as error:  # onnxruntime's exceptions share no base
         raise ModelFailed(f"onnxruntime cannot load the exported model: {error}") from error
 

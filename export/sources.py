@@ -10,11 +10,13 @@ import io
 import json
 import pkgutil
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..transport.errors import InvalidRequest, ModelFailed
+from .specs import InputSpec
 
 PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib"}
 
@@ -50,8 +52,15 @@ def find(model: Any, weights: Path | None = None) -> Source:
     return found
 
 
-def made(text: str) -> Source:
-    """What `module:factory` names: a function or class without arguments, or a module object."""
+def weights_nbytes(source: Source) -> int:
+    """Bytes of its parameters and buffers, each counted once."""
+    weights = (*source.model.parameters(), *source.model.buffers())
+    tensors = {(tensor.data_ptr(), tensor.numel()): tensor for tensor in weights}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def made(text: str, arguments: Mapping[str, Any] | None = None) -> Source:
+    """What `module:factory` names: a function or class, called with `arguments`, or a module object."""
     suffix = Path(text).suffix
     if suffix in PICKLES:
         raise InvalidRequest(
@@ -64,17 +73,17 @@ def made(text: str) -> Source:
         factory = pkgutil.resolve_name(text)
     except (ImportError, AttributeError, ValueError) as error:
         raise InvalidRequest(f"{text} cannot be imported: {error}") from error
-    return Source(text, called(text, factory))
+    return Source(text, called(text, factory, arguments))
 
 
-def called(name: str, factory: Any) -> Any:
+def called(name: str, factory: Any, arguments: Mapping[str, Any] | None = None) -> Any:
     """What the factory makes; an nn.Module stands for itself. Raises ModelFailed with its words."""
     import torch
 
     if isinstance(factory, torch.nn.Module) or not callable(factory):
         return factory
     try:
-        return factory()
+        return factory(**(arguments or {}))
     except (Exception, SystemExit) as error:  # somebody else's code: its end is not ours
         raise ModelFailed(f"{name} raised {type(error).__name__}: {first_line(error)}") from error
 
@@ -109,6 +118,20 @@ def program(path: Path) -> Any:
         return torch.export.load(io.BytesIO(content))
     except Exception as error:  # the reader is torch's, and raises anything
         raise InvalidRequest(f"{path} is no readable torch.export program: {first_line(error)}") from error
+
+
+def example_inputs(path: Path, saved: Any) -> tuple[InputSpec, ...]:
+    """What a saved program was traced with: the inputs that it takes. Raises InvalidRequest."""
+    import torch
+
+    positional, named = saved.example_inputs or ((), {})
+    if not positional or named or not all(isinstance(one, torch.Tensor) for one in positional):
+        raise InvalidRequest(f"{path.name} does not say which tensors it takes: write its inputs into a list")
+    lone = len(positional) == 1
+    return tuple(
+        InputSpec("input" if lone else f"input_{index}", tuple(one.shape), str(one.dtype).rpartition(".")[2])
+        for index, one in enumerate(positional)
+    )
 
 
 def refuse_pickles(path: Path, content: bytes) -> list[bytes]:

@@ -180,6 +180,8 @@ class Session:
             model.warmup_ns,
             model.buckets,
             difference,
+            model.origin,
+            model.claimed_ns,
         )
         self._send([loaded])
 

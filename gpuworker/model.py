@@ -15,8 +15,9 @@ import numpy as np
 import onnxruntime
 
 from ..transport import dtypes
-from ..transport.messages import LentBatch, Load
+from ..transport.messages import LentBatch, Load, Origin
 from ..transport.tensors import TensorSpec, nbytes_of
+from . import origin
 from .agreement import Agreement
 from .canary import SEED, CannotServe, first_line
 from .memory import Memory
@@ -52,6 +53,8 @@ class ServedModel:
         self.name = load.model
         self.recipe = recipe
         self._agreement: Agreement | None = None
+        self.origin: Origin | None = None
+        self.claimed_ns: dict[int, int] = {}
         self._sessions, self.inputs, self.outputs = self._open(load, tolerance)
         self.alone_reason = self._why_alone() if load.batchable is None else ""
         if load.batchable and not all(spec.shape for spec in (*self.inputs, *self.outputs)):
@@ -82,9 +85,7 @@ class ServedModel:
             self.apart,
         )
 
-    def _open(
-        self, load: Load, tolerance: float
-    ) -> tuple[Sessions, list[TensorSpec], list[TensorSpec]]:
+    def _open(self, load: Load, tolerance: float) -> tuple[Sessions, list[TensorSpec], list[TensorSpec]]:
         """(sessions, inputs, outputs). Raises CannotServe."""
         sessions = described = Sessions(self.recipe, load.path)
         if self.recipe.reference is not None:
@@ -94,6 +95,7 @@ class ServedModel:
             session = described.get(ANY_SIZE)
         except Exception as error:  # onnxruntime raises its own types, RuntimeError and others
             raise CannotServe(first_line(error)) from None
+        self.origin, self.claimed_ns = origin.read(session, load.path, self.recipe.name)
         return sessions, [_spec(v) for v in session.get_inputs()], [_spec(v) for v in session.get_outputs()]
 
     def run(self, batch: LentBatch, memory: Memory) -> Result:

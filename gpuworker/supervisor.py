@@ -143,6 +143,8 @@ class Supervisor:
             log.warning("%s works again; the child leaves for it", provider)
             self._leaves = True
             os.kill(self._child.pid, LEAVE_SIGNAL)
+        else:
+            log.warning("%s does not work yet: %s", provider, found.text)
 
     def _drop_probe(self) -> None:
         if self._probe is not None:
@@ -156,6 +158,5 @@ class Supervisor:
         if found.works:
             self._devices[provider] = found.device
         else:
-            log.warning("%s does not work here: %s", provider, found.text)
             self._devices.pop(provider, None)
             self._ladder.refuse(provider, found.text, time.monotonic_ns())

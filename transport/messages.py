@@ -27,6 +27,10 @@ INLINE_BYTES_MAX = 256 << 20  # of one frame
 Name = Annotated[str, msgspec.Meta(max_length=64)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Path = Annotated[str, msgspec.Meta(max_length=4096)]
+Short = Annotated[str, msgspec.Meta(max_length=256)]
+RunTimes = Annotated[  # rows -> time of one run
+    dict[Annotated[int, msgspec.Meta(ge=1, le=1024)], Took], msgspec.Meta(max_length=16)
+]
 
 
 class Priority(IntEnum):
@@ -152,6 +156,18 @@ class WorkerInfo(msgspec.Struct, array_like=True, frozen=True):
     fallen: str = ""  # why the worker is on no better provider, where it might be
 
 
+class Origin(msgspec.Struct, array_like=True, frozen=True):
+    """What a model's file says of itself (`batchyard export` writes that), beside its real digest. Claims:
+    for people to read, and no more. `figures`: size_ratio, rms, abs_max, agreement, and so on; see
+    docs/export.md. `measured_ns`: by onnxruntime's name of the provider."""
+
+    sha256: Annotated[str, msgspec.Meta(max_length=64)]  # of the file that the worker has loaded
+    variant: Short = ""  # "" where the file does not say
+    source: Short = ""
+    figures: Annotated[dict[Short, float], msgspec.Meta(max_length=16)] = {}
+    measured_ns: Annotated[dict[Short, RunTimes], msgspec.Meta(max_length=8)] = {}
+
+
 class ModelState(IntEnum):
     LOADING = 0
     READY = 1
@@ -172,6 +188,7 @@ class ModelInfo(msgspec.Struct, array_like=True, frozen=True):
     max_batch: int
     workers: list[WorkerInfo]
     idempotent: bool = True  # whether a request may run twice when something died under it
+    origin: Origin | None = None  # of the file that the worker heard of last has loaded
 
 
 class Described(msgspec.Struct, array_like=True, tag=6):
@@ -207,6 +224,8 @@ class Loaded(msgspec.Struct, array_like=True, tag=2):
     warmup_ns: dict[int, int]
     buckets: Annotated[list[Count], msgspec.Meta(max_length=64)] = []  # the only sizes it runs; empty: any
     difference: float | None = None  # greatest, of the canary's answers from those of Load.beside
+    origin: Origin | None = None
+    claimed_ns: RunTimes = {}  # what the file says of this worker's provider; warmup_ns is what was seen
 
 
 class LoadFailed(msgspec.Struct, array_like=True, tag=3):

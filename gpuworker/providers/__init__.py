@@ -97,8 +97,11 @@ def recipe(name: str, threads: int, device: int = 0, whole: bool = False) -> Rec
     whole: a model with a node that the device can't run is refused, instead of running that on the CPU.
     Raises ValueError for a name that is not in `available()`, or a device that can't be chosen.
     """
-    if name not in LADDER or not _provider(name).found():
-        raise ValueError(f"no provider is called {name!r}; there is: {', '.join(available()) or 'none'}")
+    if name not in LADDER:
+        raise ValueError(f"no provider is called {name!r}; there is: {', '.join(LADDER)}")
+    if not _provider(name).found():
+        here = ", ".join(available()) or "none"
+        raise ValueError(f"this onnxruntime has {here}; {name} comes with {' or '.join(WHEELS[name])}")
     made: Recipe = _provider(name).recipe(threads, device, whole)
     return made
 
@@ -142,14 +145,14 @@ def has(provider: str) -> bool:
     return provider in onnxruntime.get_available_providers()
 
 
-def count_devices(provider: str) -> int:
-    """Devices that onnxruntime lists for one of its providers; 1 where it lists none."""
+def listed(provider: str) -> int:
+    """How many devices onnxruntime lists for one of its providers; 0 where it can't list any."""
     import onnxruntime
 
     try:
-        return max(1, len([found for found in onnxruntime.get_ep_devices() if found.ep_name == provider]))
+        return len([found for found in onnxruntime.get_ep_devices() if found.ep_name == provider])
     except (AttributeError, RuntimeError):  # before 1.22; or the platform's discovery fails
-        return 1
+        return 0
 
 
 def _provider(name: str) -> Any:

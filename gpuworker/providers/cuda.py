@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from functools import partial
 
-from . import Recipe, and_cpu, count_devices, cpu, device_options, has
+from . import Recipe, and_cpu, cpu, device_options, has, listed
 
 EXECUTION_PROVIDER = "CUDAExecutionProvider"
 
 
 def found() -> bool:
-    return has(EXECUTION_PROVIDER)
+    """Built in; or the wheel's plugin, which registers itself under the same name and lists its devices."""
+    return has(EXECUTION_PROVIDER) or listed(EXECUTION_PROVIDER) > 0
 
 
 def devices() -> int:
-    return count_devices(EXECUTION_PROVIDER)
+    return max(1, listed(EXECUTION_PROVIDER))
 
 
 def recipe(threads: int, device: int = 0, whole: bool = False) -> Recipe:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from . import Recipe, and_cpu, count_devices, cpu, device_options, has
+from . import Recipe, and_cpu, cpu, device_options, has, listed
 
 EXECUTION_PROVIDER = "DmlExecutionProvider"
 ROWS_MAX = 16  # buckets 1, 2, 4, 8, 16: each is a session with its own memory on the device
@@ -22,7 +22,7 @@ def found() -> bool:
 
 
 def devices() -> int:
-    return count_devices(EXECUTION_PROVIDER)
+    return max(1, listed(EXECUTION_PROVIDER))
 
 
 def recipe(threads: int, device: int = 0, whole: bool = False) -> Recipe:

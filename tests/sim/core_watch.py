@@ -25,7 +25,7 @@ class Seen:
 
     __slots__ = (
         "arrived_ns", "budget_ns", "deadline_ns", "done", "held", "lent", "losses", "model", "outcome",
-        "retried",
+        "retried", "revisions",
     )  # fmt: skip
 
     def __init__(self, message: m.Submit, budget_ns: int, now_ns: int) -> None:
@@ -38,6 +38,7 @@ class Seen:
         self.losses = 0  # workers that died while they ran nothing else
         self.lent: list[tuple[int, int]] = []  # rows that workers have
         self.done: list[tuple[int, int]] = []
+        self.revisions: set[int] = set()  # that have run what is done
         self.retried = False
 
     @property
@@ -59,6 +60,7 @@ class WatchedCore(Core):
         self.seen: dict[tuple[int, int], Seen] = {}  # by (connection, number), until released
         self._passed: dict[int, int] = {}  # batches that went before what was overdue, by worker
         self._lent: dict[int, dict[int, Lent]] = {}  # by worker and batch
+        self._leaving: set[int] = set()  # workers that are lent nothing more, and die of no request
 
     def handle(self, event: e.Event, now_ns: int) -> list[e.Action]:
         kind = type(event)
@@ -112,7 +114,7 @@ class WatchedCore(Core):
 
     def _worker_gone_seen(self, worker: int) -> list[Seen]:
         """Requests that were all that the worker was running when it died."""
-        running = True
+        running = worker not in self._leaving
         alone: list[Seen] = []
         for batch in self._lent.pop(worker, {}).values():
             _take_back(batch, retried=running)
@@ -125,6 +127,8 @@ class WatchedCore(Core):
 
     def _said_seen(self, event: e.WorkerSaid) -> None:
         message = event.message
+        if isinstance(message, m.Leaving):
+            self._leaving.add(event.worker)
         if isinstance(message, m.Done | m.BatchFailed) and message.epoch == self.epoch:
             batch = self._lent[event.worker].pop(message.batch, None)
             if batch is not None:
@@ -132,6 +136,7 @@ class WatchedCore(Core):
                 if isinstance(message, m.Done):
                     for seen, rows in batch:
                         seen.done.append(rows)
+                        seen.revisions.add(self.batches[message.batch].revision)
 
     # ---- what goes out ------------------------------------------------------------------------
 
@@ -156,6 +161,7 @@ class WatchedCore(Core):
         seen = self.seen.get((conn, number))
         assert seen is not None, f"request {number} of {conn} is over"
         assert not seen.outcome, f"request {number} of {conn} ended twice"
+        assert outcome != "ok" or len(seen.revisions) <= 1, f"request {number} has two revisions' answers"
         seen.outcome = outcome
         seen.held = held
         # Released may follow at once; that it follows is seen at the end.
@@ -164,6 +170,7 @@ class WatchedCore(Core):
             del self.seen[conn, number]
 
     def _batch_lent(self, worker: int, message: m.Batch, now_ns: int) -> None:
+        assert worker not in self._leaving, "a worker that leaves is lent a batch"
         batch = self.batches[message.batch]
         lent: Lent = []
         earliest_ns = None
@@ -180,6 +187,9 @@ class WatchedCore(Core):
                 leads = request.run is not None and request.model.identical.run(request.key) is request.run
                 assert leads, f"request {request.id} is lent beside one that is like it"
             rows = (part.start, part.stop)
+            if len(seen.revisions) > 1 and sum(stop - start for start, stop in seen.done) == request.rows:
+                seen.done.clear()  # its parts do not go together: it is run again
+                seen.revisions.clear()
             for start, stop in seen.lent + seen.done:
                 assert part.stop <= start or stop <= part.start, f"rows {rows} are run twice"
             seen.lent.append(rows)

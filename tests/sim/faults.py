@@ -32,6 +32,8 @@ BLOWS = {
 }
 # What may go wrong in passing: with which probability, where a run has it at all.
 CHANCES = {"slow_run": 0.2, "slow_load": 0.3, "load_fails": 0.3, "poison": 0.12, "killer": 0.04, "change": 0.1}
+DEVICES_SHARE = 0.2  # of all runs: devices that are lost
+DEVICE_CHANCE = 0.1  # there, of one batch
 FILES = sorted(Path(__file__).parent.glob("*.py"))  # that exist, for models to be
 FAULT_SHARE = 0.35  # of all kinds, in one run
 CALM_SHARE = 0.1  # of all runs: no fault at all

@@ -50,6 +50,8 @@ MUTANTS = [
         "            if request.ended:\n                self._release_if_free(request)\n                continue\n", "",
     ),
     Mutant("what comes back still counts as lent", CORE, "        request.rows_leased -= part.stop - part.start\n", ""),
+    Mutant("parts of two revisions are joined", CORE, "            if request.revision == MIXED:\n", "            if False:\n"),
+    Mutant("a request that starts over keeps its revisions", CORE, "request.rows_done = request.revision = 0", "request.rows_done = 0"),
     Mutant("done rows are not counted", CORE, "            request.rows_done += rows\n", ""),
     Mutant(
         "an ended request is released while another part is lent", CORE,
@@ -102,6 +104,8 @@ MUTANTS = [
     Mutant("the next batch is bound long before it can run", BATCHING, "    return worker.busy_until_ns - lead_ns\n", "    return 0\n"),
     Mutant("nobody wakes up to lend the next batch", CORE, "            self._lend_due_ns = min(self._lend_due_ns, due_ns)\n", ""),
     Mutant("a batch is larger than the model takes", BATCHING, "    rows_max = lane.model.max_batch\n", "    rows_max = lane.model.max_batch + 1\n"),
+    Mutant("a worker that loads counts as hung as soon as any", BATCHING, "HUNG_LOADING_NS if batch.worker.loading else HUNG_MIN_NS", "HUNG_MIN_NS"),
+    Mutant("a worker that has loaded is given time for ever", CORE, "        worker.loading.discard((message.model, message.revision))\n", ""),
     Mutant("a lease of which nothing is known lasts for ever", BATCHING, "        return HUNG_UNKNOWN_NS\n", "        return 0\n"),
     # ---- admission
     Mutant("rows of ended requests still count", ADMISSION, "        self.rows -= request.rows\n", ""),
@@ -125,7 +129,7 @@ MUTANTS = [
     Mutant("a model that loads at last is still failed", REGISTRY, "        self.failures.pop(worker, None)\n", ""),
     # ---- models that change
     Mutant("a swap is made when the first worker has it", CHANGES, "        return [self._try_next(change)] if change.waiting else self._switch(change)\n", "        return self._switch(change)\n"),
-    Mutant("the old revision is never dropped", CHANGES, "            actions += [e.ToWorker(worker, old) for worker in self._workers]\n", ""),
+    Mutant("the old revision is never dropped", CHANGES, "            actions += [unload(worker, name, model.revision) for worker in self._workers.values()]\n", ""),
     Mutant("a trial that is given up stays with its workers", CHANGES, "for worker in tried if worker in self._workers", "for worker in ()"),
     Mutant("a worker that comes amid a trial is not asked", CHANGES, "            change.waiting.append(worker.id)\n", "            pass\n"),
     Mutant("a trial goes on without the worker that died of it", CHANGES, '                actions += self._give_up(name, Code.MODEL_FAILED, "a worker died while it loaded it")\n', "                pass\n"),

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from batchyard.gpuworker.child import LOOK_AROUND_MS, Session
+from batchyard.gpuworker.child import GOODBYE_NS, LOOK_AROUND_MS, Session
 from batchyard.gpuworker.watchdog import GRACE_NS
 from batchyard.transport import codec
 from batchyard.transport import messages as m
@@ -44,6 +44,7 @@ class SimWorker:
         self._loaded: deque[tuple[Any, Any]] = deque()  # what the loader's thread has finished
         self._busy = False
         self._loads_until_ns = 0
+        self._leaves = False  # its device is lost
         self._lost = False  # the connection ended, and we have not yet registered again
 
     def start(self) -> None:
@@ -115,13 +116,15 @@ class SimWorker:
                 self._inbox.popleft()
                 continue
             message = messages.pop(0)
-            takes_ns = self._takes_ns(message)
+            takes_ns = 0 if self._leaves else self._takes_ns(message)
             if takes_ns:
                 self._busy = True
                 if takes_ns > 0:
                     self.world.clock.after(takes_ns, lambda message=message, epoch=epoch: self._finish(message, epoch))  # type: ignore[misc]
                 return
             self.session.handle(message)
+            if self.session.dismissed:
+                self.world.kill(self.pid)
 
     def _takes_ns(self, message: Any) -> int:
         """0: nothing worth counting; -1: for ever."""
@@ -151,7 +154,9 @@ class SimWorker:
         if now_ns < self.stopped_until_ns:
             self.world.clock.at(self.stopped_until_ns, lambda: self._finish(message, epoch))
             return
-        if isinstance(message, m.LentBatch):
+        if isinstance(message, m.LentBatch) and self.world.device_breaks():
+            self._leave()  # as gpuworker/child.py does; what it holds comes back when it is dead
+        elif isinstance(message, m.LentBatch):
             model: Any = self.session._models.get((message.model, message.revision))
             if model is not None:
                 model.took_ns = 300 * US + message.rows * 350 * US
@@ -166,6 +171,11 @@ class SimWorker:
             self.session.handle(message)
         self._busy = False
         self._go_on()
+
+    def _leave(self) -> None:
+        self._leaves = True
+        self.session.leave("its device is lost")
+        self.world.clock.after(GOODBYE_NS, lambda: self.alive and self.world.kill(self.pid))
 
     def _start_load(self, key: Any, message: m.Load, beside: Any) -> None:
         """gpuworker/loader.py: one after the other, while batches are run."""

@@ -20,7 +20,7 @@ from batchyard.transport import messages as m
 from .broker import SimBroker
 from .client import SimClient
 from .clock import MS, SECOND, Clock
-from .faults import BLOWS, CALM_SHARE, CHANCES, FAULT_SHARE, blow
+from .faults import BLOWS, CALM_SHARE, CHANCES, DEVICE_CHANCE, DEVICES_SHARE, FAULT_SHARE, blow
 from .memory import SimSegment
 from .models import FINE, INPUTS, KILLER, MAX_BATCH, POISON
 from .worker import SimWorker
@@ -76,6 +76,8 @@ class World:
         calm = rng.random() < CALM_SHARE
         kinds = [*BLOWS, *CHANCES]
         self._kinds = {kind for kind in kinds if rng.random() < FAULT_SHARE and not calm}
+        self._devices = random.Random(f"devices {seed}")  # apart: the other seeds stay what they are
+        self._devices_break = self._devices.random() < DEVICES_SHARE and not calm
         names = [name for name in INPUTS if rng.random() < 0.7] or ["net"]
         models = {
             name: ModelConfig(name, WHERE, MAX_BATCH[name], idempotent=rng.random() < IDEMPOTENT_SHARE) for name in names
@@ -120,6 +122,13 @@ class World:
         if not self.running or kind not in self._kinds or self.rng.random() >= CHANCES[kind]:
             return False
         self.count(kind)
+        return True
+
+    def device_breaks(self) -> bool:
+        """Whether a worker's device is lost under the batch that it runs now."""
+        if not self.running or not self._devices_break or self._devices.random() >= DEVICE_CHANCE:
+            return False
+        self.count("lost_device")
         return True
 
     def what_an_item_does(self) -> int:

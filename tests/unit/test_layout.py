@@ -253,8 +253,8 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel_names: set[str]) -> None:
     code = {f"{PACKAGE}/{path.as_posix()}" for path in python_files()}
     data = {
-        f"{PACKAGE}/examples/{path.name}"
-        for path in (ROOT / "examples").iterdir()
+        f"{PACKAGE}/{path.relative_to(ROOT).as_posix()}"
+        for path in (ROOT / "examples").rglob("*")
         if path.suffix in {".onnx", ".json", ".npz", ".toml"}
     }
     inside = {name for name in wheel_names if ".dist-info/" not in name}

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import pytest
 from batchyard.gpuworker import providers
 from batchyard.gpuworker.probe import Probe, Probed
 
-
-def why_not() -> str:
-    """Why WebGPU can't be tested here; empty where it can."""
-    if "webgpu" not in providers.installed():
-        return "no WebGPU runtime is installed here: python3 run test --webgpu makes an environment with one"
-    found = probed()
-    if found.works:
-        return ""
-    return f"WebGPU does not work here ({found.text}); without a GPU, python3 run vulkan helps on Debian"
+from ...required import part
 
 
 def probed() -> Probed:
@@ -30,9 +21,8 @@ def probed() -> Probed:
 
 @pytest.fixture(scope="session", autouse=True)
 def adapter() -> None:
-    """Skips what needs an adapter where none answers; with BATCHYARD_REQUIRE=webgpu that is a failure."""
-    why = why_not()
-    if why and "webgpu" in os.environ.get("BATCHYARD_REQUIRE", "").split(","):
-        pytest.fail(why)
-    if why:
-        pytest.skip(why)
+    """Skips what needs an adapter where none answers."""
+    if "webgpu" not in providers.installed():
+        part("webgpu", None, "python3 run test --webgpu, which has the runtime for it")
+    found = probed()
+    part("webgpu", found if found.works else None, f"a GPU, or on Debian python3 run vulkan ({found.text})")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from batchyard.broker import events as e
+from batchyard.broker.batching import HUNG_LOADING_NS, HUNG_MIN_NS
 from batchyard.broker.config import MODELS_MAX, Limits, ModelConfig, YardConfig
 from batchyard.broker.core import Core
 from batchyard.transport import messages as m
@@ -88,9 +90,11 @@ class World:
     def unload(self, admin: int, name: str = "net") -> None:
         self.do(e.ModelUnwanted(admin, name))
 
-    def submit(self, number: int, model: str = "net") -> None:
-        at = number * 64
-        message = m.Submit(number, model, Priority.NORMAL, 0, [Tensor(1, [1, 4], at)], [Slot(at, 16)])
+    def submit(self, number: int, model: str = "net", rows: int = 1) -> None:
+        at = number * 256
+        message = m.Submit(
+            number, model, Priority.NORMAL, 0, [Tensor(1, [rows, 4], at)], [Slot(at, 16 * rows)]
+        )
         self.do(e.Submitted(1, 1, message))
 
     def turn(self) -> list[m.Batch]:
@@ -189,6 +193,29 @@ def test_a_worker_that_refuses_a_model_without_a_word_has_refused_it(world: Worl
     assert "the worker gave no reason (worker 1)" in text
 
 
+def test_a_worker_that_loads_is_not_hung_when_its_device_is_busy_with_that(world: World) -> None:
+    def lease_ns(number: int) -> int:
+        world.submit(number)
+        (batch,) = world.turn()
+        world.take()
+        overdue_ns = world.core.workers[1].overdue_ns - world.now_ns
+        assert overdue_ns == batch.lease_ns
+        world.done(1, batch)
+        return overdue_ns
+
+    assert lease_ns(1) == HUNG_MIN_NS
+    world.load(1)
+    assert lease_ns(2) == HUNG_LOADING_NS
+    world.say(1, loaded(model="other"))
+    assert lease_ns(3) == HUNG_MIN_NS
+    world.load(2, "third")
+    world.say(1, m.LoadFailed("third", 1, "it is no ONNX"))
+    assert lease_ns(4) == HUNG_MIN_NS
+    world.load(3, "third")
+    world.unload(4, "third")  # then nothing is said of it any more
+    assert lease_ns(5) == HUNG_MIN_NS
+
+
 # ---- swaps --------------------------------------------------------------------------------------
 
 
@@ -251,6 +278,48 @@ def test_what_a_dead_worker_held_of_the_old_revision_is_run_by_the_new_one() -> 
     world.take()
     (batch,) = world.turn()
     assert (batch.revision, len(batch.items)) == (2, 1)
+
+
+def swap_between_parts(world: World) -> None:
+    """A request of six rows, of which the old revision runs four, and the new one two."""
+    world.submit(1, rows=6)
+    (first,) = world.turn()
+    world.swap(1)
+    world.say(1, loaded(2))
+    world.take()
+    world.done(1, first)
+    (rest,) = world.turn()
+    assert [(batch.rows, batch.revision) for batch in (first, rest)] == [(4, 1), (2, 2)]
+    world.take()
+    world.done(1, rest)
+
+
+def test_a_request_whose_parts_two_revisions_have_run_is_run_again_as_a_whole(world: World) -> None:
+    swap_between_parts(world)
+    assert world.client == [], "its outputs are no answer of either revision"
+    for rows in (4, 2):
+        (batch,) = world.turn()
+        assert (batch.rows, batch.revision) == (rows, 2)
+        world.take()
+        world.done(1, batch)
+    (completed,) = world.client
+    assert (completed.requests, completed.batch.revision) == ([1], 2)
+    assert world.core.snapshot()["requeued"] == 1
+
+
+def test_where_nothing_may_run_twice_a_request_that_two_revisions_have_run_fails(world: World) -> None:
+    world.core.models["net"].config = replace(config(), idempotent=False)
+    world.submit(1, rows=6)
+    (first,) = world.turn()
+    world.do(e.ModelWanted(1, replace(config(path=NEW), idempotent=False), True))
+    world.say(1, loaded(2))
+    world.take()
+    world.done(1, first)
+    (rest,) = world.turn()
+    world.done(1, rest)
+    (failed,) = world.client
+    assert (failed.request, failed.code) == (1, Code.MODEL_FAILED)
+    assert "was swapped between the parts of this request" in failed.text
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from batchyard.broker import events as e
-from batchyard.broker.batching import CREDIT, OVERDUE_SHARE
+from batchyard.broker.batching import CREDIT, HUNG_UNKNOWN_NS, OVERDUE_SHARE
 from batchyard.broker.config import BUDGETS_NS_DEFAULT, Limits, ModelConfig, YardConfig
 from batchyard.broker.core import LOSSES_MAX, Core
 from batchyard.broker.lanes import Part
@@ -1151,6 +1151,38 @@ def test_what_is_lent_ahead_is_bound_only_when_the_running_batch_is_nearly_done(
     (ahead,) = paced.turn(1 * MS)
     assert numbers(ahead)[0] == 9
     assert paced.core.next_deadline_ns() != paced.now_ns
+
+
+@pytest.mark.parametrize("lie", [{1: 1, 4: 1}, {1: 10**13, 4: 10**13}, {4: 10**13}, {1: 10**13}])
+def test_a_file_that_lies_about_its_times_has_nobody_refused_and_no_worker_killed(
+    lie: dict[int, int],
+) -> None:
+    """Without a warm-up nothing is measured: the first batch runs as if nothing were claimed."""
+    world = World()
+    world.client(1)
+    world.worker(1, net(claimed_ns=lie))
+    for number in range(1, 9):
+        world.submit(1, number, deadline_ns=200 * MS)
+    first, *ahead = world.turn()
+    assert first.lease_ns == HUNG_UNKNOWN_NS
+    world.done(1, first)  # in next to no time: now that is what counts
+    assert world.core.workers[1].timings["net"].predict_ns(4) < 3 * MS
+    world.submit(1, 9, deadline_ns=200 * MS)
+    assert set(world.outcomes(1).values()) == {"ok"}
+    while ahead := [*ahead, *world.turn()]:
+        world.done(1, ahead.pop(0))
+    assert list(world.outcomes(1)) == list(range(1, 10))
+
+
+def test_after_one_batch_what_the_file_claims_says_how_long_a_full_one_takes() -> None:
+    world = World()
+    world.client(1)
+    world.worker(1, net(claimed_ns={1: 10 * MS, 4: 20 * MS}))
+    assert world.core.models["net"].row_ns == 0
+    world.submit(1, 1)
+    (batch,) = world.turn()
+    world.done(1, batch, compute_ns=20 * MS)  # half as fast as claimed
+    assert world.core.models["net"].row_ns == pytest.approx(10 * MS, rel=0.01)
 
 
 def test_without_deadlines_the_batch_is_full(paced: World) -> None:

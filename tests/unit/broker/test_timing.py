@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from batchyard.broker.timing import POINTS_MAX, TimeModel
+import pytest
+from batchyard.broker.timing import CLAIM_BENT_MAX, CLAIM_NS_MAX, POINTS_MAX, TimeModel
 
 
 def test_the_warm_up_is_the_first_prediction_and_the_rest_is_interpolated() -> None:
@@ -101,3 +102,58 @@ def test_what_is_chosen_is_the_cheapest_way_to_cut_so_many_rows() -> None:
 
 def test_sizes_that_are_far_apart_take_no_thousand_steps() -> None:
     assert buckets({1: 1, 1024: 1 << 40}).worth_taking(1023) == 1
+
+
+# ---- what a model's file claims ------------------------------------------------------------------
+
+LIES = [{1: 1, 8: 1}, {1: 10**13, 8: 10**13}, {1: 10**13, 8: 1}, {1: 1, 8: 10**13}, {8: 10**13}, {512: 1}]
+
+
+def test_a_claim_is_what_is_expected_until_something_is_measured() -> None:
+    model = TimeModel({}, (), {1: 100, 8: 300})
+    assert not model.is_measured
+    assert [model.predict_ns(rows) for rows in (1, 8)] == [100, 300]
+    model.learn(1, 1000)  # this machine is ten times slower than the one that measured
+    assert model.is_measured
+    assert [model.predict_ns(rows) for rows in (1, 8)] == [1000, 3000]
+
+
+def test_what_was_measured_wins_over_what_is_claimed() -> None:
+    swept = TimeModel({1: 100, 4: 250, 8: 420})
+    claimed = TimeModel({1: 100, 4: 250, 8: 420}, (), {1: 9, 2: 9999, 4: 9, 8: 9})
+    assert [claimed.predict_ns(rows) for rows in range(1, 20)] == [swept.predict_ns(rows) for rows in range(1, 20)]
+
+
+def test_beyond_the_warm_up_the_claims_say_how_the_time_grows() -> None:
+    """The sweep ended at 4 rows; a device with room to spare takes as long for 16."""
+    model = TimeModel({1: 1000, 4: 1100}, (), {1: 100, 4: 110, 16: 120})
+    assert model.predict_ns(16) == 1200
+    assert TimeModel({1: 1000, 4: 1100}).predict_ns(16) == 1500
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("seed", [{1: 1000}, {4: 4000}, {1: 1000, 4: 4000}])
+def test_no_claim_moves_a_size_beyond_its_bounds_once_something_is_measured(
+    lie: dict[int, int], seed: dict[int, int]
+) -> None:
+    model = TimeModel(seed, (), lie)
+    for rows in (1, 2, 4, 8, 16):
+        assert 1000 / CLAIM_BENT_MAX <= model.predict_ns(rows) <= 1000 * rows * CLAIM_BENT_MAX * 4
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_whatever_is_claimed_one_batch_of_each_size_ends_it(lie: dict[int, int]) -> None:
+    model = TimeModel({}, (), lie)
+    assert model.predict_ns(8) <= 8 * CLAIM_NS_MAX
+    for rows in (8, 1, 4):
+        model.learn(rows, 1000 * rows)
+    assert [model.predict_ns(rows) for rows in (1, 4, 8)] == [1000, 4000, 8000]
+
+
+def test_a_claimed_size_that_is_measured_is_a_point_like_any_other() -> None:
+    model = TimeModel({}, (1, 4), {1: 100, 4: 200})
+    model.learn(3, 800)  # it ran as 4
+    assert (model.predict_ns(2), model.predict_ns(1)) == (800, 400)
+    model.learn(1, 300)
+    model.learn(4, 1600)
+    assert (model.predict_ns(1), model.predict_ns(4)) == (300, 1200)

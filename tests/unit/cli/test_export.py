@@ -34,6 +34,12 @@ def test_help_loads_nothing_heavy(verb: list[str]) -> None:
         (["zoo:cnn", "cnn.onnx", "--input", "1,3", "--quantize", "int4"], "no variant 'int4'"),
         (["--all", "no-such.toml", "out"], "there is no file"),
         (["--all", "no-such.toml", "out", "--input", "1,3"], "--input is for one model"),
+        (["--all", "no-such.toml", "out", "--benchmark"], "there is no file"),
+        (["--all", "no-such.toml", "out", "--benchmark", "--plot", "p.txt"], "must end in .png or .svg"),
+        (["--all", "no-such.toml", "out", "--jobs", "2"], "--jobs goes with --benchmark"),
+        (["zoo:cnn", "cnn.onnx", "--benchmark"], "--benchmark goes with --all"),
+        (["plain.onnx", "out.onnx"], "there is no file"),
+        (["plain.onnx", "out.onnx", "--provider", "npu"], "this onnxruntime has no npu"),
     ],
 )
 def test_a_mistake_is_one_sentence(

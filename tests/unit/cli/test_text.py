@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from batchyard.cli.arrays import summary
-from batchyard.cli.models import as_json, as_text
+from batchyard.cli.models import as_json, as_text, origin_lines
 from batchyard.cli.text import duration, plural, size, table
 from batchyard.cli.up import said_of
-from batchyard.transport.messages import ModelInfo, ModelState, WorkerInfo
+from batchyard.transport.messages import ModelInfo, ModelState, Origin, WorkerInfo
 from batchyard.transport.tensors import TensorSpec
 from msgspec import structs
 
@@ -114,3 +114,16 @@ def test_odd_arrays_have_a_line_too() -> None:
     assert summary("e", np.zeros((0, 4), np.float32)) == ["e  float32[0, 4]"]
     assert summary("b", np.ones((4, 4), bool)) == ["b  bool[4, 4]"]
     assert summary("c", np.ones(3, np.complex64))[0] == "c  complex64[3]"
+
+
+def test_what_a_file_says_of_itself_is_told_as_its_claim() -> None:
+    times = {"CPUExecutionProvider": {8: 2_000_000, 1: 500_000}}
+    lines = origin_lines(Origin("ab" * 32, "static", "zoo:cnn", {"size_ratio": 0.26, "rms": 0.0031}, times))
+    assert lines == [
+        f"sha256   {'ab' * 32}",
+        "variant  static, of zoo:cnn",
+        "checked  size_ratio 0.26, rms 0.0031",
+        "claimed  CPUExecutionProvider, time of a run by rows  1: 500 us, 8: 2 ms",
+    ]
+    assert "says nothing" in origin_lines(Origin("ab" * 32))[1]
+    assert origin_lines(None) == []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batchyard.export import many
+from batchyard.export import lists, many
 from batchyard.export.specs import InputSpec
 from batchyard.transport.errors import InvalidRequest, ModelFailed
 
@@ -33,7 +33,7 @@ input = "1,4"
 
 def test_a_list_gives_each_model_its_arguments_and_each_mistake_its_sentence(tmp_path: Path) -> None:
     (tmp_path / "list.toml").write_text(LIST)
-    good, saved, odd, bare = many.entries(tmp_path / "list.toml")
+    good, saved, odd, bare = lists.entries(tmp_path / "list.toml")
     model, given = good.load()
     assert model == "zoo:good"
     assert given["input_shape"] == (InputSpec("tokens", (1, 8), "int64", 100), InputSpec("mask", (1, 8)))
@@ -50,7 +50,7 @@ def test_a_list_gives_each_model_its_arguments_and_each_mistake_its_sentence(tmp
 def test_a_list_without_models_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "list.toml").write_text(text)
     with pytest.raises(InvalidRequest):
-        many.entries(tmp_path / "list.toml")
+        lists.entries(tmp_path / "list.toml")
 
 
 def test_a_folder_has_a_model_per_file(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_folder_has_a_model_per_file(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("1 / 0\n")
     (tmp_path / "c.py").write_text("x = 1\n")
     (tmp_path / "_shared.py").write_text("")
-    first, second, third = many.entries(tmp_path)
+    first, second, third = lists.entries(tmp_path)
     assert [first.name, second.name, third.name] == ["a", "b", "c"]
     with pytest.raises(ModelFailed, match=r"a\.py raised ZeroDivisionError: division by zero"):
         first.load()
@@ -84,10 +84,10 @@ def test_twenty_models_of_which_three_fail(tmp_path: Path, monkeypatch: pytest.M
         raise ValueError("no such weights")
 
     monkeypatch.setattr(many, "export_to_onnx", export)
-    models = [many.Entry(f"m{index}", lambda: ("fine", {"batch_max": 4})) for index in range(17)]
-    models.insert(0, many.Entry("x", lambda: ("broken", {})))
-    models.insert(9, many.Entry("y", refuses))
-    models.append(many.Entry("z", lambda: ("broken", {})))
+    models = [lists.Entry(f"m{index}", lambda: ("fine", {"batch_max": 4})) for index in range(17)]
+    models.insert(0, lists.Entry("x", lambda: ("broken", {})))
+    models.insert(9, lists.Entry("y", refuses))
+    models.append(lists.Entry("z", lambda: ("broken", {})))
     said: list[str] = []
     outcomes = many.export_many(models, tmp_path, said.append, opset=18, batch_max=8)
     assert [outcome.name for outcome in outcomes if outcome.failed] == ["x", "y", "z"]

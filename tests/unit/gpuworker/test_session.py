@@ -67,7 +67,7 @@ def test_a_welcome_drops_the_bindings_into_what_is_unmapped() -> None:
     forgotten: list[int] = []
     model: Any = SimpleNamespace(
         name="net", inputs=[], outputs=[], batchable=True, alone_reason="", max_batch=4, placement="",
-        recipe=SimpleNamespace(name="cpu"), warmup_ns={}, buckets=[], forget_bindings=lambda: forgotten.append(1),
+        recipe=SimpleNamespace(name="cpu"), warmup_ns={}, buckets=[], origin=None, claimed_ns={}, forget_bindings=lambda: forgotten.append(1),
     )  # fmt: skip
     arenas: Any = Arenas()
     started: list[Any] = []
@@ -91,6 +91,8 @@ class Model:
     batchable, alone_reason, max_batch, placement = True, "", 4, ""
     recipe = SimpleNamespace(name="cpu")
     warmup_ns: ClassVar[dict[int, int]] = {}
+    origin = None
+    claimed_ns: ClassVar[dict[int, int]] = {}
     buckets: ClassVar[list[int]] = []
 
     def __init__(self, text: str) -> None:
