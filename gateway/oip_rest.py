@@ -31,11 +31,10 @@ from .inference import (
     run,
     wanted_of,
 )
+from .openapi import BINARY, JSON
 from .rooms import Rooms
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-JSON = "application/json"
-BINARY = "application/octet-stream"
 IN_PLACE_BYTES = 1 << 16  # from here on a body is received straight into the arena
 Axis = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 
