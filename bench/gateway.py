@@ -22,17 +22,18 @@ from .target import Targets
 from .wire import HttpLoad, output_of, request_of
 
 HTTP = "gateway, HTTP"
-MODEL, MAX_BATCH = "cnn", 8
+MAX_BATCH = 8
 
 
 def over_http(
-    targets: Targets, in_flight: int, rounds: int, seconds: float, say: Callable[[str], None]
+    targets: Targets, model: str, in_flight: int, rounds: int, seconds: float, say: Callable[[str], None]
 ) -> Finding:
-    """`cnn` through the gateway with binary tensors: requests per second as a share of the bare runtime."""
+    """A model through the gateway with binary tensors: requests per second as a share of the bare runtime."""
+    rows = suite.CNN_BARE_ROWS if model == "cnn" else 1
     contenders = [
-        Contender(HTTP, partial(_open_http, targets, in_flight)),
-        Contender(suite.OURS, partial(suite.open_yard, targets, MODEL, MAX_BATCH, in_flight, check=True)),
-        Contender(suite.BARE, partial(suite.open_bare, MODEL, suite.CNN_BARE_ROWS, targets.threads)),
+        Contender(HTTP, partial(_open_http, targets, model, in_flight)),
+        Contender(suite.OURS, partial(suite.open_yard, targets, model, MAX_BATCH, in_flight, check=True)),
+        Contender(suite.BARE, partial(suite.open_bare, model, rows, targets.threads)),
     ]
     comparison = interleave(contenders, rounds, seconds, say=say)
     finding = suite.finding_of("gateway", comparison)
@@ -42,9 +43,9 @@ def over_http(
         summary = comparison.summary(name)
         finding.lines.append(
             Line(
-                f"cnn, {in_flight} in flight: {name}",
+                f"{model}, {in_flight} in flight: {name}",
                 f"{format_rate(rate_per_s(comparison.pooled[name]))}, p50 {format_time(summary.p50_ns)}",
-                f"{suite.BARE}, batch {suite.CNN_BARE_ROWS}",
+                f"{suite.BARE}, batch {rows}",
                 format_rate(rows_per_s(comparison.pooled[suite.BARE])),
                 f"{format_share(ratio)} of the rate",
             )
@@ -53,13 +54,13 @@ def over_http(
 
 
 @contextmanager
-def _open_http(targets: Targets, in_flight: int) -> Iterator[Slice]:
-    x = models.sample(MODEL)
-    with targets.open(MODEL, MAX_BATCH) as target:
-        (name,) = [spec.name for spec in target.client.wait_ready(MODEL).inputs]
+def _open_http(targets: Targets, model: str, in_flight: int) -> Iterator[Slice]:
+    x = models.sample(model)
+    with targets.open(model, MAX_BATCH) as target:
+        (name,) = [spec.name for spec in target.client.wait_ready(model).inputs]
         with (
             gateway(targets.url or str(getattr(target.yard, "url", ""))) as port,
-            HttpLoad(port, request_of(MODEL, name, x), in_flight) as load,
+            HttpLoad(port, request_of(model, name, x), in_flight) as load,
         ):
             if not np.allclose(output_of(load.once()), Bare(target.path, x).run(), atol=suite.TOLERANCE):
                 raise RuntimeError("the gateway's answer is not that of the bare runtime")

@@ -43,6 +43,7 @@ GATEWAY_EPILOG = """\
 examples:
   batchyard bench gateway
   batchyard bench gateway --in-flight 1 --rounds 9
+  batchyard bench gateway --model frame --in-flight 1
 """
 OPEN_EPILOG = """\
 examples:
@@ -187,7 +188,8 @@ def _gateway(arguments: list[str]) -> int:
     from .gateway import over_http
     from .target import Targets
 
-    parser = _parser("batchyard bench gateway", "`cnn` over HTTP, binary tensors.", GATEWAY_EPILOG)
+    parser = _parser("batchyard bench gateway", "A model over HTTP, with binary tensors.", GATEWAY_EPILOG)
+    parser.add_argument("--model", choices=MODELS, default="cnn", help="(%(default)s)")
     parser.add_argument("--in-flight", type=_positive_int, default=16, help="connections (%(default)s)")
     parser.add_argument("--rounds", type=_positive_int, default=5, help="(%(default)s)")
     parser.add_argument(
@@ -197,7 +199,12 @@ def _gateway(arguments: list[str]) -> int:
     targets = Targets(options.url, options.workers, options.threads)
     try:
         finding = over_http(
-            targets, options.in_flight, options.rounds, options.seconds, partial(_say_of, "gateway")
+            targets,
+            options.model,
+            options.in_flight,
+            options.rounds,
+            options.seconds,
+            partial(_say_of, "gateway"),
         )
     except BatchyardError as error:
         finding = Finding("gateway", errors={type(error).__name__: str(error)})

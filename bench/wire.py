@@ -141,7 +141,7 @@ class _Connection(asyncio.Protocol):
             head, ended, _ = self._answer.partition(b"\r\n\r\n")
             if not ended:
                 return
-            length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+            length = head.lower().partition(b"\r\ncontent-length: ")[2].partition(b"\r\n")[0]
             self._left = len(head) + 4 + int(length)
         if len(self._answer) >= self._left:
             self._answered()

@@ -136,7 +136,7 @@ async def _serve(options: argparse.Namespace, token: str | None) -> None:
     from .yard import Yard
 
     limits = Limits(
-        body_bytes_max=options.body_mib * MIB,
+        body_bytes_max=min(options.body_mib, options.arena_mib) * MIB,  # more would never find room
         bodies_bytes_max=options.arena_mib * MIB,
         requests_max=options.requests,
         job_ttl_s=options.job_ttl,

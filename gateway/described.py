@@ -17,7 +17,7 @@ EXTENSIONS = [
     "binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics",
 ]  # fmt: skip
 SHARED_MEMORY = "system_shared_memory"
-OUTCOMES_OK = "ok"
+OK = "ok"  # the outcome of a request that got its result
 
 
 def server(version: str, shared_memory: bool) -> dict[str, Any]:
@@ -84,8 +84,8 @@ def statistics(info: ModelInfo, snapshot: dict[str, Any], last_ms: int = 0) -> d
     fall, and readers take differences.) `last_ms`: its last answer by this gateway.
     """
     outcomes = [(what, n) for model, _, what, n in snapshot["requests"] if model == info.name]
-    done = sum(n for what, n in outcomes if what == OUTCOMES_OK)
-    failed = sum(n for what, n in outcomes if what != OUTCOMES_OK)
+    done = sum(n for what, n in outcomes if what == OK)
+    failed = sum(n for what, n in outcomes if what != OK)
     requests = _sums([(stage, h) for model, _, stage, h in snapshot["stages"] if model == info.name])
     batches = _sums([(stage, h) for model, stage, h in snapshot["batch_stages"] if model == info.name])
     runs, rows = batches.get("rows", (0, 0))

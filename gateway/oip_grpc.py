@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from math import prod
 from typing import Any
 
 import grpc
@@ -180,7 +181,7 @@ class Service:
             shape = list(entry.shape)
             if entry.datatype == "BYTES":
                 if raw:
-                    strings(raw[-1], int(np.prod(shape, dtype=object)), what)
+                    strings(raw[-1], prod(shape), what)
                 raise no_strings(what)
             datatype = declared(info, entry.name, entry.datatype, shape)
             if place is not None:

@@ -7,6 +7,7 @@ in the order in which the JSON names them. Raw requests in, raw responses out: n
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from math import prod
 from typing import Annotated, Any
 
 import msgspec
@@ -30,11 +31,10 @@ from .inference import (
     run,
     wanted_of,
 )
+from .openapi import BINARY, JSON
 from .rooms import Rooms
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-JSON = "application/json"
-BINARY = "application/octet-stream"
 IN_PLACE_BYTES = 1 << 16  # from here on a body is received straight into the arena
 Axis = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
 
@@ -67,7 +67,7 @@ _decoder = msgspec.json.Decoder(InferRequest)
 def decoded(decoder: msgspec.json.Decoder[Any], raw: bytes, bytes_max: int) -> Any:
     """Raises Refusal for what is too long, too deep, no JSON, or not what is expected."""
     if len(raw) > bytes_max:
-        raise Refusal(413, "TOO_LARGE", f"JSON has {bytes_max} bytes at most here; send tensors as bytes")
+        raise _too_long(bytes_max)
     try:
         return decoder.decode(raw)
     except RecursionError:
@@ -86,7 +86,7 @@ async def infer(request: Request, rooms: Rooms, model: str, version: str) -> Res
             asked = decoded(_decoder, raw, limits.json_bytes_max)
             binary: Tensors = _Gathered(memoryview(b""))
         else:
-            length = _header_length(told, body)
+            length = _header_length(told, body, limits.json_bytes_max)
             if body.length is not None and body.length >= IN_PLACE_BYTES and body.encoding == "identity":
                 asked = decoded(_decoder, await body.take(length), limits.json_bytes_max)
                 binary = _Streamed(body, body.length - length)
@@ -101,11 +101,17 @@ async def infer(request: Request, rooms: Rooms, model: str, version: str) -> Res
     return _response(answered, asked.id)
 
 
-def _header_length(told: str, body: Body) -> int:
-    length = int(told) if told.isdigit() and len(told) < 12 else -1
+def _header_length(told: str, body: Body, bytes_max: int) -> int:
+    length = int(told) if told.isdecimal() and len(told) < 12 else -1
     if length < 0 or (body.length is not None and length > body.length and body.encoding == "identity"):
         raise invalid(f"{HEADER_LENGTH} is how many bytes of the body are JSON")
+    if length > bytes_max:
+        raise _too_long(bytes_max)
     return length
+
+
+def _too_long(bytes_max: int) -> Refusal:
+    return Refusal(413, "TOO_LARGE", f"JSON has {bytes_max} bytes at most here; send tensors as bytes")
 
 
 class Tensors:
@@ -138,7 +144,7 @@ class _Gathered(Tensors):
         raw, self._view = self._view[:nbytes], self._view[nbytes:]
         what = f"input {entry.name!r}"
         if entry.datatype == "BYTES":
-            strings(raw, _count(entry.shape), what)
+            strings(raw, prod(entry.shape), what)
         datatype = declared(info, entry.name, entry.datatype, entry.shape)
         return from_bytes(raw, datatype.numpy, entry.shape, what)
 
@@ -153,7 +159,7 @@ class _Streamed(Tensors):
     async def next(self, rooms: Rooms, info: ModelInfo, entry: InputTensor, nbytes: int) -> Array:
         self.claim(entry, nbytes)
         datatype = declared(info, entry.name, entry.datatype, entry.shape)
-        if nbytes != _count(entry.shape) * datatype.numpy.itemsize:
+        if nbytes != prod(entry.shape) * datatype.numpy.itemsize:
             raise invalid(f"input {entry.name!r}: {nbytes} bytes are not {datatype.name}{entry.shape}")
         array = await rooms.yard.client.empty(entry.shape, datatype.numpy)
         await self._body.fill(to_bytes(array))
@@ -162,13 +168,6 @@ class _Streamed(Tensors):
     async def end(self) -> None:
         await super().end()
         await self._body.end()
-
-
-def _count(shape: list[int]) -> int:
-    count = 1
-    for axis in shape:
-        count *= axis
-    return count
 
 
 async def _asked(asked: InferRequest, info: ModelInfo, binary: Tensors, rooms: Rooms) -> Asked:
@@ -204,7 +203,7 @@ async def _input(entry: InputTensor, info: ModelInfo, binary: Tensors, rooms: Ro
     if datatype.name == "BF16":
         raise invalid(f"{what}: BF16 has no JSON form; send it as bytes")
     array = from_json(entry.data, datatype.numpy, what)
-    if array.size != _count(entry.shape):
+    if array.size != prod(entry.shape):
         raise invalid(f"{what} has {array.size} elements, and its shape {entry.shape} says otherwise")
     return array.reshape(entry.shape)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import msgspec
@@ -22,10 +23,10 @@ from .errors import Refusal, invalid
 from .guard import while_connected
 from .inference import deadline_s_of, priority_of
 from .jobs import Job, Result, State
-from .oip_rest import BINARY, JSON, decoded
+from .oip_rest import decoded
+from .openapi import BINARY, JSON, NPY
 from .rooms import Rooms
 
-NPY = "application/x-npy"
 NPY_TYPES = {NPY, "application/npy", "application/x-numpy"}
 NPY_HEADER_MAX = 10_000
 WAIT_S = 30.0
@@ -235,7 +236,7 @@ async def _read_npy(body: Body, rooms: Rooms) -> Array:
 async def _tensor(body: Body, rooms: Rooms, dtype: np.dtype[Any], shape: list[int]) -> Array:
     """What is left of the body, straight into the arena."""
     dims = check_shape(shape, "the tensor")
-    nbytes = int(np.prod([*dims, dtype.itemsize], dtype=object))
+    nbytes = prod(dims) * dtype.itemsize
     if nbytes > min(rooms.limits.body_bytes_max, NBYTES_MAX):
         raise Refusal(413, "TOO_LARGE", f"a tensor has {rooms.limits.body_bytes_max} bytes at most here")
     if body.encoding != "identity":
