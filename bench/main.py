@@ -26,6 +26,8 @@ examples:
   batchyard bench --only cnn --max-batch 8,16            two yards beside the runtime alone
   batchyard bench --json figures.json                    every figure, with the machine it holds on
   batchyard bench open --model cnn --rate 0.8x           what users feel at 80 % of capacity
+  batchyard bench gateway                                what HTTP costs, beside the client and the runtime
+  batchyard bench perf-analyzer --fetch                  NVIDIA's load generator against the gateway
   batchyard bench models ./models                        write the models, to serve them yourself
   batchyard bench reliability --quick                    kill and overload a yard; its own --help
   batchyard bench monitoring                             what a sidecar costs, scraped, stopped, or killed
@@ -36,6 +38,11 @@ MONITORING_EPILOG = """\
 examples:
   batchyard bench monitoring
   batchyard bench monitoring --rounds 9 --seconds 6
+"""
+GATEWAY_EPILOG = """\
+examples:
+  batchyard bench gateway
+  batchyard bench gateway --in-flight 1 --rounds 9
 """
 OPEN_EPILOG = """\
 examples:
@@ -50,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs: dict[str, Callable[[list[str]], int]] = {
         "open": _open,
         "models": _models,
+        "gateway": _gateway,
+        "perf-analyzer": _perf_analyzer,
         "monitoring": _monitoring,
         "panels": _panels,
         "reliability": _reliability,
@@ -172,6 +181,33 @@ def _models(arguments: list[str]) -> int:
     for name in models.NAMES:
         print(models.write(name, folder))
     return 0
+
+
+def _gateway(arguments: list[str]) -> int:
+    from .gateway import over_http
+    from .target import Targets
+
+    parser = _parser("batchyard bench gateway", "`cnn` over HTTP, binary tensors.", GATEWAY_EPILOG)
+    parser.add_argument("--in-flight", type=_positive_int, default=16, help="connections (%(default)s)")
+    parser.add_argument("--rounds", type=_positive_int, default=5, help="(%(default)s)")
+    parser.add_argument(
+        "--seconds", type=_positive, default=2.0, help="of each contender in each round (%(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    targets = Targets(options.url, options.workers, options.threads)
+    try:
+        finding = over_http(
+            targets, options.in_flight, options.rounds, options.seconds, partial(_say_of, "gateway")
+        )
+    except BatchyardError as error:
+        finding = Finding("gateway", errors={type(error).__name__: str(error)})
+    return _finish(options, [finding])
+
+
+def _perf_analyzer(arguments: list[str]) -> int:
+    from . import perf_analyzer
+
+    return perf_analyzer.main(arguments, _finish, partial(_say_of, "perf-analyzer"))
 
 
 def _reliability(arguments: list[str]) -> int:

@@ -20,6 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 
+from .. import BatchyardError
 from . import models
 from .compare import Comparison, Contender, Slice, interleave
 from .loops import closed_loop
@@ -29,7 +30,7 @@ from .target import Target, Targets
 
 SLICES = 2  # in a round: a scrape a second needs slices of seconds
 NONE = "no sidecar"
-STATES = ("scraped", "stopped", "killed")
+STATES = ("scraped", *(("stopped",) if hasattr(signal, "SIGSTOP") else ()), "killed")
 PERCENTS = (50.0, 99.0, 99.9)
 START_TIMEOUT_S = 20.0
 
@@ -91,8 +92,13 @@ def _wait_for(page: str, sidecar: subprocess.Popen[bytes]) -> None:
             return
         except OSError:
             if sidecar.poll() is not None or time.monotonic() > give_up_s:
-                raise RuntimeError("the sidecar has not started: is batchyard[sidecar] installed?") from None
+                text = "the sidecar has not started; is batchyard[sidecar] installed?"
+                raise BatchyardError(text) from None
         time.sleep(0.02)
+
+
+def _percentile(percent: float, measured: Measured) -> float:
+    return percentile(sorted(measured.latencies_ns), percent)
 
 
 def _finding(comparison: Comparison) -> Finding:
@@ -102,11 +108,7 @@ def _finding(comparison: Comparison) -> Finding:
         finding.count_errors(measured)
     for state in STATES:
         for percent in PERCENTS:
-
-            def figure(measured: Measured, percent: float = percent) -> float:
-                return percentile(sorted(measured.latencies_ns), percent)
-
-            ratio = comparison.ratio(state, NONE, figure)
+            ratio = comparison.ratio(state, NONE, partial(_percentile, percent))
             finding.figures["ratios"][f"p{percent:g}, {state}"] = asdict(ratio)
             finding.lines.append(
                 Line(

@@ -95,8 +95,8 @@ def ask(prometheus: str, target: dict[str, Any], from_s: float, until_s: float) 
     expression = target["expr"].replace("$__rate_interval", RATE_INTERVAL)
     for name in ("$job", "$instance", "$model"):
         expression = expression.replace(name, ".*")
-    step_s = max(1.0, (until_s - from_s) / POINTS)
-    query = {"query": expression, "start": f"{from_s:.3f}", "end": f"{until_s:.3f}", "step": f"{step_s:.3f}"}
+    step = f"{step_s(from_s, until_s):.3f}"
+    query = {"query": expression, "start": f"{from_s:.3f}", "end": f"{until_s:.3f}", "step": step}
     address = f"{prometheus}/api/v1/query_range?{urllib.parse.urlencode(query)}"
     try:
         with urllib.request.urlopen(address, timeout=30) as answer:
@@ -114,6 +114,11 @@ def ask(prometheus: str, target: dict[str, Any], from_s: float, until_s: float) 
         if points and (len(results) == 1 or any(value for _, value in points)):
             found.append((legend, points))
     return found
+
+
+def step_s(from_s: float, until_s: float) -> float:
+    """Seconds from one point to the next."""
+    return max(1.0, (until_s - from_s) / POINTS)
 
 
 def draw(
@@ -182,14 +187,24 @@ def _lines(axes: Any, series: list[Series], panel: dict[str, Any], span_s: tuple
     unit = panel["fieldConfig"]["defaults"]["unit"]
     stacked = panel["fieldConfig"]["defaults"]["custom"]["stacking"]["mode"] == "normal"
     floor: dict[float, float] = {}
+    gap_s = 2 * step_s(*span_s)
     for (legend, points), colour in zip(series, COLOURS * 4, strict=False):
-        times = [at for at, _ in points]
-        values = [value + floor.get(at, 0.0) if stacked else value for at, value in points]
-        low = [floor.get(at, 0.0) if stacked else 0.0 for at in times]
-        axes.plot(times, values, color=colour, linewidth=1.1, label=legend)
-        axes.fill_between(times, low, values, color=colour, alpha=0.4 if stacked else 0.08, linewidth=0)
+        times: list[float] = []
+        values: list[float] = []
+        for at, value in points:
+            if times and at - times[-1] > gap_s:  # nothing was said meanwhile: no line across it
+                times.append(at)
+                values.append(math.nan)
+            times.append(at)
+            values.append(value)
+        low = [floor.get(at, 0.0) for at in times]
+        high = [value + below for value, below in zip(values, low, strict=True)]
+        # Of a stack, what is 0 would be a line along its neighbour's edge.
+        edge = [top if value or not stacked else math.nan for top, value in zip(high, values, strict=True)]
+        axes.plot(times, edge, color=colour, linewidth=1.1, label=legend)
+        axes.fill_between(times, low, high, color=colour, alpha=0.4 if stacked else 0.08, linewidth=0)
         if stacked:
-            floor.update(zip(times, values, strict=True))
+            floor.update((at, top) for at, top in zip(times, high, strict=True) if not math.isnan(top))
     axes.set_xlim(*span_s)
     top = axes.get_ylim()[1]
     top = max(top, 1.0) if unit in WHOLE else top

@@ -49,10 +49,10 @@ TOLERANCE = 1e-4  # one row alone and one in a batch may take different kernels
 
 def tiny_latency(targets: Targets, rounds: int, seconds: float, say: Say) -> Finding:
     """`tiny`, one request in flight: the overhead of a request, beside that of a bare 100-byte message."""
-    contenders = [Contender(OURS, partial(_open_yard, targets, "tiny", 8, 1))]
+    contenders = [Contender(OURS, partial(open_yard, targets, "tiny", 8, 1))]
     contenders += [Contender(kind, partial(_open_relay, kind, 1)) for kind in KINDS]
     comparison = interleave(contenders, rounds, seconds, say=say)
-    finding = _finding("tiny-latency", comparison)
+    finding = finding_of("tiny-latency", comparison)
     ours = comparison.summary(OURS)
     for kind in KINDS:
         ratio = comparison.ratio(OURS, kind, p50_ns)
@@ -73,12 +73,12 @@ def tiny_throughput(targets: Targets, rounds: int, seconds: float, say: Say) -> 
     """`tiny`, 64 in flight from one client process: requests per second, beside bare messages."""
     ways = {OURS: mapped_loop, FUTURES: closed_loop}
     contenders = [
-        Contender(name, partial(_open_yard, targets, "tiny", 32, TINY_IN_FLIGHT, loop=loop))
+        Contender(name, partial(open_yard, targets, "tiny", 32, TINY_IN_FLIGHT, loop=loop))
         for name, loop in ways.items()
     ]
     contenders += [Contender(kind, partial(_open_relay, kind, TINY_IN_FLIGHT)) for kind in KINDS]
     comparison = interleave(contenders, rounds, seconds, say=say)
-    finding = _finding("tiny-throughput", comparison)
+    finding = finding_of("tiny-throughput", comparison)
     for kind, ours in product(reversed(KINDS), ways):
         ratio = comparison.ratio(ours, kind, rate_per_s)
         how = "map" if ours == OURS else "submit"
@@ -101,13 +101,13 @@ def cnn(
     """`cnn`, 16 in flight: requests per second as a share of the runtime alone, fed batches of 8."""
     names = {size: f"{OURS} (max batch {size})" for size in max_batches}
     contenders = [
-        Contender(name, partial(_open_yard, targets, "cnn", size, CNN_IN_FLIGHT, check=True))
+        Contender(name, partial(open_yard, targets, "cnn", size, CNN_IN_FLIGHT, check=True))
         for size, name in names.items()
     ]
-    contenders.append(Contender(BARE, partial(_open_bare, "cnn", CNN_BARE_ROWS, targets.threads)))
+    contenders.append(Contender(BARE, partial(open_bare, "cnn", CNN_BARE_ROWS, targets.threads)))
     comparison = interleave(contenders, rounds, seconds, say=say)
 
-    finding = _finding("cnn", comparison)
+    finding = finding_of("cnn", comparison)
     for size, name in names.items():
         ratio = comparison.ratio(name, BARE, rows_per_s)
         finding.figures["ratios"][f"{name}: rows/s, to {BARE}"] = asdict(ratio)
@@ -158,7 +158,7 @@ def frame(targets: Targets, rounds: int, seconds: float, say: Say) -> Finding:
 
     contenders = [Contender(OURS, open_yard), Contender(BARE, open_bare)]  # entered in this order
     comparison = interleave(contenders, rounds, seconds, say=say)
-    finding = _finding("frame", comparison)
+    finding = finding_of("frame", comparison)
     ratio = comparison.ratio(OURS, BARE, p50_ns)
     finding.figures["ratios"][f"p50, to {BARE}"] = asdict(ratio)
     finding.figures["copied_bytes"] = copied
@@ -211,7 +211,7 @@ def tensor_bytes(model: str) -> int:
 
 
 @contextmanager
-def _open_yard(
+def open_yard(
     targets: Targets, model: str, max_batch: int, in_flight: int, check: bool = False, loop: Any = closed_loop
 ) -> Iterator[Slice]:
     x = models.sample(model)
@@ -230,7 +230,7 @@ def _open_relay(kind: str, in_flight: int) -> Iterator[Slice]:
 
 
 @contextmanager
-def _open_bare(model: str, rows: int, threads: int) -> Iterator[Slice]:
+def open_bare(model: str, rows: int, threads: int) -> Iterator[Slice]:
     with models.written(model) as path:
         x = models.sample(model, rows)
         yield Bare(path, x, threads).slice
@@ -242,7 +242,7 @@ def _check_answer(target: Target, model: str, x: Any) -> None:
         raise RuntimeError(f"the yard's answer to {model} is not that of the bare runtime")
 
 
-def _finding(name: str, comparison: Comparison) -> Finding:
+def finding_of(name: str, comparison: Comparison) -> Finding:
     """Every contender's figures, pooled and by round, and what failed."""
     finding = Finding(name)
     finding.figures = {

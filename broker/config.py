@@ -7,9 +7,6 @@ room imports no runtime and no onnx; that a file is a model is for the worker to
 
 from __future__ import annotations
 
-import difflib
-import itertools
-import json
 import os
 import re
 import tomllib
@@ -22,6 +19,7 @@ import msgspec
 from ..transport import functions
 from ..transport.errors import BatchyardError, Code, InvalidRequest
 from ..transport.functions import Function, Signature
+from .tables import Table, dotted, shown
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MODELS_MAX = 1024
@@ -31,12 +29,10 @@ QUEUE_ROWS_MAX = 1 << 30
 QUEUE_BYTES_MAX = 1 << 48
 CLIENTS_MAX = 65536
 BUDGET_MS_MAX = 3_600_000
-BUCKETS_MAX = 64  # batch sizes of one model
 CACHE_BYTES_DEFAULT = 64 << 20
 CACHE_MS_MAX = 86_400_000
 SPIN_US_DEFAULT = 100
 SPIN_US_MAX = 10_000
-FOUND_CHARS_MAX = 80  # of a wrong value, in an error
 
 # Where each bound of [limits] may lie: (least, most).
 LIMITS_ALLOWED = {
@@ -138,7 +134,7 @@ def read(path: Path) -> YardConfig:
 
     problems: list[str] = []
     allowed = ("models_root", "load_python", "models", "limits", "priorities", "broker")
-    top = _Table(content, "", problems, allowed)
+    top = Table(content, "", problems, allowed)
     root = _models_root(top, path.absolute().parent)
     models = _models(top, root)
     limits = _limits(top.table("limits", tuple(LIMITS_ALLOWED)))
@@ -158,13 +154,13 @@ def with_file(model: ModelConfig, file: str, root: Path | None, load_python: boo
     """
     problems: list[str] = []
     _check_model_names((model.name,), problems)
-    key_path = _dotted("models", model.name)
+    key_path = dotted("models", model.name)
     name = file or model.file
     function = None
     if functions.is_reference(name):
         if file and not load_python:
             raise InvalidRequest(
-                f"{key_path}: {_shown(file)} is Python, and this yard loads none by order: the operator must "
+                f"{key_path}: {shown(file)} is Python, and this yard loads none by order: the operator must "
                 "set load_python = true in batchyard.toml"
             )
         name, function = functions.parse(name)
@@ -178,7 +174,7 @@ def with_file(model: ModelConfig, file: str, root: Path | None, load_python: boo
     if file and root is None:
         problems.append(f"{key_path}: this yard was started without models_root, so it loads no other file")
     elif not name or "\0" in name:
-        problems.append(f"{key_path}: expected a file inside models_root ({root}), found {_shown(name)}")
+        problems.append(f"{key_path}: expected a file inside models_root ({root}), found {shown(name)}")
     else:
         path = _existing_file((root or Path()) / name, key_path, name, problems, inside=root)
         if path is not None and not problems:
@@ -200,7 +196,7 @@ def from_models(
     `models_root`, or, without it, in the folder that all of them share. Raises ConfigError.
     """
     problems: list[str] = []
-    table = _Table({"max_batch": max_batch}, "", problems, ("max_batch",))
+    table = Table({"max_batch": max_batch}, "", problems, ("max_batch",))
     rows = table.integer("max_batch", MAX_BATCH_DEFAULT, 1, MAX_BATCH_MAX)
     found: dict[str, ModelConfig] = {}
     if not models:
@@ -215,7 +211,7 @@ def from_models(
                 found[name] = ModelConfig(name, Path(), rows, file=os.fspath(named), function=function)
                 continue
             place = f":{function.name}"
-        resolved = _existing_file(Path(file), _dotted("models", name), file, problems)
+        resolved = _existing_file(Path(file), dotted("models", name), file, problems)
         if resolved is not None:
             found[name] = ModelConfig(
                 name, resolved, rows, file=os.path.abspath(file) + place, function=function
@@ -225,90 +221,13 @@ def from_models(
     if root is None and len(folders) == 1:
         root = folders.pop()
     elif root is not None and not root.is_dir():
-        problems.append(f"models_root: expected a folder, found {_shown(str(models_root))}")
+        problems.append(f"models_root: expected a folder, found {shown(str(models_root))}")
     if problems:
         raise ConfigError("models", tuple(problems))
     return YardConfig(found, models_root=root, max_batch=rows, load_python=load_python)
 
 
-class _Table:
-    """One TOML table under its key path. Wrong values are noted in `problems` and replaced by the
-    default, so that reading goes on and the operator sees everything at once."""
-
-    def __init__(
-        self, content: dict[str, object], path: str, problems: list[str], allowed: tuple[str, ...]
-    ) -> None:
-        self.content = content
-        self.path = path
-        self.problems = problems
-        for key in content:
-            if key not in allowed:
-                near = difflib.get_close_matches(key, allowed, n=1)
-                hint = f'did you mean "{near[0]}"? ' if near else ""
-                problems.append(f"{self.at(key)}: unknown key, {hint}allowed here: {', '.join(allowed)}")
-
-    def at(self, key: str) -> str:
-        return _dotted(self.path, key)
-
-    def wrong(self, key: str, expected: str) -> None:
-        self.problems.append(f"{self.at(key)}: expected {expected}, found {_shown(self.content.get(key))}")
-
-    def table(self, key: str, allowed: tuple[str, ...]) -> _Table:
-        return _Table(self.mapping(key), self.at(key), self.problems, allowed)
-
-    def mapping(self, key: str) -> dict[str, object]:
-        value = self.content.get(key, {})
-        if isinstance(value, dict):
-            return value
-        self.wrong(key, f"a table, [{self.at(key)}]")
-        return {}
-
-    def integer(self, key: str, default: int, least: int, most: int) -> int:
-        value = self.content.get(key, default)
-        # bool is an int to Python, and `max_batch = true` isn't 1 to anybody
-        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
-            return value
-        self.wrong(key, f"an integer from {least} to {most}")
-        return default
-
-    def milliseconds(self, key: str, default: int, most: int) -> float:
-        value = self.content.get(key, default)
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most:
-            return value  # NaN fails both comparisons
-        self.wrong(key, f"milliseconds, a number from 0 to {most}")
-        return default
-
-    def boolean(self, key: str) -> bool | None:
-        """None where the key is absent or, which is a problem already, not a boolean."""
-        value = self.content.get(key)
-        if isinstance(value, bool):
-            return value
-        if value is not None:
-            self.wrong(key, "true or false")
-        return None
-
-    def buckets(self, key: str, largest: int) -> tuple[int, ...]:
-        """Batch sizes, rising, the last of them `largest`; empty where the key is absent."""
-        value = self.content.get(key, [])
-        if isinstance(value, list) and len(value) <= BUCKETS_MAX and value[-1:] in ([], [largest]):
-            whole = all(isinstance(size, int) and not isinstance(size, bool) for size in value)
-            if whole and all(before < size for before, size in itertools.pairwise([0, *value])):
-                return tuple(value)
-        self.problems.append(
-            f"{self.at(key)}: expected rising batch sizes, at most {BUCKETS_MAX}, the last of them max_batch "
-            f"= {largest}; found {str(value)[:FOUND_CHARS_MAX]}"
-        )
-        return ()
-
-    def string(self, key: str, expected: str) -> str | None:
-        value = self.content.get(key)
-        if isinstance(value, str) and value and "\0" not in value:
-            return value
-        self.wrong(key, expected)
-        return None
-
-
-def _models_root(top: _Table, folder: Path) -> Path | None:
+def _models_root(top: Table, folder: Path) -> Path | None:
     """The resolved folder that every model file must lie in; None where the key is wrong."""
     if "models_root" not in top.content:
         return folder.resolve()
@@ -321,16 +240,16 @@ def _models_root(top: _Table, folder: Path) -> Path | None:
             return root
     except (OSError, RuntimeError):  # too long; a symlink that goes in circles
         pass
-    top.problems.append(f"models_root: expected a folder, found {_shown(text)}: {folder / text} isn't one")
+    top.problems.append(f"models_root: expected a folder, found {shown(text)}: {folder / text} isn't one")
     return None
 
 
-def _models(top: _Table, root: Path | None) -> dict[str, ModelConfig]:
+def _models(top: Table, root: Path | None) -> dict[str, ModelConfig]:
     tables = top.mapping("models")
     if not tables and isinstance(top.content.get("models", {}), dict):
         top.problems.append("models: expected at least one table [models.<name>], found none")
     _check_model_names(tuple(tables), top.problems)
-    section = _Table(tables, "models", top.problems, tuple(tables))
+    section = Table(tables, "models", top.problems, tuple(tables))
     found: dict[str, ModelConfig] = {}
     for name in tables:
         model = section.table(name, MODEL_KEYS)
@@ -364,7 +283,7 @@ def _models(top: _Table, root: Path | None) -> dict[str, ModelConfig]:
     return found
 
 
-def _source(model: _Table, root: Path | None) -> tuple[str, Path, Function | None] | None:
+def _source(model: Table, root: Path | None) -> tuple[str, Path, Function | None] | None:
     """(as it was named, its file, the function) of what a model is; None where that is a problem."""
     key, text, function = "file", model.content.get("python"), None
     if "python" not in model.content:
@@ -397,8 +316,8 @@ def _check_model_names(names: tuple[str, ...], problems: list[str]) -> None:
     if len(names) > MODELS_MAX:
         problems.append(f"models: expected at most {MODELS_MAX} models, found {len(names)}")
     problems.extend(
-        f"{_dotted('models', name)}: expected a name of 1 to 64 letters, digits, '_', '.' or '-' that starts "
-        f"with a letter or digit, found {_shown(name)}"
+        f"{dotted('models', name)}: expected a name of 1 to 64 letters, digits, '_', '.' or '-' that starts "
+        f"with a letter or digit, found {shown(name)}"
         for name in names
         if not MODEL_NAME.fullmatch(name)
     )
@@ -412,19 +331,19 @@ def _existing_file(
         resolved = path.resolve()
         if inside is not None and not resolved.is_relative_to(inside):
             problems.append(
-                f"{key_path}: expected a file inside models_root ({inside}), found {_shown(text)}, "
+                f"{key_path}: expected a file inside models_root ({inside}), found {shown(text)}, "
                 f"which is {resolved}"
             )
         elif not resolved.is_file():
-            problems.append(f"{key_path}: expected a file, found {_shown(text)}: no such file: {resolved}")
+            problems.append(f"{key_path}: expected a file, found {shown(text)}: no such file: {resolved}")
         else:
             return resolved
     except (OSError, RuntimeError, ValueError) as reason:  # too long; a symlink in circles; a NUL
-        problems.append(f"{key_path}: expected a file, found {_shown(text)}: {reason}")
+        problems.append(f"{key_path}: expected a file, found {shown(text)}: {reason}")
     return None
 
 
-def _limits(table: _Table) -> Limits:
+def _limits(table: Table) -> Limits:
     defaults = Limits()
     return Limits(
         **{
@@ -434,7 +353,7 @@ def _limits(table: _Table) -> Limits:
     )
 
 
-def _budgets_ns(table: _Table) -> tuple[int, int, int, int]:
+def _budgets_ns(table: Table) -> tuple[int, int, int, int]:
     urgent, high, normal, low = (
         round(table.milliseconds(f"{name}_ms", default_ns // 1_000_000, BUDGET_MS_MAX) * 1e6)
         for name, default_ns in zip(CLASSES, BUDGETS_NS_DEFAULT, strict=True)
@@ -448,24 +367,3 @@ def _budgets_ns(table: _Table) -> tuple[int, int, int, int]:
             f"{table.path}: expected budgets with urgent <= high <= normal <= low, found {shown} ms"
         )
     return urgent, high, normal, low
-
-
-def _dotted(path: str, key: str) -> str:
-    """A key path as TOML would write it."""
-    bare = key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
-    return f"{path}.{bare}" if path else bare
-
-
-def _shown(value: object) -> str:
-    """A wrong value as TOML would write it, shortened; tables and lists by their kind."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, dict):
-        return "a table"
-    if isinstance(value, list):
-        return "a list"
-    if isinstance(value, str | bool):
-        text = json.dumps(value, ensure_ascii=False)
-    else:
-        text = str(value)
-    return text if len(text) <= FOUND_CHARS_MAX else text[: FOUND_CHARS_MAX - 3] + "..."

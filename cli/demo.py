@@ -20,7 +20,7 @@ from ..client import Yard, serve
 from ..transport.errors import BatchyardError
 from ..transport.processes import ChildProcess
 from .arguments import PRIORITIES, count, parser, seconds
-from .demo_client import MODEL, STREAMS
+from .demo_client import STREAMS
 from .demo_tally import TOLERANCE, Array, Tally
 from .text import GAP, plural, table
 
@@ -29,16 +29,26 @@ SECONDS_MAX = 45.0  # the whole demo ends in under a minute
 CLIENTS_DEFAULT = 4
 CLIENTS_MAX = 32
 MAX_BATCH = 32  # rows
+MODEL = "digits"
 GRACE_S = 10.0  # for a client to start, to end, and to write its tally
 LOOK_S = 0.05
 LOG_LINES = 20  # of what the processes said, when something failed
+NEXT = """\
+Next:   batchyard up --config examples/batchyard.toml   a yard for your own programs
+        batchyard demo --train                          a model of your own, from data to here
+        README.md                                       ten lines of client"""
 EXAMPLES = """examples:
   batchyard demo
-  batchyard demo --seconds 3 --clients 2"""
+  batchyard demo --seconds 3 --clients 2
+  batchyard demo --train                   # search, train, export and serve a model of your own: --help"""
 
 
 def main(argv: list[str]) -> int:
     """0 when every answer equals the direct run's, 1 when one does not; raises when it cannot run."""
+    if "--train" in argv:
+        from . import train_demo
+
+        return train_demo.main([argument for argument in argv if argument != "--train"])
     arguments = parser("demo", "A yard on this machine, with a real model and four priorities.", EXAMPLES)
     arguments.add_argument(
         "--seconds", type=seconds, default=SECONDS_DEFAULT, metavar="S", help="of load (%(default)g)"
@@ -61,18 +71,18 @@ def main(argv: list[str]) -> int:
         try:
             return show(examples, Path(folder), log, options.seconds, options.clients)
         except BatchyardError as error:
-            raise BatchyardError(f"{error}{_said(log)}") from None
+            raise BatchyardError(f"{error}{said(log)}") from None
 
 
 def show(examples: Path, folder: Path, log: IO[bytes], load_s: float, clients: int) -> int:
     """The demo itself; what processes say goes to `log`."""
     with np.load(examples / f"{MODEL}_test.npz", allow_pickle=False) as data:
         images, labels = data["images"], data["labels"]
-    _print(f"batchyard demo: about {load_s + 2:.0f} seconds\n")
-    _step("model", f"{MODEL}: a scan of a handwritten digit in, a score for each of 0..9 out")
+    tell(f"batchyard demo: about {load_s + 2:.0f} seconds\n")
+    step("model", f"{MODEL}: a scan of a handwritten digit in, a score for each of 0..9 out")
     model = examples / f"{MODEL}.onnx"
     expected = direct(model, images)
-    _step(
+    step(
         "direct",
         f"onnxruntime alone has answered {len(images)} test scans: every answer is compared to these",
     )
@@ -81,17 +91,19 @@ def show(examples: Path, folder: Path, log: IO[bytes], load_s: float, clients: i
     began_s = time.monotonic()
     with serve(model, workers=1, max_batch=MAX_BATCH, log=log) as yard:
         ready_s = time.monotonic() - began_s
-        _step(
+        step(
             "yard", f"a broker and a worker, ready after {ready_s:.1f} s; a batch has up to {MAX_BATCH} scans"
         )
-        _step("clients", f"{plural(clients, 'program')}, each with requests of all four priorities at once\n")
+        step("clients", f"{plural(clients, 'program')}, each with requests of all four priorities at once\n")
         total = Tally(expected, labels)
-        for path in load(yard, folder, log, load_s, clients):
+        for path in load(yard, MODEL, folder, log, load_s, clients):
             total.merge(Tally.load(path, expected, labels))
         counters = yard.snapshot()
-    _print("\n" + "\n".join(figures(total)) + "\n")
-    _print("\n".join(findings(total, counters["rows"] / max(1, counters["batches"]))) + "\n")
-    _print(verdict(total))
+    tell("\n" + "\n".join(figures(total)) + "\n")
+    tell("\n".join(findings(total, counters["rows"] / max(1, counters["batches"]))) + "\n")
+    tell(verdict(total))
+    if total.passed:
+        tell(NEXT)
     return 0 if total.passed else 1
 
 
@@ -105,13 +117,16 @@ def direct(model: Path, images: Array) -> Array:
     return logits
 
 
-def load(yard: Yard, folder: Path, log: IO[bytes], load_s: float, clients: int) -> list[Path]:
-    """Run the client processes to their end, with a line each second; their tallies' files."""
+def load(yard: Yard, model: str, folder: Path, log: IO[bytes], load_s: float, clients: int) -> list[Path]:
+    """Run the client processes to their end, with a line each second; their tallies' files.
+
+    `folder`/data.npz has what they send and expect: images, expected, labels.
+    """
     tallies = [folder / f"tally-{number}.npz" for number in range(clients)]
     processes = []
     for number, tally in enumerate(tallies):
         command = [sys.executable, "-m", "batchyard.cli.demo_client", "--url", yard.url]
-        command += ["--seconds", str(load_s), "--number", str(number)]
+        command += ["--model", model, "--seconds", str(load_s), "--number", str(number)]
         command += ["--data", str(folder / "data.npz"), "--tally", str(tally)]
         processes.append(ChildProcess(command, name=f"client {number + 1}", stdout=log, stderr=log))
     try:
@@ -126,7 +141,7 @@ def load(yard: Yard, folder: Path, log: IO[bytes], load_s: float, clients: int) 
 
 def _watch(yard: Yard, processes: list[ChildProcess], load_s: float) -> None:
     began_s = time.monotonic()
-    _step("second", f"{'scans':>9}  {'per second':>10}  {'scans in a batch':>16}")
+    step("second", f"{'scans':>9}  {'per second':>10}  {'scans in a batch':>16}")
     second, rows_before, batches_before = 1, 0, 0
     while any(process.poll() is None for process in processes):
         for process in processes:
@@ -139,7 +154,7 @@ def _watch(yard: Yard, processes: list[ChildProcess], load_s: float) -> None:
             counters = yard.snapshot()
             rows, batches = counters["rows"], counters["batches"]
             batch = (rows - rows_before) / max(1, batches - batches_before)
-            _step(str(second), f"{rows:>9,}  {rows - rows_before:>10,}  {batch:>16.1f}")
+            step(str(second), f"{rows:>9,}  {rows - rows_before:>10,}  {batch:>16.1f}")
             second, rows_before, batches_before = second + 1, rows, batches
         time.sleep(LOOK_S)
     for process in processes:
@@ -177,7 +192,7 @@ def findings(total: Tally, batch: float) -> list[str]:
 
 
 def verdict(total: Tally) -> str:
-    """What it comes to, and what to do next."""
+    """What it comes to."""
     if total.unequal:
         return (
             f"FAILED: {plural(total.unequal, 'answer')} differed from the direct run by more than "
@@ -185,23 +200,19 @@ def verdict(total: Tally) -> str:
         )
     if not total.seen.all():
         return f"FAILED: {plural(int((~total.seen).sum()), 'scan')} never came back; try more --seconds."
-    return (
-        "Passed: every answer is the one that onnxruntime gives by itself.\n"
-        "Next:   batchyard up --config examples/batchyard.toml   a yard for your own programs\n"
-        "        README.md                                       ten lines of client"
-    )
+    return "Passed: every answer is the one that onnxruntime gives by itself."
 
 
-def _said(log: IO[bytes]) -> str:
+def said(log: IO[bytes]) -> str:
     """The end of what the processes said."""
     log.seek(0)
     lines = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
     return "".join(f"\n  {line}" for line in lines)
 
 
-def _step(name: str, text: str) -> None:
-    _print(f"{GAP}{name:<9}{text}")
+def step(name: str, text: str) -> None:
+    tell(f"{GAP}{name:<9}{text}")
 
 
-def _print(text: str) -> None:
+def tell(text: str) -> None:
     print(text, flush=True)

@@ -23,8 +23,6 @@ from ..transport import lifeline
 from ..transport.errors import BatchyardError
 from .demo_tally import Array, Tally
 
-MODEL = "digits"
-
 
 @dataclass(frozen=True)
 class Stream:
@@ -59,18 +57,22 @@ class Images:
         return start, self._images[start:end]
 
 
-def one_by_one(client: Client, stream: Stream, images: Images, tally: Tally, end_s: float) -> None:
+def one_by_one(
+    client: Client, model: str, stream: Stream, images: Images, tally: Tally, end_s: float
+) -> None:
     """Ask, wait, pause."""
     while time.monotonic() < end_s:
         start, rows = images.take(stream.images)
         began_ns = time.perf_counter_ns()
-        reply = client.request(MODEL, rows, priority=stream.priority)
+        reply = client.request(model, rows, priority=stream.priority)
         tally.add(stream.priority, start, reply.arrays[0], time.perf_counter_ns() - began_ns)
         if stream.pause_s:
             time.sleep(stream.pause_s)
 
 
-def several_at_once(client: Client, stream: Stream, images: Images, tally: Tally, end_s: float) -> None:
+def several_at_once(
+    client: Client, model: str, stream: Stream, images: Images, tally: Tally, end_s: float
+) -> None:
     """Keep `under_way` futures going; the next leaves when the oldest has come back."""
     under_way: deque[tuple[int, int, InferFuture, list[int]]] = deque()
     while True:
@@ -78,7 +80,7 @@ def several_at_once(client: Client, stream: Stream, images: Images, tally: Tally
             start, rows = images.take(stream.images)
             ended_ns: list[int] = []
             began_ns = time.perf_counter_ns()
-            future = client.submit(MODEL, rows, priority=stream.priority)
+            future = client.submit(model, rows, priority=stream.priority)
             future.add_done_callback(partial(_note_end, ended_ns))
             under_way.append((start, began_ns, future, ended_ns))
         if not under_way:
@@ -94,7 +96,9 @@ def _note_end(ended_ns: list[int], future: object) -> None:
     ended_ns.append(time.perf_counter_ns())
 
 
-def run(url: str, images: Array, expected: Array, labels: Array, seconds: float, number: int) -> Tally:
+def run(
+    url: str, model: str, images: Array, expected: Array, labels: Array, seconds: float, number: int
+) -> Tally:
     """Every stream for `seconds`. Raises the first error that any of them met."""
     errors: list[Exception] = []
     total = Tally(expected, labels)
@@ -107,13 +111,13 @@ def run(url: str, images: Array, expected: Array, labels: Array, seconds: float,
             errors.append(error)
 
     with Client(url) as client:
-        client.wait_ready(MODEL)
+        client.wait_ready(model)
         total.began_s = time.monotonic()
         threads = []
         for stream, tally in zip(STREAMS, tallies, strict=True):
             walk = Images(images, number * len(images) // 4)  # clients are not in step
             work = one_by_one if stream.under_way == 1 else several_at_once
-            arguments = (work, client, stream, walk, tally, total.began_s + seconds)
+            arguments = (work, client, model, stream, walk, tally, total.began_s + seconds)
             threads.append(threading.Thread(target=guarded, args=arguments, name=stream.priority.name))
         for thread in threads:
             thread.start()
@@ -131,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     """0 when every request was answered, whether rightly or not is in the tally; 1 with a sentence."""
     parser = argparse.ArgumentParser(prog="python -m batchyard.cli.demo_client", description=__doc__)
     parser.add_argument("--url", required=True)
+    parser.add_argument("--model", required=True, help="its name")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--number", type=int, default=0, help="of this client among the demo's")
     parser.add_argument("--data", type=Path, required=True, help="npz: images, expected, labels")
@@ -140,7 +145,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with np.load(options.data, allow_pickle=False) as data:
             images, expected, labels = data["images"], data["expected"], data["labels"]
-        run(options.url, images, expected, labels, options.seconds, options.number).save(options.tally)
+        run(options.url, options.model, images, expected, labels, options.seconds, options.number).save(
+            options.tally
+        )
     except (BatchyardError, OSError) as error:
         print(f"client {options.number + 1}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -98,18 +98,20 @@ def _many(options: argparse.Namespace) -> int:
     found = entries(options.all)
     with importable(options.all if options.all.is_dir() else options.all.parent):
         outcomes = export_many(found, Path(options.places[0]), _progress, **_common(options))
-    rows = [["model", "fp32", "best", "size", "time", "nodes", ""]]
+    rows = [["model", "fp32", "off by", "best", "size", "time", "nodes", ""]]
     for outcome in outcomes:
         report = outcome.report
         if report is None:
-            rows.append([outcome.name, "-", "-", "-", "-", "-", sentence(outcome)])
+            rows.append([outcome.name, *"------", sentence(outcome)])
             continue
         best, nodes = report.best, f"{report.nodes_raw} -> {report.nodes}"
         size_ratio, time_ratio = f"{best.size_ratio:.0%}", f"{best.time_ratio:.2f}x"
         end = sentence(outcome) if outcome.failed else "published"
-        fp32 = size(report.variants[0].nbytes)
-        rows.append([outcome.name, fp32, best.name, size_ratio, time_ratio, nodes, end])
-    print("\n".join(table(rows, right=(1, 3, 4, 5))))
+        fp32 = report.variants[0]
+        off = f"{fp32.difference.scaled_max:.0e}" if fp32.difference else "-"
+        head = [outcome.name, size(fp32.nbytes), off]
+        rows.append([*head, best.name, size_ratio, time_ratio, nodes, end])
+    print("\n".join(table(rows, right=(1, 2, 4, 5, 6))))
     failed = sum(outcome.failed for outcome in outcomes)
     print(f"{len(outcomes) - failed} published, {failed} failed")
     return 1 if failed else 0

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import zmq
@@ -39,7 +39,7 @@ LOOK_S = 0.1
 EXAMPLES = """examples:
   batchyard up
   batchyard up --config examples/batchyard.toml --workers 2 --watch
-  batchyard up --metrics 9877
+  batchyard up --metrics 9877 --gateway 8000
   batchyard up --url tcp://0.0.0.0:7070 --keys keys"""
 NO_CONFIG = """there is no {path}. A yard is told what to serve; the least that it needs is
 
@@ -60,10 +60,7 @@ def main(argv: list[str]) -> int:
         raise BatchyardError("workers need onnxruntime: pip install onnxruntime, or ask `batchyard doctor`")
     url = options.url or endpoints.default_url()
     check_free(Endpoint.parse(url), options.keys)
-    companions = {}
-    if options.metrics is not None:
-        check_sidecar(options.metrics)
-        companions["sidecar"] = ["batchyard.sidecar", "--port", str(options.metrics)]
+    companions = companions_of(options)
     stop = threading.Event()
     restore = _on_signals(stop)
     try:
@@ -82,6 +79,8 @@ def main(argv: list[str]) -> int:
                 _say(f"listening at {yard.url}; Ctrl-C ends it")
                 if options.metrics is not None:
                     _say(f"metrics for Prometheus at http://127.0.0.1:{options.metrics}/metrics")
+                if options.gateway is not None:
+                    _say(f"HTTP at http://127.0.0.1:{options.gateway}, gRPC at port {options.gateway + 1}")
                 if options.watch and config.models_root is not None:
                     _follow(config, yard, stop)
                 _watch(yard, stop)
@@ -111,19 +110,32 @@ def check_free(endpoint: Endpoint, keys: Path | None) -> None:
                         raise InvalidRequest(f"cannot listen at {address}: {error.strerror}") from None
 
 
-def check_sidecar(port: int) -> None:
-    """Raises BatchyardError or EndpointInUse where the sidecar could not run; it would be started again
+def companions_of(options: argparse.Namespace) -> dict[str, list[str]]:
+    """The processes that are wanted beside the yard. Raises what keeps one of them from running."""
+    companions = {}
+    if options.metrics is not None:
+        check_companion("metrics", "sidecar", ("prometheus_client", "psutil"), options.metrics)
+        companions["sidecar"] = ["batchyard.sidecar", "--port", str(options.metrics)]
+    if options.gateway is not None:
+        check_companion("gateway", "gateway", ("fastapi", "uvicorn", "grpc"), options.gateway)
+        check_companion("gateway", "gateway", (), options.gateway + 1)
+        companions["gateway"] = ["batchyard.gateway", "--port", str(options.gateway)]
+    return companions
+
+
+def check_companion(option: str, extra: str, packages: Sequence[str], port: int) -> None:
+    """Raises BatchyardError or EndpointInUse where a process could not run; it would be started again
     for ever."""
-    for package in ("prometheus_client", "psutil"):
+    for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise BatchyardError(f"--metrics needs {package}: pip install 'batchyard[sidecar]'")
+            raise BatchyardError(f"--{option} needs {package}: pip install 'batchyard[{extra}]'")
     with socket.socket() as probe:
         if os.name != "nt":  # there it would let two listen at once
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError:
-            text = f"port {port} is in use by another process: choose another --metrics"
+        except (OSError, OverflowError):
+            text = f"port {port} is in use by another process: choose another --{option}"
             raise EndpointInUse(text) from None
 
 
@@ -176,6 +188,7 @@ def _settled_models(yard: Yard, workers: int, stop: threading.Event) -> list[Mod
     others_s: float | None = None
     with yard.client(segment="frames", connect_timeout=LOOK_S) as client:
         while not stop.wait(LOOK_S):
+            yard.check_workers()
             try:
                 models = client.models()
             except BrokerLost:  # it is being started again
@@ -256,6 +269,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     arguments.add_argument(
         "--metrics", type=port, metavar="PORT", help="serve figures to Prometheus at 127.0.0.1:PORT/metrics"
+    )
+    arguments.add_argument(
+        "--gateway", type=port, metavar="PORT", help="serve HTTP at 127.0.0.1:PORT, gRPC at the port after it"
     )
     add_yard(arguments)
     return arguments

@@ -76,6 +76,18 @@ class AsyncClient:
     def __repr__(self) -> str:
         return f"<AsyncClient of {self._settings.endpoint.url}{', closed' if self._closed else ''}>"
 
+    @property
+    def arena_used_bytes(self) -> int:
+        """Shared memory that holds tensors under way, results, and what `empty` gave."""
+        memory = self._link.session.memory if self._link is not None else None
+        return 0 if memory is None else memory.used_bytes
+
+    @property
+    def under_way(self) -> int:
+        """Requests that the broker has not let go of: those without an outcome, and those that a worker
+        may still touch."""
+        return 0 if self._link is None else len(self._link.channel.pending)
+
     # ---- requests -----------------------------------------------------------------------------
 
     async def infer(

@@ -106,7 +106,7 @@ class AsyncInferenceQueue:
         if (inference_fn is None) == (model is None):
             raise InvalidRequest("a queue is for an inference_fn, or for a model of a yard that runs")
         for what, value in (("max_wait_time", max_wait_time), ("result_ttl", result_ttl)):
-            if not value >= 0:
+            if not isinstance(value, int | float) or not value >= 0:
                 raise InvalidRequest(f"{what} is a number of seconds, not {value!r}")
         for what, jobs in (("max_queue_size", max_queue_size), ("max_results", max_results)):
             if not isinstance(jobs, int) or jobs < 1:
@@ -157,6 +157,7 @@ class AsyncInferenceQueue:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._sweeper is not None:
             self._sweeper.cancel()
+            self._sweeper = None
         async with self._opening:
             client, self._client, yard, self._yard = self._client, None, self._yard, None
             if client is not None:

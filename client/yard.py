@@ -25,6 +25,7 @@ import msgspec
 import zmq
 
 from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, InvalidRequest, from_wire
+from ..transport.functions import is_importing
 from ..transport.processes import Backoff, ChildProcess
 from . import functions
 from .admin import Operator
@@ -33,6 +34,8 @@ from .client import Client
 
 START_TIMEOUT_S = 60.0
 POLL_S = 0.1  # how soon a dead process is seen
+LOOK_S = 1.0  # how soon a worker that can't start is, while a model is awaited
+REFUSED_STATUS = 1  # of a worker that ended with a sentence: its provider does not work here, and the like
 TCP_PORTS = (49152, 65000)
 
 Source = str | os.PathLike[str] | Callable[..., Any] | functions.Named  # an ONNX file, or a Python function
@@ -65,8 +68,8 @@ def serve(
     load_python: whether `Yard.operator` may load Python files from there: that runs them.
 
     A context manager; without `with`, `close()` ends it, or the end of this program. Raises
-    ModelFailed when a model can't be loaded, InvalidRequest for names, files, or numbers that can't
-    be, EndpointInUse, Unauthorized, DeadlineExceeded when nothing is ready within `timeout` seconds.
+    ModelFailed when a model can't be loaded, InvalidRequest for names, files, numbers, or a provider that
+    can't be, EndpointInUse, Unauthorized, DeadlineExceeded when nothing is ready within `timeout` seconds.
     """
     named = models if isinstance(models, Mapping) else {_name_of(models): models}
     arguments = [*_model_arguments(named), "--max-batch", str(max_batch)]
@@ -91,7 +94,7 @@ def serve(
             deadline_s = time.monotonic() + timeout
             yard.wait_for_broker(timeout)
             for name in named:
-                client.wait_ready(name, max(0.1, deadline_s - time.monotonic()))
+                yard.wait_ready(client, name, deadline_s)
     except BaseException:
         yard.close()
         raise
@@ -140,6 +143,7 @@ class Process:
         self.restarts = 0
         self.backoff = Backoff()
         self.due_s: float | None = None  # None: it runs
+        self.status = 0  # with which it ended last
         self.last_words = b""  # what it wrote to stdout before it died last
 
     @property
@@ -166,6 +170,11 @@ class Yard:
     ) -> None:
         """`companions`: further processes of the yard, by name: what `python -m` runs beside it, each told
         where the yard is as the workers are."""
+        if is_importing():
+            raise InvalidRequest(
+                "this program is being imported by a worker, for the sake of its function, and starts a yard "
+                'again: do that below `if __name__ == "__main__":`'
+            )
         _check_count("workers", workers)
         _check_count("threads", 1 if threads is None else threads)
         self._pid = os.getpid()
@@ -250,6 +259,23 @@ class Yard:
                 raise _why_ended(broker.last_words)
             self._stop.wait(POLL_S / 10)
 
+    def wait_ready(self, client: Client, model: str, deadline_s: float) -> None:
+        """Return when the model is ready. Raises as `Client.wait_ready`, and as `check_workers`."""
+        while True:
+            self.check_workers()
+            left_s = max(0.1, deadline_s - time.monotonic())
+            try:
+                client.wait_ready(model, min(left_s, LOOK_S))
+                return
+            except DeadlineExceeded:
+                if left_s <= LOOK_S:
+                    raise
+
+    def check_workers(self) -> None:
+        """Raises InvalidRequest when a worker has said that it can't start, and would again."""
+        if any(process.status == REFUSED_STATUS for process in self.processes[1:]):
+            raise InvalidRequest("a worker can't start; why, it said on stderr, or in the yard's log")
+
     def snapshot(self, timeout: float = 5.0) -> dict[str, Any]:
         """The broker's cumulative counters. Raises DeadlineExceeded."""
         return self.operator.snapshot(timeout)
@@ -262,6 +288,7 @@ class Yard:
                 if process.due_s is None and process.child.poll() is not None:
                     if process.child.stdout is not None:
                         process.last_words = process.child.stdout.read()
+                    process.status = process.child.poll() or 0
                     process.due_s = now_s + process.backoff.next_delay_s(now_s)
                 elif process.due_s is not None and now_s >= process.due_s:
                     process.restarts += 1

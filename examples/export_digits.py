@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from batchyard.export import Report, export_to_onnx
 
-from .train_digits import build, split, train
+from .datasets import digits_split
+from .train_digits import DIGITS
+from .training import Progress, Settings, train
 
 CALIBRATION_ROWS = 256
 SEED = 20
@@ -33,7 +35,7 @@ def export(model: Any, images: Any, held_back: Any, out: Path) -> Report:
         calibration=images[:CALIBRATION_ROWS],
         validation_data=held_back,
         output_names=["logits"],
-        say=lambda line: print(line, file=sys.stderr),
+        say=tell,
     )
 
 
@@ -46,22 +48,23 @@ def accuracy(path: Path, images: Any, labels: Any) -> float:
     return float(np.mean(logits.argmax(1) == labels))
 
 
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Train the digits model and export every variant of it.")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the files (default: out)")
     parser.add_argument("--epochs", type=int, default=30, help="passes over the training scans (default 30)")
     args = parser.parse_args()
-    import torch
-
-    torch.manual_seed(SEED)
-    train_x, test_x, train_y, test_y = split(SEED)
-    model = build()
-    train(model, train_x, train_y, args.epochs, SEED)
-    report = export(model, train_x, test_x, args.out)
+    settings = Settings(epochs=args.epochs, seed=SEED)
+    learn, test = digits_split(SEED)
+    model = train(learn, DIGITS, settings, watch=Progress(settings, tell)).model
+    report = export(model, learn.images, test.images, args.out)
     print("\n".join(report.lines()))
     for variant in report.published:
         if variant.path is not None:
-            print(f"  {variant.name:<13} accuracy {accuracy(variant.path, test_x, test_y):.2%}")
+            print(f"  {variant.name:<13} accuracy {accuracy(variant.path, test.images, test.labels):.2%}")
     return 0
 
 

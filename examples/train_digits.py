@@ -15,7 +15,6 @@ import logging
 import os
 import sys
 import tempfile
-import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -23,85 +22,22 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-EPILOG = "example:\n  python examples/train_digits.py --out examples --epochs 30"
+from .datasets import digits_split
+from .training import Progress, Settings, train
 
+HERE = Path(__file__).resolve().parent
+EPILOG = "example:\n  python -m batchyard.examples.train_digits --out examples --epochs 30"
+
+DIGITS = 10
 OPSET = 18
 BATCH_MAX = 64  # the exported range of the symbolic axis 0
 BATCHES_VERIFIED = (1, 2, 7, 64)
 DIFFERENCE_MAX = 1e-4  # logits, ONNX Runtime against PyTorch
 ACCURACY_MIN = 0.98  # on the held-back scans
-HELD_BACK = 0.25
-GREY_MAX = 16.0  # load_digits counts ink in 4x4 blocks: 0..16
-ROWS_PER_STEP = 32
 
 
 class Refused(Exception):
     """The model isn't fit to be published; the message has the figures."""
-
-
-def split(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Train and held-back scans, float32[n, 1, 8, 8] in 0..1, and their labels, int64[n].
-
-    Stratified: every digit is held back in the same proportion.
-    """
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    scans, labels = load_digits(return_X_y=True)
-    images = (scans / GREY_MAX).astype(np.float32).reshape(-1, 1, 8, 8)
-    train_x, test_x, train_y, test_y = train_test_split(
-        images, labels.astype(np.int64), test_size=HELD_BACK, stratify=labels, random_state=seed
-    )
-    return train_x, test_x, train_y, test_y
-
-
-def build() -> Any:
-    """A small CNN: float32[batch, 1, 8, 8] -> logits float32[batch, 10]."""
-    from torch import nn
-
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 48, 3, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(0.3),
-        nn.Linear(48 * 4 * 4, 10),
-    )
-
-
-def train(model: Any, images: np.ndarray, labels: np.ndarray, epochs: int, seed: int) -> None:
-    """Fit in place. The held-back scans play no part, so they stay an honest measure."""
-    import torch
-
-    rows = torch.utils.data.TensorDataset(torch.from_numpy(images), torch.from_numpy(labels))
-    order = torch.Generator().manual_seed(seed)
-    loader = torch.utils.data.DataLoader(rows, batch_size=ROWS_PER_STEP, shuffle=True, generator=order)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=4e-3, epochs=epochs, steps_per_epoch=len(loader)
-    )
-    model.train()
-    for epoch in range(1, epochs + 1):
-        began_s, loss_sum, right = time.perf_counter(), 0.0, 0
-        for batch, target in loader:
-            optimizer.zero_grad()
-            logits = model(batch)
-            loss = torch.nn.functional.cross_entropy(logits, target)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            loss_sum += loss.item() * len(target)
-            right += int((logits.argmax(1) == target).sum())
-        print(
-            f"epoch {epoch:2d}/{epochs}  loss {loss_sum / len(labels):.4f}  "
-            f"train accuracy {right / len(labels):.2%}  {time.perf_counter() - began_s:.1f} s",
-            flush=True,
-        )
 
 
 def export(model: Any, path: Path) -> None:
@@ -211,28 +147,28 @@ def describe(folder: Path, seed: int, epochs: int, rows: tuple[int, int], found:
 
 def publish(out: Path, seed: int, epochs: int) -> None:
     """Train, check, and only then replace the three files in `out`."""
-    import torch
-
-    torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True)
-    train_x, test_x, train_y, test_y = split(seed)
-    print(f"{len(train_x)} scans to train on, {len(test_x)} held back")
-    model = build()
-    train(model, train_x, train_y, epochs, seed)
+    settings = Settings(epochs=epochs, seed=seed)
+    learn, test = digits_split(seed)
+    print(f"{len(learn)} scans to train on, {len(test)} held back")
+    model = train(learn, DIGITS, settings, watch=Progress(settings, tell)).model
 
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".train-") as work:
         folder = Path(work)
         print("exporting and comparing with PyTorch", flush=True)
         export(model, folder / "digits.onnx")
-        found = verify(model, folder / "digits.onnx", test_x, test_y)
-        np.savez_compressed(folder / "digits_test.npz", images=test_x, labels=test_y)
-        text = describe(folder, seed, epochs, (len(train_x), len(test_x)), found)
+        found = verify(model, folder / "digits.onnx", test.images, test.labels)
+        np.savez_compressed(folder / "digits_test.npz", images=test.images, labels=test.labels)
+        text = describe(folder, seed, epochs, (len(learn), len(test)), found)
         (folder / "digits.json").write_text(text, encoding="utf-8", newline="\n")
         for name in ("digits.onnx", "digits_test.npz", "digits.json"):
             os.replace(folder / name, out / name)
     print(f"accuracy on held-back scans {found[1]:.2%}, largest difference to PyTorch {found[0]:.1e}")
     print(f"wrote digits.onnx, digits_test.npz, digits.json to {out}")
+
+
+def tell(line: str) -> None:
+    print(line, flush=True)
 
 
 def main() -> int:
@@ -252,7 +188,7 @@ def main() -> int:
     try:
         publish(args.out, args.seed, args.epochs)
     except ModuleNotFoundError as missing:
-        print(f"{missing.name} is not installed: pip install -e '.[cpu,export]'", file=sys.stderr)
+        print(f"{missing.name} is not installed: pip install -e '.[cpu,export,train]'", file=sys.stderr)
         return 1
     except Refused as reason:
         print(f"refused, nothing written: {reason}", file=sys.stderr)

@@ -69,7 +69,7 @@ def export_to_onnx(
         timed is timed in it. say: is told what goes on, a line at a time.
 
     Raises InvalidRequest where what was given can't be right, ModelFailed where the model cannot be
-    exported or its fp32 file differs from PyTorch by more than 1e-4. Nothing is written then.
+    exported or its fp32 file differs from its source by more than 1e-4. Nothing is written then.
     """
     path = Path(path)
     if path.suffix != ".onnx":

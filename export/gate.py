@@ -31,11 +31,11 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 
 def fp32_refusal(difference: Difference) -> str | None:
-    """Why the plain export is not what PyTorch computes, or None."""
+    """Why the plain export is not what PyTorch, or the .onnx file that it comes from, computes; or None."""
     if difference.scaled_max <= FP32_DIFFERENCE_MAX:  # NaN is refused too
         return None
     return (
-        f"differs from PyTorch by {difference.scaled_max:.2e}, at most {FP32_DIFFERENCE_MAX:.0e} is allowed"
+        f"differs from its source by {difference.scaled_max:.2e}, and may by {FP32_DIFFERENCE_MAX:.0e}"
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import inspect
 import sys
 import threading
 import time
@@ -22,7 +21,7 @@ import msgspec
 import numpy as np
 
 from ..transport import dtypes
-from ..transport.functions import ATTRIBUTE, OUTPUT, Function, Signature
+from ..transport.functions import OUTPUT, Function, Signature
 from ..transport.messages import LentBatch, Load
 from ..transport.tensors import TensorSpec, nbytes_of
 from . import imports
@@ -36,10 +35,12 @@ from .sessions import Sessions
 
 PROBES = ((2, 3), (3, 4))  # (rows, size of other free axes) of the calls that find out undeclared outputs
 LOG_AGAIN_S = 5.0
-REFERENCES = 2  # to an array that only we hold, as getrefcount counts
+_ONE = [object()]
+REFERENCES = sys.getrefcount(_ONE[0])  # to what a list alone holds
 
 Array = np.ndarray[Any, Any]
 Take = Callable[[list[Array]], None]
+View = Callable[[], Callable[[int, int], memoryview] | None]  # a WeakMethod
 
 
 class FunctionModel(ServedModel):
@@ -53,8 +54,8 @@ class FunctionModel(ServedModel):
         try:
             found, self._own = imports.find(function, load.path)
             weakref.finalize(self, imports.forget, self._own).atexit = False
-            signature = _signature(found, function, self._place)
-            self._call = _callable(found, self._place)
+            signature = imports.signature_of(found, function, self._place)
+            self._call = imports.made(found, self._place)
         except UserError as error:
             raise CannotServe(str(error)) from None
         self._signature = signature
@@ -77,7 +78,9 @@ class FunctionModel(ServedModel):
         return result
 
     def _open(self, load: Load, tolerance: float) -> tuple[Sessions, list[TensorSpec], list[TensorSpec]]:
-        session = self._session = FunctionSession(self._call, self._place, self._signature, self._view)
+        view = weakref.WeakMethod(self._view)  # no cycle: a model that is dropped must go at once, because
+        # the loader freezes what the collector knows of
+        session = self._session = FunctionSession(self._call, self._place, self._signature, view)
         if not session.outputs:
             if not load.warmup:
                 raise CannotServe(f"{self._place} declares no outputs, and warmup = false forbids to try it")
@@ -113,49 +116,19 @@ class _One(Sessions):
         return self._only
 
 
-def _signature(found: Any, function: Function, place: str) -> Signature:
-    """What it takes and gives: its own word, or its configuration's. Raises UserError."""
-    own = getattr(found, ATTRIBUTE, None)
-    if own is not None and not isinstance(own, Signature):
-        raise UserError(f"{place}: its {ATTRIBUTE} is not batchyard's")
-    if own is not None and function.signature is not None and own != function.signature:
-        raise UserError(f"{place} declares other inputs or outputs than its yard was told: say it once")
-    signature = own or function.signature
-    if signature is None:
-        raise UserError(
-            f"{place} does not say what it takes: put @batchyard.model(inputs=..., outputs=...) on it, or "
-            "inputs and outputs into batchyard.toml"
-        )
-    return signature
-
-
-def _callable(found: Any, place: str) -> Call:
-    """The function itself, or an object of the class. Raises UserError."""
-    if isinstance(found, type):
-        try:
-            found = found()
-        except (Exception, SystemExit) as error:
-            imports.log_traceback(f"making {place} failed", error)
-            raise UserError(f"{place} cannot be made: {imports.described(error)}") from None
-    if not callable(found):
-        raise UserError(f"{place} is a {type(found).__name__}, and cannot be called")
-    call = found if inspect.isroutine(found) else type(found).__call__
-    if inspect.iscoroutinefunction(call) or inspect.isgeneratorfunction(call):
-        raise UserError(f"{place} is a coroutine or a generator: a model is a plain function")
-    return found  # type: ignore[no-any-return]
-
-
 class _Binding:
     """Where one run's tensors lie. Output None: its size is known when the function has returned."""
 
-    def __init__(self, view: Callable[[int, int], memoryview]) -> None:
+    def __init__(self, view: View) -> None:
         self._view = view
         self.inputs: dict[str, tuple[memoryview, list[int]]] = {}
         self.outputs: dict[str, Array | None] = {}
         self.values: list[_Value] = []
 
     def bind_input(self, name: str, device: str, index: int, dtype: int, shape: list[int], at: int) -> None:
-        self.inputs[name] = (self._view(at, nbytes_of(dtype, shape)).toreadonly(), list(shape))
+        view = self._view()
+        assert view is not None
+        self.inputs[name] = (view(at, nbytes_of(dtype, shape)).toreadonly(), list(shape))
 
     def bind_output(
         self, name: str, device: str, index: int = 0, dtype: int = 0, shape: Any = None, at: int = 0
@@ -190,12 +163,10 @@ class _Value:
 
 
 class FunctionSession:
-    """What Runner and ServedModel use of an onnxruntime session. `view(address, nbytes)` finds the bytes
+    """What Runner and ServedModel use of an onnxruntime session. `view()(address, nbytes)` finds the bytes
     that a run is bound to. Runs of one session never overlap: user code need not bear that."""
 
-    def __init__(
-        self, call: Call, place: str, signature: Signature, view: Callable[[int, int], memoryview]
-    ) -> None:
+    def __init__(self, call: Call, place: str, signature: Signature, view: View) -> None:
         self._call = call
         self._place = place
         self._bare = signature.bare
@@ -244,10 +215,8 @@ class FunctionSession:
         for rows, free in PROBES:
             zeros = []
             for spec in self.inputs:
-                sizes = [rows, *[free] * len(spec.shape)]
-                shape = [
-                    a if isinstance(a, int) else size for a, size in zip(spec.shape, sizes, strict=False)
-                ]
+                axes = enumerate(spec.shape)
+                shape = [size if isinstance(size, int) else free if axis else rows for axis, size in axes]
                 zeros.append((memoryview(bytes(nbytes_of(spec.dtype, shape))), shape))
             self._call_with(zeros, take)
         first, second = seen

@@ -1,4 +1,5 @@
-"""Finding the callable that a Load names: a module is imported, or a file is run as a module of its own.
+"""Finding the callable that a Load names: a module is imported, or a file is run as a module of its own;
+a class is made; and what it declares is read.
 
 A file is read anew by every load, past Python's cache of modules and of compiled code, so that an old
 and a new revision live side by side. What it imports in turn is cached as ever.
@@ -7,6 +8,7 @@ and a new revision live side by side. What it imports in turn is cached as ever.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import itertools
 import logging
 import pkgutil
@@ -18,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..transport.functions import Function
+from ..transport.functions import ATTRIBUTE, Function, Signature, importing
 
 Call = Callable[[Any], Any]
 
@@ -50,11 +52,12 @@ def find(function: Function, path: str) -> tuple[Any, str]:
     place = place_of(function, path)
     own = ""
     try:
-        if function.module:
-            module: Any = pkgutil.resolve_name(f"{function.module}:")
-        else:
-            own = f"_batchyard_{next(_numbers)}_{Path(path).stem}"
-            module = _run_file(path, own)
+        with importing():
+            if function.module:
+                module: Any = pkgutil.resolve_name(f"{function.module}:")
+            else:
+                own = f"_batchyard_{next(_numbers)}_{Path(path).stem}"
+                module = _run_file(path, own)
     except (Exception, SystemExit) as error:
         log_traceback(f"importing {place} failed", error)
         raise UserError(f"{place} cannot be imported: {described(error)}") from None
@@ -65,9 +68,45 @@ def find(function: Function, path: str) -> tuple[Any, str]:
         raise UserError(f"{place}: the module has no {function.name!r}") from None
 
 
+def signature_of(found: Any, function: Function, place: str) -> Signature:
+    """What it takes and gives: its own word, or its configuration's. Raises UserError."""
+    own = getattr(found, ATTRIBUTE, None)
+    if own is not None and not isinstance(own, Signature):
+        raise UserError(f"{place}: its {ATTRIBUTE} is not batchyard's")
+    told = function.signature
+    if own is not None and told is not None and (own.inputs, own.outputs) != (told.inputs, told.outputs):
+        raise UserError(f"{place} declares other inputs or outputs than its yard was told: say it once")
+    signature = own or told
+    if signature is None:
+        raise UserError(
+            f"{place} does not say what it takes: put @batchyard.model(inputs=..., outputs=...) on it, or "
+            "inputs and outputs into batchyard.toml"
+        )
+    return signature
+
+
+def made(found: Any, place: str) -> Call:
+    """The function itself, or an object of the class. Raises UserError."""
+    if isinstance(found, type):
+        try:
+            found = found()
+        except (Exception, SystemExit) as error:
+            log_traceback(f"making {place} failed", error)
+            raise UserError(f"{place} cannot be made: {described(error)}") from None
+    if not callable(found):
+        raise UserError(f"{place} is a {type(found).__name__}, and cannot be called")
+    call = found if inspect.isroutine(found) else type(found).__call__
+    if inspect.iscoroutinefunction(call) or inspect.isgeneratorfunction(call):
+        raise UserError(f"{place} is a coroutine or a generator: a model is a plain function")
+    return found  # type: ignore[no-any-return]
+
+
 def forget(own: str) -> None:
-    """Let go of the module that was made for a file."""
-    sys.modules.pop(own, None)
+    """Let go of the module that was made for a file, and of what it holds: its functions and its names hold
+    each other, and the collector may have been told to leave them alone."""
+    module = sys.modules.pop(own, None)
+    if module is not None:
+        module.__dict__.clear()
 
 
 def _run_file(path: str, name: str) -> Any:

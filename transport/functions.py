@@ -7,7 +7,8 @@ Owns the two ways of naming one ("package.module:name", "folder/file.py:name"), 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -24,6 +25,8 @@ _REFERENCE = re.compile(r"(?P<place>.+):(?P<name>[^\W\d]\w*)", re.DOTALL)
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _TENSOR = re.compile(r"\s*(?P<dtype>\w+)\s*(\[(?P<axes>[^\[\]]*)\])?\s*")
 _AXIS = re.compile(r"\d{1,15}|[^\W\d]\w*")
+
+_importing = 0  # modules that a worker's process is importing for a model
 
 Called = TypeVar("Called", bound=Callable[..., object])
 Declared = str | Mapping[str, str]  # one tensor without a name, or {name: tensor}
@@ -45,6 +48,23 @@ class Function(msgspec.Struct, array_like=True, frozen=True):
     name: str
     module: str = ""  # what it is imported from; "": from the model's file
     signature: Signature | None = None  # None: its own module declares it
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """While a worker imports what a model names: a program that has no `if __name__ == "__main__"` would
+    start its yard anew then, whose workers would import it, and so on."""
+    global _importing
+    _importing += 1
+    try:
+        yield
+    finally:
+        _importing -= 1
+
+
+def is_importing() -> bool:
+    """Whether this process is a worker that imports what a model names."""
+    return _importing > 0
 
 
 def is_reference(text: str) -> bool:

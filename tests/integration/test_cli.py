@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -129,6 +130,18 @@ def test_models_shows_the_workers_in_text_and_in_json(yard: Up) -> None:
     assert "image: float32[batch, 1, 8, 8]" in done.stdout
     (model,) = json.loads(batchyard("models", "--url", yard.url, "--json").stdout)
     assert (model["name"], model["state"], len(model["workers"])) == ("digits", "ready", 2)
+
+
+def test_models_show_has_the_digest_of_the_file_that_is_served(yard: Up) -> None:
+    done = batchyard("models", "show", "digits", "--url", yard.url)
+    digest = hashlib.sha256((SCANS.parent / "digits.onnx").read_bytes()).hexdigest()
+    assert f"sha256   {digest}" in done.stdout
+    assert "it says nothing of where it comes from" in done.stdout
+    found = json.loads(batchyard("models", "show", "digits", "--json", "--url", yard.url).stdout)
+    assert found["origin"]["sha256"] == digest
+    unknown = batchyard("models", "show", "cats", "--url", yard.url)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "no model is called 'cats'; this yard has: digits" in unknown.stderr
 
 
 def test_infer_answers_as_onnxruntime_does_and_writes_what_it_got(yard: Up, tmp_path: Path) -> None:

@@ -42,6 +42,17 @@ def broker() -> Iterator[str]:
         process.terminate()
 
 
+def test_a_provider_that_was_asked_for_and_is_not_here_ends_the_start_at_once(tmp_path: Path) -> None:
+    with (
+        (tmp_path / "log").open("wb") as log,
+        pytest.raises(batchyard.InvalidRequest, match="a worker can't start"),
+    ):
+        batchyard.serve(ROOT / "examples" / "digits.onnx", provider="directml", log=log)
+    said = (tmp_path / "log").read_text()
+    assert "directml was asked for and does not work here" in said
+    assert "directml comes with onnxruntime-directml" in said
+
+
 def test_no_request_is_lost_with_a_device_and_the_worker_falls_to_the_cpu_and_comes_back(
     broker: str, tmp_path: Path, tools: Any, reference: Any
 ) -> None:

@@ -33,7 +33,7 @@ from batchyard.sidecar.dashboard import dashboard
 from batchyard.transport.errors import BatchyardError
 
 from ..required import part
-from ..unit.sidecar.test_sensors import RX_580, lay
+from ..sysfs import RX_580, lay
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / "grafana/prometheus"

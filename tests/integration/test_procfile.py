@@ -63,6 +63,7 @@ def test_honcho_starts_the_yard_with_two_workers_and_a_signal_ends_all_of_it(
         PATH=path,
         BATCHYARD_WORKERS=str(WORKERS),
         BATCHYARD_METRICS_PORT=str(port),
+        BATCHYARD_GATEWAY_PORT=str(port + 1),
     )
     log = tmp_path / "log"
     with log.open("wb") as file:
@@ -94,7 +95,15 @@ def test_honcho_starts_the_yard_with_two_workers_and_a_signal_ends_all_of_it(
             except OSError:
                 return False
 
+        def gateway_is_ready() -> bool:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port + 1}/v2/health/ready", timeout=5) as answer:
+                    return bool(answer.status == 200)
+            except OSError:
+                return False
+
         eventually(sidecar_knows_both, log.read_text)
+        eventually(gateway_is_ready, log.read_text)
         honcho.send_signal(number)
         honcho.wait(PATIENCE_S)
         eventually(lambda: not processes_with(f"BATCHYARD_URL={url}"), log.read_text)

@@ -424,7 +424,7 @@ def test_a_queue_that_cannot_start_says_why_and_leaves_nothing(tmp_path: Path, y
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"inference_fn": "a:f", "model": "m"}, {"inference_fn": lambda x: x}, {"inference_fn": "a:f", "max_wait_time": -1},
+    [{}, {"inference_fn": "a:f", "model": "m"}, {"inference_fn": lambda x: x}, {"inference_fn": "a:f", "max_wait_time": -1}, {"inference_fn": "a:f", "max_wait_time": "1"},
      {"inference_fn": "a:f", "result_ttl": float("nan")}, {"inference_fn": "a:f", "max_results": 0}],
 )  # fmt: skip
 def test_a_queue_refuses_what_it_cannot_be(arguments: dict[str, Any]) -> None:

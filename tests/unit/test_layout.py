@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client": {"transport"},
     "export": {"transport.errors"},
     "sidecar": {"transport"},
-    "gateway": {"client", FACE},
+    "gateway": {"client", "transport.lifeline", FACE},
     "bench": {"client", FACE},
     "cli": {"*"},
     "examples": {"client", "export", "transport", FACE},
@@ -258,7 +258,8 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel_names: set[str]) ->
         if path.suffix in {".onnx", ".json", ".npz", ".toml"}
     }
     inside = {name for name in wheel_names if ".dist-info/" not in name}
-    assert inside == code | data | {f"{PACKAGE}/py.typed", f"{PACKAGE}/gpuworker/probe.onnx"}
+    data |= {f"{PACKAGE}/gateway/page.html", f"{PACKAGE}/gpuworker/probe.onnx"}
+    assert inside == code | data | {f"{PACKAGE}/py.typed"}
 
 
 def test_the_wheel_has_no_tests_and_no_run_script(wheel_names: set[str]) -> None:

@@ -106,7 +106,7 @@ def test_what_is_no_message_is_counted_and_refused(office: Office, frames: list[
 
 
 def test_another_version_is_told_so(office: Office) -> None:
-    ((_, answer),) = office.hear_bytes(ONE, codec.encode([m.Snapshot()]).replace(b"\x92\x02", b"\x92\x63"))
+    ((_, answer),) = office.hear_bytes(ONE, codec.encode([m.Snapshot()]).replace(b"\x92\x03", b"\x92\x63"))
     assert answer.code == Code.WRONG_VERSION
 
 

@@ -75,3 +75,18 @@ def test_a_module_that_is_not_there_is_told(module: str) -> None:
 def test_messages_do_not_tell_the_folder() -> None:
     assert place_of(Function("f"), "/home/somebody/model.py") == "model.py:f"
     assert place_of(Function("f", "a.b"), "") == "a.b:f"
+
+
+def test_a_program_that_starts_a_yard_when_it_is_imported_is_told_to_guard_it(tmp_path: Path) -> None:
+    """Its workers would import it in turn, and start another, without end."""
+    path = tmp_path / "script.py"
+    path.write_text("import batchyard\ndef f(x): return x\nbatchyard.serve(__file__ + ':f')\n")
+    with pytest.raises(
+        UserError, match=r"InvalidRequest: this program is being imported by a worker.*__main__"
+    ):
+        find(Function("f"), str(path))
+    path.write_text(
+        "import asyncio, batchyard\nasyncio.run(batchyard.AsyncInferenceQueue(__file__ + ':f').start())\n"
+    )
+    with pytest.raises(UserError, match="InvalidRequest: this program is being imported by a worker"):
+        find(Function("f"), str(path))

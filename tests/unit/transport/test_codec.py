@@ -101,7 +101,7 @@ def test_tags_of_another_direction_are_malformed() -> None:
     assert outcome(codec.admin_to_broker, bytes.fromhex(GOLDEN["client_to_broker.Submit"])) == "malformed"
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, 127, 128, 1 << 32, (1 << 63) - 1, -1])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, 127, 128, 1 << 32, (1 << 63) - 1, -1])
 def test_another_version_is_told_apart_whatever_follows(version: int) -> None:
     for behind in ([], [SUBMIT], [[99]], "text", None, {"a": 1}, [[2, -1]]):
         payload = msgpack.packb([version, behind])
@@ -116,7 +116,7 @@ def test_a_version_that_is_no_number_is_malformed(version: Any) -> None:
 
 
 def test_the_sentence_about_another_version_names_both_and_says_what_to_do() -> None:
-    with pytest.raises(WrongVersion, match=r"speaks protocol 9, this side speaks 2: install the same"):
+    with pytest.raises(WrongVersion, match=r"speaks protocol 9, this side speaks 3: install the same"):
         codec.client_to_broker.decode(submit(version=9))
 
 
@@ -127,7 +127,7 @@ def test_fields_that_a_newer_peer_added_at_the_end_are_skipped() -> None:
 
 def test_as_many_messages_as_allowed_pass_and_one_more_is_malformed() -> None:
     bye = msgpack.packb([5])
-    head = b"\x92\x02\xdc"
+    head = b"\x92\x03\xdc"
     for count, expected in ((m.MESSAGES_MAX, "decoded"), (m.MESSAGES_MAX + 1, "malformed")):
         assert outcome(codec.client_to_broker, head + count.to_bytes(2, "big") + bye * count) == expected
 
@@ -138,9 +138,9 @@ def test_an_array_that_promises_billions_of_elements_costs_nothing() -> None:
     tracemalloc.start()
     try:
         for head in (
-            b"\x92\x02\xdd\xff\xff\xff\xff",
+            b"\x92\x03\xdd\xff\xff\xff\xff",
             b"\xdd\xff\xff\xff\xff\x01",
-            b"\x92\x02\x91\x92\x03\xdd\xff\xff\xff\xff",
+            b"\x92\x03\x91\x92\x03\xdd\xff\xff\xff\xff",
         ):
             assert outcome(codec.client_to_broker, head) == "malformed"
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
@@ -154,9 +154,9 @@ def test_deeply_nested_arrays_and_maps_are_malformed(depth: int) -> None:
         nested = opening * depth + b"\x01"
         for payload in (
             nested,
-            b"\x92\x02" + nested,
-            b"\x92\x02\x91" + nested,
-            b"\x92\x02\x91\x93\x04\x01" + nested,
+            b"\x92\x03" + nested,
+            b"\x92\x03\x91" + nested,
+            b"\x92\x03\x91\x93\x04\x01" + nested,
         ):
             for decoder in DECODERS.values():
                 assert outcome(decoder, payload) == "malformed"
@@ -184,10 +184,10 @@ def test_a_memoryview_is_read_like_bytes() -> None:
 
 @settings(max_examples=1500)
 @given(payload=st.binary(max_size=200), name=st.sampled_from(sorted(DECODERS)))
-@example(payload=b"\x92\x02", name="client_to_broker")
+@example(payload=b"\x92\x03", name="client_to_broker")
 def test_arbitrary_bytes_are_decoded_or_refused_by_a_typed_error(payload: bytes, name: str) -> None:
     outcome(DECODERS[name], payload)
-    outcome(DECODERS[name], b"\x92\x02\x91" + payload)
+    outcome(DECODERS[name], b"\x92\x03\x91" + payload)
 
 
 @st.composite
@@ -247,7 +247,7 @@ def test_a_payload_of_megabytes_is_refused_before_anything_is_built_of_it() -> N
     tracemalloc.start()
     try:
         assert {outcome(decoder, payload) for decoder in DECODERS.values()} == {"malformed"}
-        small = b"\x92\x03\xdd" + (1 << 20).to_bytes(4, "big") + b"\xc0" * (1 << 20)
+        small = b"\x92\x02\xdd" + (1 << 20).to_bytes(4, "big") + b"\xc0" * (1 << 20)
         assert outcome(codec.client_to_broker, small) == "another version"
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:

@@ -1,0 +1,66 @@
+"""`batchyard bench gateway`: what HTTP costs, beside the client and the runtime alone, in one run.
+
+Owns this comparison. Other servers were measured by the same share of the bare runtime (docs/gateway.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+
+import numpy as np
+
+from . import models, suite
+from .bare import Bare
+from .compare import Contender, Slice, interleave
+from .report import Finding, Line
+from .served import gateway
+from .statistics import format_rate, format_share, format_time, rate_per_s, rows_per_s
+from .target import Targets
+from .wire import HttpLoad, output_of, request_of
+
+HTTP = "gateway, HTTP"
+MODEL, MAX_BATCH = "cnn", 8
+
+
+def over_http(
+    targets: Targets, in_flight: int, rounds: int, seconds: float, say: Callable[[str], None]
+) -> Finding:
+    """`cnn` through the gateway with binary tensors: requests per second as a share of the bare runtime."""
+    contenders = [
+        Contender(HTTP, partial(_open_http, targets, in_flight)),
+        Contender(suite.OURS, partial(suite.open_yard, targets, MODEL, MAX_BATCH, in_flight, check=True)),
+        Contender(suite.BARE, partial(suite.open_bare, MODEL, suite.CNN_BARE_ROWS, targets.threads)),
+    ]
+    comparison = interleave(contenders, rounds, seconds, say=say)
+    finding = suite.finding_of("gateway", comparison)
+    for name in (HTTP, suite.OURS):
+        ratio = comparison.ratio(name, suite.BARE, rows_per_s)
+        finding.figures["ratios"][f"{name}: rows/s, to {suite.BARE}"] = asdict(ratio)
+        summary = comparison.summary(name)
+        finding.lines.append(
+            Line(
+                f"cnn, {in_flight} in flight: {name}",
+                f"{format_rate(rate_per_s(comparison.pooled[name]))}, p50 {format_time(summary.p50_ns)}",
+                f"{suite.BARE}, batch {suite.CNN_BARE_ROWS}",
+                format_rate(rows_per_s(comparison.pooled[suite.BARE])),
+                f"{format_share(ratio)} of the rate",
+            )
+        )
+    return finding
+
+
+@contextmanager
+def _open_http(targets: Targets, in_flight: int) -> Iterator[Slice]:
+    x = models.sample(MODEL)
+    with targets.open(MODEL, MAX_BATCH) as target:
+        (name,) = [spec.name for spec in target.client.wait_ready(MODEL).inputs]
+        with (
+            gateway(targets.url or str(getattr(target.yard, "url", ""))) as port,
+            HttpLoad(port, request_of(MODEL, name, x), in_flight) as load,
+        ):
+            if not np.allclose(output_of(load.once()), Bare(target.path, x).run(), atol=suite.TOLERANCE):
+                raise RuntimeError("the gateway's answer is not that of the bare runtime")
+            yield load.slice

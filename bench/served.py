@@ -1,0 +1,63 @@
+"""A gateway beside the yard under test. Owns its process, started as a user would and gone afterwards."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .. import BatchyardError
+
+START_WITHIN_S = 30.0
+END_WITHIN_S = 15.0
+LOOK_S = 0.05
+
+
+@contextmanager
+def gateway(url: str, *arguments: str) -> Iterator[int]:
+    """The port of a gateway of the yard at `url`; gRPC listens at the next one. Raises BatchyardError when
+    it does not start."""
+    port = _free_port()
+    command = [sys.executable, "-m", "batchyard.gateway", "--url", url, "--port", str(port), "-q", *arguments]
+    process = subprocess.Popen(command)
+    try:
+        give_up_s = time.monotonic() + START_WITHIN_S
+        while not _ready(port):
+            if process.poll() is not None or time.monotonic() > give_up_s:
+                raise BatchyardError("the gateway did not start; what it said is above")
+            time.sleep(LOOK_S)
+        yield port
+    finally:
+        process.terminate()
+        try:
+            process.wait(END_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _free_port() -> int:
+    """The first of two free ports in a row."""
+    for _ in range(100):
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
+    raise BatchyardError("no two free ports in a row")

@@ -1,0 +1,193 @@
+"""One inference of the Open Inference Protocol, whichever way it came: its parameters, its tensors, its run.
+
+REST and gRPC each turn their messages into an `Asked` and an `Answered` into their messages. What holds
+for both is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import ModelInfo, Priority, Reply
+from .datatypes import Array, Datatype, check_shape, datatype_of, no_strings, to_bytes
+from .errors import invalid
+from .regions import SHARED_MEMORY_OFF, Place, Regions
+from .yard import Yard, check_version
+
+TIMEOUT_S = 30.0  # of a request that names none
+TIMEOUT_MAX_S = 3600.0
+DEADLINE_MS_MAX = TIMEOUT_MAX_S * 1000
+_UNSUPPORTED = ("sequence_id", "sequence_start", "sequence_end")
+_PLACE = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+
+
+@dataclass(slots=True)
+class Wanted:
+    """One output that was asked for by its name."""
+
+    name: str
+    binary: bool = False
+    place: Place | None = None
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request whose inputs are arrays."""
+
+    info: ModelInfo
+    inputs: dict[str, Array]
+    priority: int
+    timeout_s: float
+    outputs: list[Wanted] | None  # None: all of them
+    traceparent: str | None = None  # whose trace it belongs to, as W3C writes it
+
+
+@dataclass(slots=True)
+class Output:
+    """One output as it is answered. `written`: it lies in this place, and is not sent."""
+
+    name: str
+    datatype: Datatype
+    array: Array
+    binary: bool
+    written: Place | None = None
+
+
+@dataclass(slots=True)
+class Answered:
+    info: ModelInfo
+    outputs: list[Output] = field(default_factory=list)
+
+
+def priority_of(given: Any) -> int:
+    """A priority class: by name, or as Triton counts: 1 is the highest, 0 the default.
+    Raises Refusal."""
+    names = [priority.name for priority in Priority]
+    if isinstance(given, str) and given.upper() in names:
+        return names.index(given.upper())
+    if isinstance(given, int) and not isinstance(given, bool) and 0 <= given <= len(names):
+        return given - 1 if given else int(Priority.NORMAL)
+    listed = ", ".join(f"{number} or {name.lower()!r}" for number, name in enumerate(names, 1))
+    raise invalid(f"priority is {listed} (0: the default), not {str(given)[:40]!r}")
+
+
+def deadline_s_of(milliseconds: Any) -> float:
+    """A deadline in seconds; None: the default. Raises Refusal."""
+    if milliseconds is None:
+        return TIMEOUT_S
+    good = isinstance(milliseconds, int | float) and not isinstance(milliseconds, bool)
+    if not good or not 0 < milliseconds <= DEADLINE_MS_MAX:
+        raise invalid(
+            f"deadline_ms is a number above 0 and up to {DEADLINE_MS_MAX:g}, not {str(milliseconds)[:40]!r}"
+        )
+    return float(milliseconds) / 1e3
+
+
+def options_of(parameters: Mapping[str, Any]) -> tuple[int, float]:
+    """(priority, timeout in seconds) of a request's parameters; `timeout` counts microseconds.
+    Others are a backend's, and left alone. Raises Refusal for what is promised by nobody here."""
+    for name in _UNSUPPORTED:
+        if parameters.get(name):
+            raise invalid(f"{name}: requests of a yard know nothing of each other; there are no sequences")
+    timeout = parameters.get("timeout", 0)
+    if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
+        raise invalid(f"timeout is a number of microseconds, not {str(timeout)[:40]!r}")
+    timeout_s = timeout / 1e6 if timeout else TIMEOUT_S
+    return priority_of(parameters.get("priority", 0)), min(timeout_s, TIMEOUT_MAX_S)
+
+
+def place_of(parameters: Mapping[str, Any], regions: Regions | None, what: str) -> Place | None:
+    """Where in a client's shared memory the tensor lies; None: nowhere. Raises Refusal."""
+    if _PLACE[0] not in parameters:
+        return None
+    if regions is None:
+        raise invalid(f"{what}: {SHARED_MEMORY_OFF}")
+    name, nbytes, offset = (parameters.get(key, 0) for key in _PLACE)
+    if not isinstance(name, str) or type(nbytes) is not int or type(offset) is not int:
+        raise invalid(f"{what}: a region is a name, shared_memory_byte_size and _offset are numbers")
+    return regions.place(name, offset, nbytes)
+
+
+def wanted_of(name: str, parameters: Mapping[str, Any], binary: bool, regions: Regions | None) -> Wanted:
+    """Raises Refusal."""
+    if parameters.get("classification"):
+        raise invalid(f"output {name!r}: classification is not offered; sort the scores at the client")
+    asked = parameters.get("binary_data", binary)
+    if not isinstance(asked, bool):
+        raise invalid(f"output {name!r}: binary_data is true or false")
+    return Wanted(name, asked, place_of(parameters, regions, f"output {name!r}"))
+
+
+def declared(info: ModelInfo, name: str, datatype: str, shape: Sequence[int]) -> Datatype:
+    """The type of an input that is to be read. Raises Refusal unless the model has such an input."""
+    what = f"input {name[:80]!r}"
+    check_shape(shape, what)
+    if datatype == "BYTES":
+        raise no_strings(what)
+    for spec in info.inputs:
+        if spec.name == name:
+            want = datatype_of(spec.dtype, what)
+            if want.name != datatype:
+                raise invalid(f"{what} of {info.name!r} takes {want.name}, not {datatype[:20]}")
+            return want
+    names = ", ".join(spec.name for spec in info.inputs)
+    raise invalid(f"{info.name!r} has no {what}; its inputs are {names}")
+
+
+async def from_place(
+    yard: Yard, regions: Regions, place: Place, datatype: Datatype, shape: list[int]
+) -> Array:
+    """An input that lies in a client's shared memory, read into ours. Raises Refusal."""
+    array = await yard.client.empty(shape, datatype.numpy)
+    if array.nbytes != place.nbytes:
+        raise invalid(f"region {place.region!r}: {place.nbytes} bytes are not {datatype.name}{shape}")
+    await regions.read(place, to_bytes(array))
+    return array
+
+
+async def model_of(yard: Yard, name: str, version: str) -> ModelInfo:
+    """The model that a request is for. Raises Refusal, UnknownModel, ModelFailed."""
+    info = await yard.model(name)
+    check_version(info, version)
+    return info
+
+
+async def run(yard: Yard, asked: Asked, regions: Regions | None) -> Answered:
+    """Run it, and put outputs where they were asked for. Raises Refusal and the client's errors."""
+    if asked.outputs is not None:
+        _check_names(asked.info, asked.outputs)
+    info, reply = await yard.infer(
+        asked.info, asked.inputs, asked.priority, asked.timeout_s, asked.traceparent
+    )
+    answered = Answered(info)
+    for wanted, code, array in _chosen(info, reply, asked.outputs):
+        datatype = datatype_of(code, f"output {wanted.name!r}")
+        output = Output(wanted.name, datatype, array, wanted.binary, wanted.place)
+        if wanted.place is not None:
+            assert regions is not None  # it was it that made the place
+            await regions.write(wanted.place, array)
+        answered.outputs.append(output)
+    return answered
+
+
+def _check_names(info: ModelInfo, outputs: Sequence[Wanted]) -> None:
+    names = [spec.name for spec in info.outputs]
+    for wanted in outputs:
+        if wanted.name not in names:
+            listed = ", ".join(names)
+            raise invalid(f"{info.name!r} has no output {wanted.name[:80]!r}; its outputs are {listed}")
+
+
+def _chosen(
+    info: ModelInfo, reply: Reply, outputs: Sequence[Wanted] | None
+) -> list[tuple[Wanted, int, Array]]:
+    """(what was asked for, its ONNX type, its array), in the order of asking."""
+    codes = {spec.name: spec.dtype for spec in info.outputs}
+    arrays = reply.outputs
+    asked = [Wanted(name) for name in reply.names] if outputs is None else outputs
+    missing = [wanted.name for wanted in asked if wanted.name not in arrays or wanted.name not in codes]
+    if missing:
+        raise invalid(f"{info.name!r} was exchanged meanwhile, and has no output {missing[0]!r} any more")
+    return [(wanted, codes[wanted.name], arrays[wanted.name]) for wanted in asked]

@@ -1,0 +1,255 @@
+"""The Open Inference Protocol over HTTP, with Triton's binary tensors.
+
+Owns the bodies' layout: JSON, and behind it (with an Inference-Header-Content-Length) the tensors' bytes
+in the order in which the JSON names them. Raw requests in, raw responses out: no framework reads a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from .. import ModelInfo
+from .body import Body
+from .datatypes import RANK_MAX, Array, from_bytes, from_json, strings, to_bytes, to_json
+from .errors import Refusal, invalid
+from .guard import while_connected
+from .inference import (
+    Answered,
+    Asked,
+    Output,
+    declared,
+    from_place,
+    model_of,
+    options_of,
+    place_of,
+    run,
+    wanted_of,
+)
+from .rooms import Rooms
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+JSON = "application/json"
+BINARY = "application/octet-stream"
+IN_PLACE_BYTES = 1 << 16  # from here on a body is received straight into the arena
+Axis = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+
+
+class InputTensor(msgspec.Struct):
+    """An input as the JSON names it; `data` is elsewhere when it is not here."""
+
+    name: str
+    shape: Annotated[list[Axis], msgspec.Meta(max_length=RANK_MAX)]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: Any = msgspec.UNSET
+
+
+class OutputTensor(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(msgspec.Struct):
+    inputs: Annotated[list[InputTensor], msgspec.Meta(min_length=1, max_length=1024)]
+    id: str = ""
+    parameters: dict[str, Any] = {}
+    outputs: Annotated[list[OutputTensor], msgspec.Meta(max_length=1024)] = []
+
+
+_decoder = msgspec.json.Decoder(InferRequest)
+
+
+def decoded(decoder: msgspec.json.Decoder[Any], raw: bytes, bytes_max: int) -> Any:
+    """Raises Refusal for what is too long, too deep, no JSON, or not what is expected."""
+    if len(raw) > bytes_max:
+        raise Refusal(413, "TOO_LARGE", f"JSON has {bytes_max} bytes at most here; send tensors as bytes")
+    try:
+        return decoder.decode(raw)
+    except RecursionError:
+        raise invalid("the JSON is nested too deeply") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise invalid(f"the JSON cannot be used: {error}") from None
+
+
+async def infer(request: Request, rooms: Rooms, model: str, version: str) -> Response:
+    """POST v2/models/M/infer. Raises Refusal, ClientGone, and the client's errors."""
+    limits = rooms.limits
+    with Body(request, limits.body_bytes_max, rooms.budget) as body:
+        told = request.headers.get(HEADER_LENGTH)
+        if told is None:
+            raw = await body.rest()
+            asked = decoded(_decoder, raw, limits.json_bytes_max)
+            binary: Tensors = _Gathered(memoryview(b""))
+        else:
+            length = _header_length(told, body)
+            if body.length is not None and body.length >= IN_PLACE_BYTES and body.encoding == "identity":
+                asked = decoded(_decoder, await body.take(length), limits.json_bytes_max)
+                binary = _Streamed(body, body.length - length)
+            else:
+                raw = await body.rest()
+                asked = decoded(_decoder, raw[:length], limits.json_bytes_max)
+                binary = _Gathered(memoryview(raw)[length:])
+        info = await model_of(rooms.yard, model, version)
+        ready = await _asked(asked, info, binary, rooms)
+        ready.traceparent = request.headers.get("traceparent")
+        answered = await while_connected(request, run(rooms.yard, ready, rooms.regions))
+    return _response(answered, asked.id)
+
+
+def _header_length(told: str, body: Body) -> int:
+    length = int(told) if told.isdigit() and len(told) < 12 else -1
+    if length < 0 or (body.length is not None and length > body.length and body.encoding == "identity"):
+        raise invalid(f"{HEADER_LENGTH} is how many bytes of the body are JSON")
+    return length
+
+
+class Tensors:
+    """The bytes behind the JSON, to be taken in order."""
+
+    left: int  # bytes that no input has claimed yet
+
+    async def next(self, rooms: Rooms, info: ModelInfo, entry: InputTensor, nbytes: int) -> Array:
+        raise NotImplementedError
+
+    def claim(self, entry: InputTensor, nbytes: int) -> None:
+        if nbytes > self.left:
+            raise invalid(f"input {entry.name!r}: {nbytes} bytes are said, and {self.left} are left")
+        self.left -= nbytes
+
+    async def end(self) -> None:
+        if self.left:
+            raise invalid(f"{self.left} bytes behind the tensors belong to nothing")
+
+
+class _Gathered(Tensors):
+    """They are all here."""
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self.left = len(view)
+
+    async def next(self, rooms: Rooms, info: ModelInfo, entry: InputTensor, nbytes: int) -> Array:
+        self.claim(entry, nbytes)
+        raw, self._view = self._view[:nbytes], self._view[nbytes:]
+        what = f"input {entry.name!r}"
+        if entry.datatype == "BYTES":
+            strings(raw, _count(entry.shape), what)
+        datatype = declared(info, entry.name, entry.datatype, entry.shape)
+        return from_bytes(raw, datatype.numpy, entry.shape, what)
+
+
+class _Streamed(Tensors):
+    """They are still coming, and go straight into the arena."""
+
+    def __init__(self, body: Body, left: int) -> None:
+        self._body = body
+        self.left = left
+
+    async def next(self, rooms: Rooms, info: ModelInfo, entry: InputTensor, nbytes: int) -> Array:
+        self.claim(entry, nbytes)
+        datatype = declared(info, entry.name, entry.datatype, entry.shape)
+        if nbytes != _count(entry.shape) * datatype.numpy.itemsize:
+            raise invalid(f"input {entry.name!r}: {nbytes} bytes are not {datatype.name}{entry.shape}")
+        array = await rooms.yard.client.empty(entry.shape, datatype.numpy)
+        await self._body.fill(to_bytes(array))
+        return array
+
+    async def end(self) -> None:
+        await super().end()
+        await self._body.end()
+
+
+def _count(shape: list[int]) -> int:
+    count = 1
+    for axis in shape:
+        count *= axis
+    return count
+
+
+async def _asked(asked: InferRequest, info: ModelInfo, binary: Tensors, rooms: Rooms) -> Asked:
+    priority, timeout_s = options_of(asked.parameters)
+    all_binary = asked.parameters.get("binary_data_output", False)
+    wanted = [wanted_of(o.name, o.parameters, all_binary is True, rooms.regions) for o in asked.outputs]
+    if not wanted and all_binary is True:
+        wanted = [wanted_of(spec.name, {}, True, None) for spec in info.outputs]
+    inputs: dict[str, Array] = {}
+    for entry in asked.inputs:
+        if entry.name in inputs:
+            raise invalid(f"input {entry.name!r} is there twice")
+        inputs[entry.name] = await _input(entry, info, binary, rooms)
+    await binary.end()
+    return Asked(info, inputs, priority, timeout_s, wanted or None)
+
+
+async def _input(entry: InputTensor, info: ModelInfo, binary: Tensors, rooms: Rooms) -> Array:
+    """One input, from wherever it is. Raises Refusal."""
+    what = f"input {entry.name!r}"
+    place = place_of(entry.parameters, rooms.regions, what)
+    nbytes = entry.parameters.get("binary_data_size")
+    if (place is not None) + (nbytes is not None) + (entry.data is not msgspec.UNSET) != 1:
+        raise invalid(f"{what} has one of: data, binary_data_size, a shared_memory_region")
+    if nbytes is not None:
+        if type(nbytes) is not int or nbytes < 0:
+            raise invalid(f"{what}: binary_data_size is a number of bytes")
+        return await binary.next(rooms, info, entry, nbytes)
+    datatype = declared(info, entry.name, entry.datatype, entry.shape)
+    if place is not None:
+        assert rooms.regions is not None
+        return await from_place(rooms.yard, rooms.regions, place, datatype, entry.shape)
+    if datatype.name == "BF16":
+        raise invalid(f"{what}: BF16 has no JSON form; send it as bytes")
+    array = from_json(entry.data, datatype.numpy, what)
+    if array.size != _count(entry.shape):
+        raise invalid(f"{what} has {array.size} elements, and its shape {entry.shape} says otherwise")
+    return array.reshape(entry.shape)
+
+
+def _response(answered: Answered, request_id: str) -> Response:
+    outputs: list[dict[str, Any]] = []
+    parts: list[memoryview] = []
+    for output in answered.outputs:
+        described: dict[str, Any] = {
+            "name": output.name,
+            "datatype": output.datatype.name,
+            "shape": list(output.array.shape),
+        }
+        if output.written is not None:
+            pass  # clients know where; with parameters, some of them would look for its bytes here
+        elif output.binary:
+            described["parameters"] = {"binary_data_size": output.array.nbytes}
+            parts.append(to_bytes(output.array))
+        else:
+            described["data"] = _as_json(output)
+        outputs.append(described)
+    info = answered.info
+    header: dict[str, Any] = {"model_name": info.name, "model_version": str(info.revision)}
+    if request_id:
+        header["id"] = request_id
+    header["outputs"] = outputs
+    head = msgspec.json.encode(header)
+    if not any(output.binary and output.written is None for output in answered.outputs):
+        return Response(head, media_type=JSON)
+    headers = {HEADER_LENGTH: str(len(head))}
+    total = len(head) + sum(len(part) for part in parts)
+    if total < IN_PLACE_BYTES:
+        return Response(b"".join((head, *parts)), media_type=BINARY, headers=headers)
+    headers["Content-Length"] = str(total)
+    return StreamingResponse(_sent(head, parts), media_type=BINARY, headers=headers)
+
+
+def _as_json(output: Output) -> Any:
+    if output.datatype.name == "BF16":
+        raise invalid(f"output {output.name!r}: BF16 has no JSON form; ask for binary_data")
+    return to_json(output.array.reshape(-1), f"output {output.name!r}")
+
+
+async def _sent(head: bytes, parts: list[memoryview]) -> AsyncIterator[Any]:
+    """The answer without joining it: tensors are sent from where they lie."""
+    yield head
+    for part in parts:
+        yield part

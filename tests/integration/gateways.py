@@ -1,0 +1,80 @@
+"""A gateway of a test's own: the real process, beside a yard, on ports of its own."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+START_WITHIN_S = 30.0
+END_WITHIN_S = 15.0
+
+
+class Gateway:
+    """Where it is, and a plain HTTP client for it: what a library would mend, these tests want to send."""
+
+    def __init__(self, port: int, process: subprocess.Popen[bytes], token: str | None) -> None:
+        self.port = port
+        self.process = process
+        self.http = f"127.0.0.1:{port}"
+        self.grpc = f"127.0.0.1:{port + 1}"
+        self.headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Any, dict[str, str]]:
+        """(status, body: JSON decoded where it is JSON, headers by lower-case names)."""
+        if isinstance(body, dict | list):
+            body = json.dumps(body)
+            headers = {"Content-Type": "application/json", **(headers or {})}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, body, {**self.headers, **(headers or {})})
+            answer = connection.getresponse()
+            raw = answer.read()
+            given = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, json.loads(raw) if "json" in given.get("content-type", "") else raw, given
+        finally:
+            connection.close()
+
+    def gauge(self, name: str) -> float:
+        """One of the gateway's own figures."""
+        status, page, _ = self.ask("GET", "/metrics")
+        assert status == 200
+        for line in page.decode().splitlines():
+            if line.startswith(f"batchyard_gateway_{name} "):
+                return float(line.split()[1])
+        raise AssertionError(f"no figure {name}")
+
+
+@contextmanager
+def gateway(url: str, port: int, *arguments: str, token: str | None = None) -> Iterator[Gateway]:
+    """Start it and wait until it answers; it must end in order."""
+    environment = dict(os.environ)
+    if token is not None:
+        environment["BATCHYARD_GATEWAY_TOKEN"] = token
+    command = [sys.executable, "-m", "batchyard.gateway", "--url", url, "--port", str(port), "-q", *arguments]
+    process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parent)
+    try:
+        started = Gateway(port, process, token)
+        give_up_s = time.monotonic() + START_WITHIN_S
+        while True:
+            assert process.poll() is None, "the gateway ended at once"
+            try:
+                if started.ask("GET", "/v2/health/ready")[0] == 200:
+                    break
+            except OSError:
+                pass
+            assert time.monotonic() < give_up_s, "the gateway does not answer"
+            time.sleep(0.05)
+        yield started
+    finally:
+        process.terminate()
+        assert process.wait(END_WITHIN_S) == 0

@@ -1,0 +1,114 @@
+"""Types and their JSON: what numpy would convert in silence is refused here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from batchyard.gateway import datatypes
+from batchyard.gateway.datatypes import (
+    BY_NAME,
+    check_shape,
+    datatype_of,
+    from_bytes,
+    from_json,
+    strings,
+    to_bytes,
+    to_json,
+)
+from batchyard.gateway.errors import Refusal
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype", "said"),
+    [
+        ([1e300], "float32", "cannot hold"),
+        ([70000.0], "float16", "cannot hold"),
+        ([-1], "uint8", "cannot hold"),
+        ([256], "uint8", "cannot hold"),
+        ([2**63], "int64", "cannot hold"),
+        ([2**64], "uint64", "that is no number"),
+        ([1.5], "int32", "fractions"),
+        ([1], "bool", "takes bool"),
+        ([True], "float32", "true and false"),
+        (["1"], "float32", "text"),
+        ([None], "float32", "no number"),
+        ({"a": 1}, "float32", "no number"),
+        ([[1, 2], [3]], "float32", "no tensor"),
+        ([1], "complex64", "send it as bytes"),
+    ],
+)
+def test_json_that_a_type_cannot_hold_is_refused(data: object, dtype: str, said: str) -> None:
+    with pytest.raises(Refusal, match=said):
+        from_json(data, np.dtype(dtype), "input 'x'")
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype"),
+    [
+        ([[1, 2], [3, 4]], "float32"),
+        ([255, 0], "uint8"),
+        ([2**64 - 1], "uint64"),
+        ([-(2**63)], "int64"),
+        ([True, False], "bool"),
+        ([], "float32"),
+        (3, "int64"),
+        ([65504.0], "float16"),
+    ],
+)
+def test_json_that_fits_keeps_its_values(data: object, dtype: str) -> None:
+    array = from_json(data, np.dtype(dtype), "x")
+    assert array.dtype == dtype
+    assert array.tolist() == data
+
+
+def test_lists_deeper_than_numpy_goes_are_refused() -> None:
+    data: object = 1
+    for _ in range(80):
+        data = [data]
+    with pytest.raises(Refusal):
+        from_json(data, np.dtype("float32"), "x")
+
+
+@pytest.mark.parametrize("shape", [[-1], [2**40, 2], [1] * 33])
+def test_a_shape_that_no_tensor_has_is_refused(shape: list[int]) -> None:
+    with pytest.raises(Refusal, match="no shape"):
+        check_shape(shape, "x")
+
+
+def test_bytes_must_be_just_as_many_as_the_shape_takes() -> None:
+    array = from_bytes(bytes(range(16)), np.dtype("<f4"), [2, 2], "x")
+    assert array.shape == (2, 2)
+    assert from_bytes(b"", np.dtype("<f4"), [0, 3], "x").shape == (0, 3)
+    with pytest.raises(Refusal, match="15 bytes"):
+        from_bytes(bytes(15), np.dtype("<f4"), [2, 2], "x")
+
+
+def test_the_bytes_of_an_array_are_in_c_order_whatever_its_own() -> None:
+    array = np.arange(6, dtype="<i2").reshape(2, 3).T
+    assert bytes(to_bytes(array)) == array.tobytes()
+    assert bytes(to_bytes(np.array(7, "<i2"))) == b"\x07\x00"
+
+
+def test_outputs_that_json_cannot_have_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert to_json(np.array([[1, 2]], "i4"), "y") == [[1, 2]]
+    with pytest.raises(Refusal, match="no JSON form"):
+        to_json(np.zeros(2, "c8"), "y")
+    monkeypatch.setattr(datatypes, "JSON_ELEMENTS_MAX", 3)
+    with pytest.raises(Refusal, match="4 elements"):
+        to_json(np.zeros(4), "y")
+
+
+def test_strings_are_read_by_their_lengths() -> None:
+    assert strings(b"\x01\0\0\0a\0\0\0\0\x02\0\0\0bc", 3, "x") == [b"a", b"", b"bc"]
+
+
+@pytest.mark.parametrize("raw", [b"\x05\0\0\0a", b"\x01\0", b"\xff\xff\xff\xff", b"\x01\0\0\0a", b""])
+def test_strings_whose_lengths_lie_are_refused(raw: bytes) -> None:
+    with pytest.raises(Refusal):
+        strings(raw, 2, "x")
+
+
+def test_a_type_without_a_name_in_the_protocol_says_what_to_use() -> None:
+    assert datatype_of(16, "x") == BY_NAME["BF16"]
+    with pytest.raises(Refusal, match="POST /predict"):
+        datatype_of(14, "x")

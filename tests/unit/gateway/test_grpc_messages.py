@@ -1,0 +1,55 @@
+"""The table of messages against the descriptors inside Triton's own client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[grpc]'")
+from batchyard.gateway.grpc_messages import CLASSES, ENUMS, TABLE
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+
+def theirs(name: str) -> Any:
+    outer, *inner = name.split(".")
+    for file in (service_pb2.DESCRIPTOR, model_config_pb2.DESCRIPTOR):
+        found = file.message_types_by_name.get(outer) or file.enum_types_by_name.get(outer)
+        if found is not None:
+            for part in inner:
+                found = found.nested_types_by_name.get(part) or found.enum_types_by_name[part]
+            return found
+    raise KeyError(name)
+
+
+def facts(field: Any) -> tuple[Any, ...]:
+    kind = field.message_type or field.enum_type
+    choice = field.containing_oneof.name if field.containing_oneof else None
+    return field.number, field.type, field.is_repeated, kind.full_name if kind else None, choice
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_row_is_what_tritons_client_has(name: str) -> None:
+    known = theirs(name).fields_by_name
+    for field in CLASSES[name].DESCRIPTOR.fields:
+        assert facts(field) == facts(known[field.name]), field.name
+        if field.message_type and field.message_type.GetOptions().map_entry:
+            for part in ("key", "value"):
+                assert facts(field.message_type.fields_by_name[part]) == facts(
+                    known[field.name].message_type.fields_by_name[part]
+                )
+
+
+@pytest.mark.parametrize("name", ENUMS)
+def test_every_value_is_what_tritons_client_has(name: str) -> None:
+    assert ENUMS[name] == {value.name: value.number for value in theirs(name).values}
+
+
+def test_their_bytes_are_ours() -> None:
+    asked = service_pb2.ModelInferRequest(model_name="m", id="7", raw_input_contents=[b"ab"])
+    asked.parameters["timeout"].int64_param = 5
+    asked.inputs.add(name="x", datatype="FP32", shape=[1, 2]).contents.fp32_contents.extend([1.5, 2])
+    ours = CLASSES["ModelInferRequest"].FromString(asked.SerializeToString())
+    assert ours.parameters["timeout"].int64_param == 5
+    assert list(ours.inputs[0].contents.fp32_contents) == [1.5, 2]
+    assert service_pb2.ModelInferRequest.FromString(ours.SerializeToString()) == asked

@@ -1,0 +1,93 @@
+"""Parameters of a request, and what is said of models."""
+
+from __future__ import annotations
+
+import pytest
+from batchyard import ModelInfo
+from batchyard.gateway import described
+from batchyard.gateway.errors import Refusal
+from batchyard.gateway.inference import (
+    TIMEOUT_S,
+    deadline_s_of,
+    declared,
+    options_of,
+    place_of,
+    priority_of,
+    wanted_of,
+)
+from batchyard.transport.messages import ModelState
+from batchyard.transport.tensors import TensorSpec
+
+INFO = ModelInfo(
+    "m", ModelState.READY, "", 3, [TensorSpec("x", 1, ["n", 3, "w"])], [TensorSpec("y", 16, ["n", 2])],
+    True, "", 8, [],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "priority"), [(0, 2), (1, 0), (2, 1), (3, 2), (4, 3), ("high", 1), ("URGENT", 0)]
+)
+def test_priorities_are_names_or_tritons_numbers(given: object, priority: int) -> None:
+    assert priority_of(given) == priority
+
+
+@pytest.mark.parametrize("given", [5, -1, True, 1.0, "highest", None, [], 10**400])
+def test_what_is_no_priority_is_refused(given: object) -> None:
+    with pytest.raises(Refusal, match="priority is"):
+        priority_of(given)
+
+
+@pytest.mark.parametrize("given", [0, -1, float("inf"), float("nan"), 1e9, True, "5"])
+def test_what_is_no_deadline_is_refused(given: object) -> None:
+    with pytest.raises(Refusal, match="deadline_ms"):
+        deadline_s_of(given)
+
+
+def test_a_timeout_counts_microseconds() -> None:
+    assert options_of({"timeout": 1500, "priority": 1, "anything": [1]}) == (0, 0.0015)
+    assert options_of({}) == (2, TIMEOUT_S)
+    for timeout in (-1, 1.5, "1", True):
+        with pytest.raises(Refusal, match="microseconds"):
+            options_of({"timeout": timeout})
+
+
+def test_what_is_not_offered_is_refused_by_name() -> None:
+    with pytest.raises(Refusal, match="sequence_id"):
+        options_of({"sequence_id": 5})
+    with pytest.raises(Refusal, match="classification"):
+        wanted_of("y", {"classification": 3}, True, None)
+    with pytest.raises(Refusal, match="--shared-memory"):
+        place_of({"shared_memory_region": "r", "shared_memory_byte_size": 1}, None, "input 'x'")
+
+
+def test_an_input_is_checked_before_its_bytes_are_read() -> None:
+    assert declared(INFO, "x", "FP32", [1, 3, 5]).name == "FP32"
+    for name, datatype, said in (("x", "INT32", "takes FP32"), ("z", "FP32", "no input 'z'"), ("x", "BYTES", "strings")):
+        with pytest.raises(Refusal, match=said):
+            declared(INFO, name, datatype, [1, 3, 5])
+
+
+def test_metadata_and_configuration_speak_of_the_batch_as_triton_does() -> None:
+    metadata, config = described.metadata(INFO), described.config(INFO)
+    assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3, -1]}]
+    assert (config["max_batch_size"], config["input"][0]["dims"]) == (8, [3, -1])
+    assert config["output"] == [{"name": "y", "data_type": "TYPE_BF16", "dims": [2]}]
+    assert metadata["versions"] == ["3"]
+
+
+def test_statistics_are_sums_of_the_brokers_histograms() -> None:
+    def histogram(count: int, total: int) -> dict[str, object]:
+        return {"counts": {5: count}, "sum": total}
+
+    snapshot = {
+        "requests": [["m", 1, "ok", 5], ["m", 2, "ok", 1], ["m", 2, "expired", 2], ["n", 2, "ok", 9]],
+        "stages": [["m", 1, "total", histogram(5, 50)], ["m", 2, "total", histogram(1, 7)]],
+        "batch_stages": [["m", "rows", histogram(2, 12)], ["m", "compute", histogram(2, 30)]],
+        "identical": [["m", "cached", 4], ["m", "joined", 1]],
+    }
+    said = described.statistics(INFO, snapshot, 77)
+    assert (said["inference_count"], said["execution_count"], said["last_inference"]) == (12, 2, 77)
+    assert said["inference_stats"]["success"] == {"count": 6, "ns": 57}
+    assert said["inference_stats"]["fail"]["count"] == 2
+    assert said["inference_stats"]["compute_infer"] == {"count": 6, "ns": 30}
+    assert said["inference_stats"]["cache_hit"]["count"] == 4
