@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     """0, and the picture is there. Raises BatchyardError where Prometheus can't be asked."""
     parser = argparse.ArgumentParser(
         "batchyard bench panels",
-        description="Draw the dashboard from a Prometheus' answers. Needs matplotlib (batchyard[panels]).",
+        description="Draw the dashboard from a Prometheus' answers. Needs matplotlib (batchyard[plot]).",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

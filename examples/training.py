@@ -81,37 +81,48 @@ def train(
     validation: Labelled | None = None,
     watch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Trained:
-    """Build a network for `rows` and fit it.
-
-    With `validation`, training ends when its loss has not fallen for `patience` epochs, and the weights
-    of its lowest are kept; without, all epochs run and the last weights are. watch: is called after each
-    epoch, and what it raises ends the training. The same settings on the same machine give the same
-    weights, bit for bit.
-    """
-    import torch
-
+    """Build a network for `rows` and `fit` it. The same settings on the same machine give the same
+    weights, bit for bit."""
     with deterministic(settings.seed, settings.threads):
         shape = rows.images.shape[1:]
         model = cnn((shape[0], shape[1], shape[2]), classes, settings.width, settings.dropout)
-        steps = batches(rows, settings)
-        optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=settings.learning_rate, epochs=settings.epochs, steps_per_epoch=len(steps)
-        )
-        epochs: list[Epoch] = []
-        best: Epoch | None = None
-        weights = None
-        for number in range(1, settings.epochs + 1):
-            began_s = time.perf_counter()
-            trained = one_epoch(model, steps, optimizer, schedule, len(rows))
-            judged = None if validation is None else judge(model, validation)
-            epoch = Epoch(number, trained, judged, time.perf_counter() - began_s)
-            epochs.append(epoch)
-            watch(epoch)
-            if best is None or epoch.better_than(best):
-                best, weights = epoch, copy.deepcopy(model.state_dict())
-            elif number - best.number >= settings.patience:
-                break
+        return fit(model, rows, settings, validation, watch)
+
+
+def fit(
+    model: Any,
+    rows: Labelled,
+    settings: Settings,
+    validation: Labelled | None = None,
+    watch: Callable[[Epoch], None] = lambda epoch: None,
+) -> Trained:
+    """Train a torch module in place; `deterministic` around it is the caller's.
+
+    With `validation`, training ends when its loss has not fallen for `patience` epochs, and the weights
+    of its lowest are kept; without, all epochs run and the last weights are. watch: is called after each
+    epoch, and what it raises ends the training.
+    """
+    import torch
+
+    steps = batches(rows, settings)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=settings.learning_rate, epochs=settings.epochs, steps_per_epoch=len(steps)
+    )
+    epochs: list[Epoch] = []
+    best: Epoch | None = None
+    weights = None
+    for number in range(1, settings.epochs + 1):
+        began_s = time.perf_counter()
+        trained = one_epoch(model, steps, optimizer, schedule, len(rows))
+        judged = None if validation is None else judge(model, validation)
+        epoch = Epoch(number, trained, judged, time.perf_counter() - began_s)
+        epochs.append(epoch)
+        watch(epoch)
+        if best is None or epoch.better_than(best):
+            best, weights = epoch, copy.deepcopy(model.state_dict())
+        elif number - best.number >= settings.patience:
+            break
     assert best is not None
     model.load_state_dict(weights)
     return Trained(model.eval(), epochs, best)

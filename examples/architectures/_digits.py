@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..train_digits import split, train
+from ..datasets import digits_split
+from ..training import Settings, deterministic, fit
 
 CLASSES = 10
 PIXELS = 64
@@ -39,7 +40,9 @@ def cnn(width: int, depth: int, epochs: int = EPOCHS) -> Any:
 
 def trained(model: Any, epochs: int) -> Any:
     """Fitted to the scans that are not held back; those in digits_test.npz are."""
-    images, _, labels, _ = split(SEED)
+    rows, _ = digits_split(SEED)
+    settings = Settings(epochs=epochs, seed=SEED)
     if epochs:
-        train(model, images, labels, epochs, SEED)
+        with deterministic(settings.seed, settings.threads):
+            fit(model, rows, settings)
     return model.eval()
