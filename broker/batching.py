@@ -94,5 +94,5 @@ def lease_ns(batch: Batch) -> int:
     """How long a worker may run this batch before it counts as hung."""
     if not batch.predicted_ns:
         return HUNG_UNKNOWN_NS
-    least_ns = HUNG_LOADING_NS if batch.worker.loading else HUNG_MIN_NS
+    least_ns = HUNG_LOADING_NS if batch.worker.loads_on_device else HUNG_MIN_NS
     return max(least_ns, HUNG_FACTOR * batch.predicted_ns)

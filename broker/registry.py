@@ -20,6 +20,8 @@ from .timing import TimeModel
 LANES_MAX = 64  # shapes of one model that may wait at once; every turn looks at all of them
 _NO_FREE_AXES: tuple[tuple[int, ...], ...] = ()
 
+HOST = ("cpu", "python")  # providers without a device
+
 
 class _Expected:
     """What an input must be, in the form that is quickest to compare with a descriptor."""
@@ -58,6 +60,11 @@ class Worker:
         self.busy_until_ns = 0  # when what it was lent is expected to be done
         self.passed = 0  # batches that went before what was overdue, one after the other
         self.overdue_ns = 0  # when it counts as hung; 0: it runs nothing
+
+    @property
+    def loads_on_device(self) -> bool:
+        """Whether it loads a model on a device that its batches have to share; a host runs both at once."""
+        return bool(self.loading) and any(info.provider not in HOST for info in self.models.values())
 
     def serve(self, model: Model, message: Loaded) -> None:
         """It has loaded the model. Raises InvalidRequest, and nothing has changed, for metadata that

@@ -104,7 +104,7 @@ MUTANTS = [
     Mutant("the next batch is bound long before it can run", BATCHING, "    return worker.busy_until_ns - lead_ns\n", "    return 0\n"),
     Mutant("nobody wakes up to lend the next batch", CORE, "            self._lend_due_ns = min(self._lend_due_ns, due_ns)\n", ""),
     Mutant("a batch is larger than the model takes", BATCHING, "    rows_max = lane.model.max_batch\n", "    rows_max = lane.model.max_batch + 1\n"),
-    Mutant("a worker that loads counts as hung as soon as any", BATCHING, "HUNG_LOADING_NS if batch.worker.loading else HUNG_MIN_NS", "HUNG_MIN_NS"),
+    Mutant("a worker that loads counts as hung as soon as any", BATCHING, "HUNG_LOADING_NS if batch.worker.loads_on_device else HUNG_MIN_NS", "HUNG_MIN_NS"),
     Mutant("a worker that has loaded is given time for ever", CORE, "        worker.loading.discard((message.model, message.revision))\n", ""),
     Mutant("a lease of which nothing is known lasts for ever", BATCHING, "        return HUNG_UNKNOWN_NS\n", "        return 0\n"),
     # ---- admission

@@ -193,7 +193,12 @@ def test_a_worker_that_refuses_a_model_without_a_word_has_refused_it(world: Worl
     assert "the worker gave no reason (worker 1)" in text
 
 
-def test_a_worker_that_loads_is_not_hung_when_its_device_is_busy_with_that(world: World) -> None:
+def test_a_worker_that_loads_is_not_hung_when_its_device_is_busy_with_that() -> None:
+    world = World(workers=0)
+    world.join(1)
+    world.say(1, loaded(provider="webgpu"))
+    world.take()
+
     def lease_ns(number: int) -> int:
         world.submit(number)
         (batch,) = world.turn()
@@ -214,6 +219,13 @@ def test_a_worker_that_loads_is_not_hung_when_its_device_is_busy_with_that(world
     world.load(3, "third")
     world.unload(4, "third")  # then nothing is said of it any more
     assert lease_ns(5) == HUNG_MIN_NS
+
+
+def test_on_the_host_a_load_beside_is_no_excuse_for_a_hung_batch(world: World) -> None:
+    world.load(1)
+    world.submit(1)
+    (batch,) = world.turn()
+    assert batch.lease_ns == HUNG_MIN_NS
 
 
 # ---- swaps --------------------------------------------------------------------------------------
