@@ -17,10 +17,9 @@ from .identical import Identical
 from .lanes import Lane, Request
 from .timing import TimeModel
 
+HOST = ("cpu", "python")  # providers without a device
 LANES_MAX = 64  # shapes of one model that may wait at once; every turn looks at all of them
 _NO_FREE_AXES: tuple[tuple[int, ...], ...] = ()
-
-HOST = ("cpu", "python")  # providers without a device
 
 
 class _Expected:
