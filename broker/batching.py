@@ -75,7 +75,7 @@ def lend_ns(choice: Choice, worker: Worker, urgent_present: bool) -> int:
 
 
 def take(choice: Choice, worker: Worker, urgent_present: bool, urgent_ns: int, now_ns: int) -> list[Part]:
-    """The parts of the batch: as many rows as the model takes and every member's deadline allows.
+    """The parts of the batch: as many rows as the worker takes and every member's deadline allows.
 
     While urgent requests come, the others are kept to half the time that an urgent request may take:
     it may have to wait for one such batch, and go in another. Where only some sizes are run, padding
@@ -83,7 +83,9 @@ def take(choice: Choice, worker: Worker, urgent_present: bool, urgent_ns: int, n
     """
     lane, _, begin = choice
     timing = worker.timings[lane.model.name]
-    rows_max = lane.model.max_batch
+    rows_max = worker.rows_max[lane.model.name]
+    if lane.retries and (again := lane.take_again(rows_max)):
+        return again
     lower_max = timing.rows_within(rows_max, urgent_ns // 2) if urgent_present else 0
     if timing.buckets and lane.rows:
         rows_max = timing.worth_taking(min(rows_max, lane.rows))

@@ -647,7 +647,7 @@ class Core:
         timing = worker.timings.get(model.name)
         if timing is not None and batch.revision == model.revision:
             timing.learn(batch.rows, took_ns)
-            if batch.rows == model.max_batch or (timing.has_claims and not model.row_ns):
+            if batch.rows == worker.rows_max[model.name] or (timing.has_claims and not model.row_ns):
                 self._pace(worker, model)
         self._unaccounted.append((batch, message, finished, now_ns))
 
@@ -668,8 +668,8 @@ class Core:
         """What a full batch is expected to take has changed. Nobody is refused for what a file claims: it
         would never be found out."""
         timing = worker.timings[model.name]
-        full_ns = timing.predict_ns(model.max_batch) if timing.is_measured else 0
-        model.row_ns = full_ns / model.max_batch
+        rows = worker.rows_max[model.name]
+        model.row_ns = timing.predict_ns(rows) / rows if timing.is_measured else 0.0
         self.admission.slowest_row_ns = max((other.row_ns for other in self.models.values()), default=0.0)
 
     def _answer(self, request: Request, queue_ns: int, receipt: m.BatchReceipt) -> bool:

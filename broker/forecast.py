@@ -84,7 +84,10 @@ class Forecast:
             ahead_ns += sum(other.waiting[: priority + 1]) * other.row_ns
             below += sum(other.waiting[priority + 1 :])
         free_ns = min(max(worker.busy_until_ns, now_ns) for worker in serving)
-        own_ns = min(worker.timings[model.name].predict_ns(min(rows, model.max_batch)) for worker in serving)
+        own_ns = min(
+            worker.timings[model.name].predict_ns(min(rows, worker.rows_max[model.name]))
+            for worker in serving
+        )
         least = 1 / OVERDUE_SHARE
         share = max(least, 1 - self._load_above(priority, now_ns) - (least if below else 0.0))
         wait_ns = ahead_ns / len(serving) / share * self._overhead * self._caution[priority]

@@ -230,12 +230,6 @@ class Lane:
         else waits.
         `lower_max`: what is not URGENT must not make the batch larger than so many rows; 0: it may.
         """
-        if self.retries:
-            group = [part for part in self.retries.pop(0) if not part.request.ended]
-            if group:
-                for part in group:
-                    self._count(part.request, part.start - part.stop)
-                return group
         taken: list[Part] = []
         total = 0
         nearest_ns = 0  # of the deadlines of what is taken; 0: none
@@ -282,6 +276,32 @@ class Lane:
             total += rows
             self._count(request, -rows)
         return taken
+
+    def take_again(self, rows_max: int) -> list[Part]:
+        """Remove and return parts that are to run with no one else; empty: there are none. They may come
+        of a worker that takes more rows than this one: what is beyond `rows_max` waits for the next turn."""
+        while self.retries:
+            waiting = [part for part in self.retries.pop(0) if not part.request.ended]
+            taken: list[Part] = []
+            room = rows_max
+            while waiting and room:
+                part = waiting.pop(0)
+                rows = part.stop - part.start
+                if rows > room and taken:
+                    waiting.insert(0, part)  # it is whole in another batch
+                    break
+                if rows > room:
+                    waiting.insert(0, Part(part.request, part.start + room, part.stop))
+                    part.stop = part.start + room
+                    rows = room
+                taken.append(part)
+                room -= rows
+                self._count(part.request, -rows)
+            if waiting:
+                self.retries.insert(0, waiting)
+            if taken:
+                return taken
+        return []
 
     def retry(self, group: list[Part]) -> None:
         """Queue parts that must run together and with no one else, before everything."""

@@ -44,7 +44,7 @@ class Worker:
 
     __slots__ = (
         "busy_until_ns", "fallen", "id", "leases", "leaving", "loading", "models", "overdue_ns", "passed",
-        "pid", "timings",
+        "pid", "rows_max", "timings",
     )  # fmt: skip
 
     def __init__(self, worker: int, pid: int, fallen: str = "") -> None:
@@ -56,6 +56,7 @@ class Worker:
         self.models: dict[str, WorkerInfo] = {}
         self.leases: dict[int, Batch] = {}  # in the order they were sent; at most CREDIT
         self.timings: dict[str, TimeModel] = {}  # by model
+        self.rows_max: dict[str, int] = {}  # by model, of one batch; another device may take more, or less
         self.busy_until_ns = 0  # when what it was lent is expected to be done
         self.passed = 0  # batches that went before what was overdue, one after the other
         self.overdue_ns = 0  # when it counts as hung; 0: it runs nothing
@@ -70,6 +71,7 @@ class Worker:
         no model can have."""
         self.models[model.name] = model.loaded(self.id, self.pid, message, self.fallen)
         self.timings[model.name] = TimeModel(message.warmup_ns, message.buckets, message.claimed_ns)
+        self.rows_max[model.name] = model.rows_max(message)
 
     def forget(self, name: str) -> None:
         """It serves the model no longer."""
@@ -161,6 +163,10 @@ class Model:
                     return f"its {kind} is {new}, and that of the one that serves is {old}"
         return ""
 
+    def rows_max(self, message: Loaded) -> int:
+        """The most rows of one batch for the worker that says this."""
+        return min(self.config.max_batch, message.max_batch) if message.batchable else 1
+
     def loaded(self, worker: int, pid: int, message: Loaded, fallen: str = "") -> WorkerInfo:
         """A worker serves it. The first one's metadata is everyone's; all load the same file.
 
@@ -172,6 +178,8 @@ class Model:
         expected = [_Expected(spec, skip) for spec in message.inputs]
         output_row_nbytes = _row_nbytes(message.outputs, skip)
         info = WorkerInfo(worker, pid, message.provider, message.placement, message.warmup_ns, fallen)
+        # The most that any of them takes; what is larger than a worker takes is cut when that is lent it.
+        self.max_batch = max(self.max_batch if self.workers else 1, self.rows_max(message))
         self.workers[worker] = info
         self.failures.pop(worker, None)
         self.inputs = message.inputs
@@ -179,7 +187,6 @@ class Model:
         self.batchable = message.batchable
         self.alone_reason = message.alone_reason
         self.origin = message.origin
-        self.max_batch = min(self.config.max_batch, message.max_batch) if message.batchable else 1
         self._expected = expected
         self._static = all(expected.row_nbytes is not None for expected in self._expected)
         self._output_row_nbytes = output_row_nbytes

@@ -148,9 +148,10 @@ class _Recipe:
 
 
 class SimModel:
-    """What the worker's Session uses of a ServedModel. `took_ns` is what the next run will have taken."""
+    """What the worker's Session uses of a ServedModel. `took_ns` is what the next run will have taken;
+    `sizes`: how many of its buckets the device is quick enough for, -1: all."""
 
-    def __init__(self, load: Load, warmup_ns: dict[int, int]) -> None:
+    def __init__(self, load: Load, warmup_ns: dict[int, int], sizes: int = -1) -> None:
         self.name = load.model
         self.recipe = _Recipe()
         self.inputs = INPUTS[load.model]
@@ -158,8 +159,11 @@ class SimModel:
         self.batchable = BATCHABLE[load.model]
         self.alone_reason = "" if self.batchable else "its axis 0 is fixed"
         self.max_batch = load.max_batch if self.batchable else 1
-        self.placement = "sim"
         self.buckets = list(load.buckets) if self.batchable else []
+        if sizes > 0 and len(self.buckets) > sizes:
+            self.buckets = self.buckets[:sizes]
+            self.max_batch = self.buckets[-1]
+        self.placement = "sim"
         self.warmup_ns = warmup_ns
         self.origin = None
         self.claimed_ns = CLAIMS

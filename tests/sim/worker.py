@@ -186,7 +186,8 @@ class SimWorker:
         if not self.world.happens("load_fails"):
             sizes = {1, 2, 4, message.max_batch} if rng.random() < 0.8 else set()
             warmup_ns = {rows: 300 * US + rows * 350 * US for rows in sorted(sizes)}
-            outcome = SimModel(message, warmup_ns), None if beside is None else 0.5
+            model = SimModel(message, warmup_ns, self.world.sizes())
+            outcome = model, None if beside is None else 0.5
 
         def finish() -> None:
             self._loaded.append((key, outcome))

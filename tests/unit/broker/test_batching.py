@@ -204,6 +204,24 @@ def test_halves_of_a_failed_batch_are_run_as_they_are_whatever_the_sizes(worker:
     assert len(take(choice(at, worker), worker, False, 0, NOW_NS)) == 3
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_worker_that_takes_fewer_rows_than_another_is_lent_no_more_of_them(
+    worker: Worker, again: bool
+) -> None:
+    at = lane(worker, buckets=(1, 4, 8))
+    small = Worker(2, 5002)
+    inputs = at.model.inputs
+    small.serve(at.model, Loaded("net", 1, inputs, inputs, True, "", 4, "webgpu", "", {}, [1, 2, 4]))
+    assert at.model.max_batch == 8
+    queue(at, 1, NOW_NS, rows=8)
+    if again:
+        at.retry(at.take(8))
+    for start, of in ((0, small), (4, small)):
+        (part,) = take(choice(at, of), of, False, 0, NOW_NS)
+        assert (part.start, part.stop) == (start, start + 4)
+    assert at.rows == 0
+
+
 def test_what_goes_by_age_does_not_begin_with_a_class(worker: Worker) -> None:
     at = lane(worker)
     queue(at, 1, NOW_NS + 50, URGENT, rows=8)

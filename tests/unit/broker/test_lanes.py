@@ -129,8 +129,32 @@ def test_a_group_to_be_retried_runs_as_it_is_and_before_everything(lane: Lane) -
     lane.retry(group)
     assert due_ns(lane) == 100
     assert lane.rows == 4
-    assert [number for number, _, _ in taken(lane, 8)] == [1, 2]
+    assert [part.request.id for part in lane.take_again(8)] == [1, 2]
+    assert lane.take_again(8) == []
     assert [number for number, _, _ in taken(lane, 8)] == [9, 3]
+
+
+@pytest.mark.parametrize(
+    ("rows", "batches"),
+    [
+        ([6], [[(0, 0, 4)], [(0, 4, 6)]]),
+        ([1, 6], [[(0, 0, 1)], [(1, 0, 4)], [(1, 4, 6)]]),
+        ([3, 3], [[(0, 0, 3)], [(1, 0, 3)]]),
+        ([2, 2, 1], [[(0, 0, 2), (1, 0, 2)], [(2, 0, 1)]]),
+    ],
+)
+def test_a_group_of_more_rows_than_a_worker_takes_is_run_in_several_batches_and_in_order(
+    lane: Lane, rows: list[int], batches: list[list[tuple[int, int, int]]]
+) -> None:
+    for number, count in enumerate(rows):
+        queued(lane, number, rows=count)
+    lane.retry(lane.take(8))
+    queued(lane, 9)
+    seen = []
+    while group := lane.take_again(4):
+        seen.append([(part.request.id, part.start, part.stop) for part in group])
+    assert seen == batches
+    assert lane.rows == 1
 
 
 def test_ended_members_leave_a_group_and_an_empty_group_is_dropped(lane: Lane) -> None:
@@ -142,9 +166,9 @@ def test_ended_members_leave_a_group_and_an_empty_group_is_dropped(lane: Lane) -
         end(request)
     assert lane.rows == 1
     assert due_ns(lane) == 0
-    assert [number for number, _, _ in taken(lane, 8)] == [4]
+    assert [part.request.id for part in lane.take_again(8)] == [4]
     assert lane.heads() is None
-    assert lane.take(8) == []
+    assert lane.take_again(8) == []
 
 
 def test_the_class_to_begin_with_goes_first_and_the_rest_by_virtual_deadline(lane: Lane) -> None:
@@ -214,7 +238,7 @@ def test_what_must_run_as_it_is_is_not_withdrawn(lane: Lane) -> None:
     request = queued(lane, 1)
     lane.retry(lane.take(8))
     assert not withdrawn(lane, request)
-    assert taken(lane, 8) == [(1, 0, 1)]
+    assert [part.request.id for part in lane.take_again(8)] == [1]
 
 
 def test_what_was_set_aside_as_too_late_can_be_withdrawn_too(lane: Lane) -> None:
