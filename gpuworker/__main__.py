@@ -103,7 +103,9 @@ def _rungs(asked: str) -> list[str]:
         raise BatchyardError(
             "onnxruntime is not installed here: pip install onnxruntime (or another runtime, but only one)"
         )
-    found = providers.installed() or ["cpu"]
+    found = providers.installed()
+    if "cpu" not in found:  # a runtime that somebody built, under another name
+        found = [*found, "cpu"]
     if asked == "auto":
         return found
     if asked not in providers.LADDER:

@@ -23,9 +23,19 @@ class CannotServe(Exception):
     """The file is no model that batchyard can serve; the text says why."""
 
 
+def said(error: BaseException) -> str:
+    """An error's text, as a message can carry it: the error may be of a user's own code, and then neither
+    its `__str__` nor its characters can be relied on."""
+    try:
+        text = str(error)
+    except BaseException:
+        text = ""
+    return text.encode(errors="replace").decode()
+
+
 def first_line(error: BaseException) -> str:
     """What onnxruntime has to say, without the rest of it, and without where in its source it says so."""
-    text = str(error).strip().splitlines()
+    text = said(error).strip().splitlines()
     return SOURCE_PLACE.sub("", text[0] if text else type(error).__name__)[:500]
 
 
@@ -35,8 +45,9 @@ def compare(old: ServedModel, new: ServedModel, tolerance: float | None) -> floa
     CannotServe when the new model fails where the old one answers, or is further off than `tolerance`."""
     if _tensors(old) != _tensors(new):
         return None
+    rows = _rows(old, new)
     for drawn in (True, False):  # some models take only what their users would send: then zeros
-        feeds = old.canary(min(ROWS, old.max_batch), np.random.default_rng(SEED) if drawn else None)
+        feeds = old.canary(rows, np.random.default_rng(SEED) if drawn else None)
         try:
             expected = old.answers(feeds)
             break
@@ -57,6 +68,12 @@ def compare(old: ServedModel, new: ServedModel, tolerance: float | None) -> floa
             f"its answers to a canary differ by up to {greatest:.3g}, and {tolerance:g} is allowed"
         )
     return greatest
+
+
+def _rows(old: ServedModel, new: ServedModel) -> int:
+    """ROWS; or of the batch sizes that both run the one that comes nearest: another would be compiled."""
+    sizes = set(old.buckets or range(1, old.max_batch + 1)) & set(new.buckets or range(1, new.max_batch + 1))
+    return min((size for size in sizes if size >= ROWS), default=1)
 
 
 def _tensors(model: ServedModel) -> list[tuple[Any, ...]]:

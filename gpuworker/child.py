@@ -30,6 +30,7 @@ from ..transport.errors import BatchyardError, Code
 from ..transport.keys import KeyFolder
 from ..transport.sockets import configure, readable
 from . import providers
+from .canary import said
 from .device import EXIT_CODE, DeviceLost
 from .functions import FunctionModel
 from .loader import Loader, Outcome
@@ -118,9 +119,11 @@ class Session:
         if message.code == Code.UNKNOWN_CONNECTION:
             self.register()
 
-    def leave(self, text: str) -> None:
-        """Say that this process is about to end, and not for what it was lent. It runs nothing any more."""
-        self._handlers[m.LentBatch] = lambda message: None
+    def leave(self, text: str, runs_on: bool = False) -> None:
+        """Say that this process is about to end, and not for what it was lent. It runs nothing any more;
+        or, with `runs_on`, what comes before the answer: after that nothing is lent."""
+        if not runs_on:
+            self._handlers[m.LentBatch] = lambda message: None
         self._send([m.Leaving(text[:LEAVING_CHARS_MAX])])
 
     def _dismissed(self, message: m.Dismissed) -> None:
@@ -218,7 +221,7 @@ class Session:
             )
             self._send([failed])
         except Exception as error:  # whatever the runtime raises is the model's failure, not ours
-            text = f"{message.model!r} failed: {error}"[:4000]
+            text = f"{message.model!r} failed: {said(error)}"[:4000]
             self._send([m.BatchFailed(self._epoch, message.batch, Code.MODEL_FAILED, text)])
         else:
             if any(len(frame) > m.INLINE_BYTES_MAX for frame in result.frames):
@@ -264,8 +267,8 @@ def serve(
     fallen: str,
     leave: threading.Event,
 ) -> None:
-    """Connect, and handle messages until `leave`; `make` loads a model. Raises DeviceLost; either way the
-    broker knows by then that this process ends."""
+    """Connect, and handle messages until `leave`, and what has been lent by then; `make` loads a model.
+    Raises DeviceLost. Either way the broker knows by then that this process ends."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
     configure(socket, endpoint)
@@ -291,8 +294,8 @@ def serve(
     poller.register(socket, zmq.POLLIN)
     poller.register(loader, zmq.POLLIN)
 
-    def step() -> None:
-        """Wait for what comes next, for half a second at most, and handle it."""
+    def step() -> bool:
+        """Wait for what comes next, for half a second at most, and handle it. False: nothing came."""
         flags = 0
         if loader.under_way:  # otherwise a receive is all there is to wait for, and quicker
             poller.poll(LOOK_AROUND_MS)
@@ -309,17 +312,18 @@ def serve(
             if lost:
                 log.warning("the broker is gone; waiting for the next one")
                 session.register()
-            return
+            return False
         try:
             messages = decode(payload)
         except BatchyardError as error:
             log.error("the broker's message was refused: %s", error)
-            return
+            return True
         for message in messages:
             if type(message) is m.LentBatch:
                 watchdog.start(message.lease_ns)
             session.handle(message)
             watchdog.stop()
+        return True
 
     def say_goodbye(why: str) -> None:
         session.leave(why)
@@ -333,7 +337,9 @@ def serve(
     except DeviceLost as error:
         say_goodbye(f"its device is lost: {error}")
         raise
-    say_goodbye("it goes to a better provider")
+    session.leave("it goes to a better provider", runs_on=True)
+    while not session.dismissed and step():
+        pass
 
 
 def main(argv: list[str] | None = None) -> int:

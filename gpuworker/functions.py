@@ -268,11 +268,12 @@ class FunctionSession:
             for spec, root, shape in zip(self.inputs, roots, shapes, strict=True)
         }
         try:
-            answer = self._call(feeds[self.inputs[0].name] if self._bare else feeds)
-        except (Exception, SystemExit) as error:
+            take(self._call(feeds[self.inputs[0].name] if self._bare else feeds))
+        except UserError:
+            raise
+        except BaseException as error:  # asyncio.CancelledError and the like are no Exception
             self._log(error)
             raise UserError(f"{self._place} raised {imports.described(error)}") from None
-        take(answer)
 
     def _kept(self, roots: Sequence[Array | None]) -> str:
         """The first input that somebody else still holds: every view of it holds its root."""
@@ -302,6 +303,8 @@ class FunctionSession:
                 )
             answer = {only: answer}
         for name, value in answer.items():
+            if not isinstance(name, str) or not name.isprintable():
+                raise UserError(f"{self._place}: an output is called by a text, not {name!r}")
             if not isinstance(value, np.ndarray):
                 raise UserError(
                     f"{self._place}: output {name!r} is a {type(value).__name__}, not a numpy array"

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from ..transport.functions import ATTRIBUTE, Function, Signature, importing
+from .canary import said
 
 Call = Callable[[Any], Any]
 
@@ -58,7 +59,7 @@ def find(function: Function, path: str) -> tuple[Any, str]:
             else:
                 own = f"_batchyard_{next(_numbers)}_{Path(path).stem}"
                 module = _run_file(path, own)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # of user code, every kind is its failure, and never this process's
         log_traceback(f"importing {place} failed", error)
         raise UserError(f"{place} cannot be imported: {described(error)}") from None
     try:
@@ -90,7 +91,7 @@ def made(found: Any, place: str) -> Call:
     if isinstance(found, type):
         try:
             found = found()
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             log_traceback(f"making {place} failed", error)
             raise UserError(f"{place} cannot be made: {described(error)}") from None
     if not callable(found):
@@ -128,7 +129,7 @@ def _run_file(path: str, name: str) -> Any:
 
 def described(error: BaseException) -> str:
     """Its type and what it says, in one line."""
-    text = str(error).strip().splitlines()
+    text = said(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:500]}" if text else type(error).__name__
 
 

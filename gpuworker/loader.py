@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from ..transport import messages as m
-from .canary import CannotServe, compare
+from .canary import CannotServe, compare, said
 from .device import DeviceLost
 from .model import ServedModel
 
@@ -81,7 +81,7 @@ def load_beside(make: Callable[[m.Load], ServedModel], load: m.Load, beside: Ser
         return model, compare(beside, model, load.tolerance) if beside is not None else None
     except DeviceLost as lost:  # this is a thread: whoever asks for the outcome ends the process
         return lost
-    except Exception as error:  # one model that can't be loaded must not end the others
+    except BaseException as error:  # one model that can't be loaded must not end the others, nor the thread
         if not isinstance(error, OSError | CannotServe):
             log.exception("loading %s failed", load.model)
-        return str(error)[:4000]
+        return said(error)[:4000]

@@ -54,9 +54,7 @@ class Sessions:
         """The session that runs a batch of so many rows."""
         key = rows if self._batch_axes else ANY_SIZE
         session = self._by_rows.get(key)
-        if session is None:
-            session = self._by_rows[key] = self.do(lambda: self._make(key))
-        return session
+        return self.do(lambda: self._made(key)) if session is None else session
 
     def do(self, work: Callable[[], T]) -> T:
         """Do something with a session, when it is this thread's turn on the device."""
@@ -69,6 +67,12 @@ class Sessions:
                     self._profile.cleanup()
                 raise DeviceLost(str(error)) from None
             raise
+
+    def _made(self, key: int) -> Any:
+        """In this thread's turn: a batch and a canary may want the same one."""
+        if key not in self._by_rows:
+            self._by_rows[key] = self._make(key)
+        return self._by_rows[key]
 
     def _make(self, rows: int) -> Any:
         prefix = ""

@@ -93,7 +93,7 @@ class Supervisor:
     def _ended(self, status: int) -> None:
         assert self._child is not None
         self._child.terminate()  # it is dead: its pipes are closed
-        if status == 0:  # it left as it was asked to
+        if status == 0 and self._leaves:  # user code may end it so, too
             self._start()
             return
         now_s = time.monotonic()

@@ -249,7 +249,7 @@ class WatchedCore(Core):
             if not seen.lent and not self._follows(conn, number):
                 waiting.add(seen.model)
         for number, worker in self.workers.items():
-            served = waiting & set(worker.models)
+            served = waiting & set(worker.models) if not worker.leaving else set()
             assert worker.leases or not served, f"worker {number} is idle and {sorted(served)} wait"
         due_ns = self.next_deadline_ns()
         assert due_ns is None or due_ns > now_ns, "the loop would spin"

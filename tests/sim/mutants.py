@@ -235,6 +235,8 @@ MUTANTS = [
     Mutant("a model that nobody serves is kept", SESSION, "if id(model) in used]", "]"),
     Mutant("a trial that was given up while it loaded is kept", SESSION, "            return  # it was unloaded meanwhile, or its broker is gone\n", "            pass\n"),
     Mutant("the loader's thread keeps the models of its last job", LOADER, "            self._do(*self._jobs.get())\n", "            job = self._jobs.get()\n            self._do(*job)\n"),
+    Mutant("a worker that goes to a better provider runs nothing of what it holds", SESSION, "        if not runs_on:\n", "        if True:\n"),
+    Mutant("a worker that lost its device runs on", SESSION, "        if not runs_on:\n", "        if False:\n"),
     Mutant("any difference of a canary is allowed", CANARY, "if tolerance is not None and not greatest <= tolerance:  # a tolerance of NaN allows nothing", "if False:"),
     Mutant("a canary's answers may be no numbers", CANARY, "    if np.any(finite & ~np.isfinite(after)):\n", "    if False:\n"),
     Mutant("rows are scattered to the wrong requests", RUNNER, "            rows_before += rows\n", "            rows_before += 1\n"),

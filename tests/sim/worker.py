@@ -45,6 +45,7 @@ class SimWorker:
         self._busy = False
         self._loads_until_ns = 0
         self._leaves = False  # its device is lost
+        self._runs_out = False  # it goes to a better provider when it has run what it was lent
         self._lost = False  # the connection ended, and we have not yet registered again
 
     def start(self) -> None:
@@ -124,6 +125,8 @@ class SimWorker:
                 return
             self.session.handle(message)
             if self.session.dismissed:
+                if self._runs_out and any(type(m_) is m.LentBatch for _, rest, _ in self._inbox for m_ in rest):
+                    self.world.violated(f"{self.name} was lent a batch behind its dismissal")
                 self.world.kill(self.pid)
 
     def _takes_ns(self, message: Any) -> int:
@@ -167,6 +170,9 @@ class SimWorker:
                 self.world.kill(self.pid)
                 return
             self.world.given_back(self.pid, epoch, message.batch)
+            if self.world.device_heals() and not self._runs_out:
+                self._runs_out = True
+                self.session.leave("it goes to a better provider", runs_on=True)
         else:
             self.session.handle(message)
         self._busy = False

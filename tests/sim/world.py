@@ -128,6 +128,13 @@ class World:
         """How many batch sizes the device of a worker that loads a model is quick enough for; -1: all."""
         return self._devices.choice((-1, -1, 1, 2))
 
+    def device_heals(self) -> bool:
+        """Whether a worker leaves for a better provider between two batches."""
+        if not self.running or not self._devices_break or self._devices.random() >= DEVICE_CHANCE:
+            return False
+        self.count("device_heals")
+        return True
+
     def device_breaks(self) -> bool:
         """Whether a worker's device is lost under the batch that it runs now."""
         if not self.running or not self._devices_break or self._devices.random() >= DEVICE_CHANCE:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batchyard.gpuworker.canary import compare
+from batchyard.gpuworker.canary import compare, first_line
 from batchyard.gpuworker.model import CannotServe, ServedModel
 from batchyard.gpuworker.providers import recipe
 from batchyard.transport import messages as m
@@ -15,21 +15,21 @@ from batchyard.transport import messages as m
 FLOAT, INT64 = 1, 7
 
 
-def served(path: Path, max_batch: int = 4) -> ServedModel:
-    return ServedModel(m.Load("net", 1, str(path), max_batch, None, False), recipe("cpu", 1))
+def served(path: Path, max_batch: int = 4, buckets: list[int] | None = None) -> ServedModel:
+    return ServedModel(m.Load("net", 1, str(path), max_batch, None, False, buckets or []), recipe("cpu", 1))
 
 
 @pytest.fixture(scope="module")
 def plus(onnx_models: Any) -> Any:
     """plus(amount): a served `y = x + amount` of float32[n, 3]."""
 
-    def make(amount: float) -> ServedModel:
+    def make(amount: float, *buckets: int) -> ServedModel:
         amounts = np.full(3, amount, np.float32)
         path = onnx_models.save(
             f"plus {amount}", [("Add", ["x", "a"], ["y"], {})],
             [("x", FLOAT, ["n", 3])], [("y", FLOAT, ["n", 3])], {"a": amounts},
         )  # fmt: skip
-        return served(path)
+        return served(path, buckets[-1] if buckets else 4, list(buckets))
 
     return make
 
@@ -47,6 +47,31 @@ def test_the_same_model_twice_does_not_differ(plus: Any) -> None:
 
 def test_the_greatest_difference_of_any_value_is_told(plus: Any) -> None:
     assert compare(plus(1.0), plus(1.5), None) == pytest.approx(0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rows"),
+    [((), (), 2), ((1, 2, 4), (1, 2, 4), 2), ((1, 4, 8), (1, 4), 4), ((1, 4), (1,), 1), ((3, 4), (), 3)],
+)
+def test_a_canary_has_a_number_of_rows_that_both_models_run(
+    plus: Any, monkeypatch: pytest.MonkeyPatch, old: tuple[int, ...], new: tuple[int, ...], rows: int
+) -> None:
+    before, after = plus(1.0, *old), plus(1.5, *new)
+    ran = []
+    answers = type(after).answers
+    monkeypatch.setattr(after, "answers", lambda feeds: ran.append(feeds["x"].shape()[0]) or answers(after, feeds))
+    compare(before, after, None)
+    assert ran == [rows]
+
+
+def test_whatever_an_error_says_of_itself_is_one_line_that_can_be_sent() -> None:
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise self
+
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(ValueError("a name \udce4")) == "a name ?"
+    assert first_line(Unspeakable()) == "Unspeakable"
 
 
 def test_what_is_allowed_is_the_operators_to_say(plus: Any) -> None:

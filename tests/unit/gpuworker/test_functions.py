@@ -286,6 +286,10 @@ def test_an_output_in_other_memory_order_arrives_in_ours(yard: Yard, folder: Fol
         ("raise ValueError('one\\ntwo')", "model.py:f raised ValueError: one"),
         ("raise AssertionError", "model.py:f raised AssertionError"),
         ("sys.exit(3)", "model.py:f raised SystemExit: 3"),
+        ("raise KeyboardInterrupt", "model.py:f raised KeyboardInterrupt"),
+        ("import asyncio; raise asyncio.CancelledError", "model.py:f raised CancelledError"),
+        ("return f(x)", "model.py:f raised RecursionError: maximum recursion depth exceeded"),
+        (r"raise OSError('no \udce4.npy')", "model.py:f raised OSError: no ?.npy"),
     ],
 )
 def test_what_it_raises_is_told_by_type_and_message(
@@ -345,6 +349,8 @@ def test_a_class_is_made_once_and_its_object_is_called(yard: Yard, folder: Folde
             "model.py:f cannot be imported: ModuleNotFoundError: No module named 'nowhere'",
         ),
         ("def f(x): return x\nraise SystemExit", "model.py:f cannot be imported: SystemExit"),
+        ("def f(x): return x\nraise KeyboardInterrupt", "model.py:f cannot be imported: KeyboardInterrupt"),
+        ("class f:\n    def __init__(self): raise GeneratorExit", "model.py:f cannot be made: GeneratorExit"),
         ("def f(x): return x\n(", "model.py:f cannot be imported: SyntaxError: '(' was never closed"),
     ],
 )
@@ -378,7 +384,7 @@ def test_undeclared_outputs_are_found_out_by_calling_it(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize(
-    "returns", ["{}", "{str(len(x)): x}", "x.astype(object)", "x if len(x) == 2 else -x.astype(int)"]
+    "returns", ["{}", "{5: x}", "{'a\\n': x}", "{str(len(x)): x}", "x.astype(object)", "x if len(x) == 2 else -x.astype(int)"]
 )
 def test_outputs_that_cannot_be_found_out_are_refused(folder: Folder, returns: str) -> None:
     said = folder.refused(f"def f(x): return {returns}", signature=declared("float32[n]"), warmup=True)

@@ -6,6 +6,7 @@ import gc
 import select
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ class Model:
     def __init__(self, answer: float = 0.0) -> None:
         self.inputs = self.outputs = [TensorSpec("y", 1, [1])]
         self.max_batch = 1
+        self.buckets: list[int] = []
         self.answer = answer
 
     def canary(self, rows: int, rng: Any) -> dict[str, Any]:
@@ -97,8 +99,8 @@ def test_a_model_beside_another_is_compared_with_it() -> None:
 
 
 def test_whatever_goes_wrong_is_told_and_the_next_one_is_made() -> None:
-    wrong = iter(
-        [CannotServe("it is no ONNX"), OSError("no such file"), MemoryError("x" * 9000), KeyError("k")]
+    wrong: Iterator[BaseException] = iter(
+        [CannotServe("it is no ONNX"), OSError("no such \udce4"), MemoryError("x" * 9000), KeyboardInterrupt()]
     )
 
     def make(load: m.Load) -> Any:
@@ -111,7 +113,7 @@ def test_whatever_goes_wrong_is_told_and_the_next_one_is_made() -> None:
     for number in range(5):
         loader.start(number, load(), None)
     *reasons, last = [outcome for _, outcome in finished(loader, 5)]
-    assert reasons[:2] == ["it is no ONNX", "no such file"]
+    assert reasons[:2] == ["it is no ONNX", "no such ?"], "as a message can carry it"
     assert len(reasons[2]) == 4000, "a message has bounds"
     assert type(last[0]) is Model
 

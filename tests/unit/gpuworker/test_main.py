@@ -23,6 +23,7 @@ from batchyard.transport.errors import BatchyardError
         (["directml", "cpu"], "cpu", ["cpu"]),
         (["cpu"], "cuda", ["cuda", "cpu"]),  # its probe says what is missing
         ([], "auto", ["cpu"]),  # a runtime that somebody built, under another name
+        (["webgpu"], "auto", ["webgpu", "cpu"]),  # the same, and a plugin
     ],
 )
 def test_a_worker_tries_what_was_asked_for_and_what_is_below_it(

@@ -318,3 +318,22 @@ def test_every_revision_drops_its_bindings_before_memory_is_unmapped(worker: Wor
     models = [worker.finish(), worker.finish()]
     worker.session.handle(m.Detach(3))
     assert [model.bindings for model in models] == [0, 0]
+
+
+# ---- the end of its process ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runs_on", [False, True])
+def test_who_leaves_for_a_lost_device_runs_nothing_more_and_who_has_a_choice_what_it_was_lent(
+    worker: Worker, files: Any, runs_on: bool
+) -> None:
+    worker.load(1, files[0])
+    worker.finish()
+    worker.said.clear()
+    worker.session.leave("x" * 5000, runs_on)
+    assert worker.said == [m.Leaving("x" * 1000)]
+    worker.session.handle(m.LentBatch(1, "net", 1, 1, b""))  # type: ignore[arg-type]
+    assert [type(message) for message in worker.said[1:]] == [m.BatchFailed] * runs_on
+    assert not worker.session.dismissed
+    worker.session.handle(m.Dismissed())
+    assert worker.session.dismissed
