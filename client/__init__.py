@@ -9,7 +9,8 @@ from .admin import Operator
 from .aio import AsyncClient
 from .client import Client
 from .futures import InferFuture
-from .jobs import AsyncInferenceQueue, UnknownJob
+from .jobs import AsyncInferenceQueue
+from .register import UnknownJob
 from .reply import Receipt, Reply
 from .tally import JobPriority, JobStatistics, JobStatus
 from .yard import Yard, serve

@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import os
-import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
@@ -24,7 +22,6 @@ from ..transport.errors import (
     ArenaExhausted,
     BatchyardError,
     Cancelled,
-    Code,
     DeadlineExceeded,
     InvalidRequest,
     Overloaded,
@@ -34,38 +31,45 @@ from ..transport.messages import ModelInfo, Priority
 from . import functions
 from .aio import AsyncClient
 from .client import deadline_ns_of, priority_of
+from .register import Job, Register, Result
 from .reply import Reply
+from .sessions import RETRY_S
 from .signature import Array, Signature
-from .tally import JobPriority, JobStatistics, JobStatus, Tally
+from .tally import JobPriority, JobStatistics, JobStatus
 from .yard import Yard, serve
 
 MODEL = "inference"  # what the yard of a queue's own calls its model
 JOB_TIMEOUT_S = 600.0
 
-Result = Array | dict[str, Array]
 
+class _Room:
+    """Jobs that wait for room in shared memory: the most urgent first, and of these the oldest."""
 
-class UnknownJob(BatchyardError, LookupError):
-    """No such job: it was never submitted, or its result has been dropped."""
+    def __init__(self) -> None:
+        self._numbers = count(1)
+        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap
 
-    code = Code.INVALID_REQUEST
+    def number(self) -> int:
+        """Of a job, for all its waits."""
+        return next(self._numbers)
 
-    def __str__(self) -> str:  # LookupError's subclasses may quote
-        return str(self.args[0]) if self.args else ""
+    async def wait(self, priority: int, number: int, timeout_s: float) -> bool:
+        """Return when there may be room, and nobody who goes first waits for it; False: not in time."""
+        waiter = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiters, (priority, number, waiter))
+        try:  # not by wait_for, which forgets a cancellation that comes with the result (Python 3.11)
+            await asyncio.wait({waiter}, timeout=timeout_s)
+        finally:
+            in_time = not waiter.cancel()
+        return in_time
 
-
-class _Job:
-    __slots__ = ("done", "ended_s", "error", "id", "result", "started_s", "status", "task")
-
-    def __init__(self, number: str, done: asyncio.Future[None]) -> None:
-        self.id = number
-        self.done = done
-        self.status = JobStatus.PENDING
-        self.started_s = time.monotonic()
-        self.ended_s = 0.0
-        self.result: Result | None = None
-        self.error: BatchyardError | None = None
-        self.task: asyncio.Task[None] | None = None
+    def wake(self) -> None:
+        """There may be room for whoever is first."""
+        while self._waiters:
+            _, _, waiter = heapq.heappop(self._waiters)
+            if not waiter.done():
+                waiter.set_result(None)
+                return
 
 
 class AsyncInferenceQueue:
@@ -121,26 +125,21 @@ class AsyncInferenceQueue:
         self._workers = num_workers
         self._log = log
         self._jobs_max = max_queue_size
-        self._results_max = max_results
-        self._ttl_s = result_ttl
+        self._register = Register(result_ttl, max_results)
+        self._room = _Room()
         self._open = False
         self._opening = asyncio.Lock()
         self._yard: Yard | None = None
         self._client: AsyncClient | None = None
         self._info: ModelInfo | None = None
         self._signature: Signature | None = None
-        self._under_way: dict[str, _Job] = {}
-        self._ended: OrderedDict[str, _Job] = OrderedDict()  # oldest first
-        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []  # for room; a heap
-        self._numbers = count(1)
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._tally = Tally()
 
     # ---- start and stop -----------------------------------------------------------------------
 
     async def start(self) -> None:
         """Start the yard, and return when its workers have loaded the function. Raises as `serve` does."""
         self._open = True
+        self._register.open()
         try:
             if not self._learns:
                 await self._connect(None)
@@ -151,13 +150,11 @@ class AsyncInferenceQueue:
     async def stop(self) -> None:
         """Cancel what has no end, and end the yard. What has ended can still be asked for."""
         self._open = False
-        tasks = [job.task for job in self._under_way.values() if job.task is not None]
-        for number in list(self._under_way):
+        tasks = [job.task for job in self._register.under_way.values() if job.task is not None]
+        for number in list(self._register.under_way):
             self.cancel(number)
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
+        self._register.close()
         async with self._opening:
             client, self._client, yard, self._yard = self._client, None, self._yard, None
             if client is not None:
@@ -184,7 +181,8 @@ class AsyncInferenceQueue:
             if self._source is None:
                 client = AsyncClient(self._url)
             else:
-                self._yard = await self._serve(example)
+                if self._yard is None:  # else whoever started it went away before it was ready
+                    self._yard = await self._serve(example)
                 client = self._yard.async_client()
             try:
                 self._info = await client.wait_ready(self._model)
@@ -237,14 +235,16 @@ class AsyncInferenceQueue:
         urgency = priority_of(priority.value if isinstance(priority, JobPriority) else priority)
         deadline_s = deadline_ns_of(deadline, JOB_TIMEOUT_S) / 1e9
         client = self._client if self._open and self._client is not None else await self._connect(data)
-        if len(self._under_way) >= self._jobs_max:
+        if len(self._register.under_way) >= self._jobs_max:
             raise Overloaded(f"{self._jobs_max} jobs are under way, and no more are allowed", 0.01)
         inputs, rows, single = self._rows(data)
-        job = _Job(secrets.token_hex(8), asyncio.get_running_loop().create_future())
-        self._under_way[job.id] = job
-        self._tally.began(job.started_s)
+        job = self._register.begin()
         job.task = asyncio.ensure_future(self._carry(job, client, inputs, rows, single, urgency, deadline_s))
-        await asyncio.sleep(0)  # it is on its way, also when the caller submits many without a pause
+        try:
+            await asyncio.sleep(0)  # it is on its way, also when the caller submits many without a pause
+        except asyncio.CancelledError:
+            self.cancel(job.id)  # nobody will ever know its number
+            raise
         return job.id
 
     async def get_result(self, job_id: str, timeout: float | None = None) -> Result:
@@ -253,7 +253,7 @@ class AsyncInferenceQueue:
         Raises DeadlineExceeded when it has not ended by then, and the job goes on; UnknownJob; and the
         error that the job ended with: ModelFailed, Cancelled, DeadlineExceeded, or another.
         """
-        job = self._job(job_id)
+        job = self._register.find(job_id)
         if not job.done.done():
             await asyncio.wait({job.done}, timeout=timeout)
         if not job.done.done():
@@ -265,12 +265,12 @@ class AsyncInferenceQueue:
 
     def status(self, job_id: str) -> JobStatus:
         """Where a job is. Raises UnknownJob."""
-        return self._job(job_id).status
+        return self._register.find(job_id).status
 
     def cancel(self, job_id: str) -> bool:
         """End a job: what waits is never run, and what runs is not answered. False: it had ended already.
         Raises UnknownJob."""
-        job = self._job(job_id)
+        job = self._register.find(job_id)
         if job.done.done():
             return False
         self._end(job, JobStatus.CANCELLED, error=Cancelled(f"job {job_id} was cancelled"))
@@ -281,12 +281,11 @@ class AsyncInferenceQueue:
     def statistics(self) -> JobStatistics:
         """Counts, and figures of the jobs that ended last."""
         most = self._info.max_batch if self._info is not None else self._batch_size
-        pending, running = self._count(JobStatus.PENDING), self._count(JobStatus.RUNNING)
-        return self._tally.statistics(time.monotonic(), pending, running, most)
+        return self._register.statistics(most)
 
     async def _carry(
         self,
-        job: _Job,
+        job: Job,
         client: AsyncClient,
         inputs: dict[str, Array],
         rows: int,
@@ -296,6 +295,8 @@ class AsyncInferenceQueue:
     ) -> None:
         """A job from its beginning to its end."""
         give_up_s = job.started_s + deadline_s
+        number = self._room.number()
+        loop = asyncio.get_running_loop()
         try:
             while True:
                 left_s = max(1e-6, give_up_s - time.monotonic())
@@ -308,12 +309,14 @@ class AsyncInferenceQueue:
                     break
                 except ArenaExhausted:
                     job.status = JobStatus.PENDING
-                    if not self._count(JobStatus.RUNNING):  # nobody will give room back
-                        raise
-                    await asyncio.wait_for(self._next_room(priority), left_s)
-        except (DeadlineExceeded, TimeoutError) as error:
-            if not isinstance(error, DeadlineExceeded):
-                error = DeadlineExceeded("there was no room for its inputs in time")
+                    if not self._register.count(JobStatus.RUNNING):
+                        if not client.under_way:  # nobody will give room back
+                            raise
+                        loop.call_later(RETRY_S, self._room.wake)  # a worker still holds what has ended
+                    if not await self._room.wait(priority, number, left_s):
+                        raise DeadlineExceeded("there was no room for its inputs in time") from None
+                    loop.call_soon(self._pass_on, job)
+        except DeadlineExceeded as error:
             self._end(job, JobStatus.EXPIRED, error=error)
         except BatchyardError as error:
             self._end(job, JobStatus.FAILED, error=error)
@@ -324,8 +327,21 @@ class AsyncInferenceQueue:
             raise
         else:
             if self._end(job, JobStatus.COMPLETED, _kept(reply, single)):
-                took_s = job.ended_s - job.started_s
-                self._tally.ran(job.ended_s, took_s, rows, reply.receipt.rows)
+                self._register.ran(job, rows, reply.receipt.rows)
+
+    def _pass_on(self, job: Job) -> None:
+        """A job has asked again since: if it found room, there may be some for the next one."""
+        if job.status is not JobStatus.PENDING:
+            self._room.wake()
+
+    def _end(
+        self, job: Job, status: JobStatus, result: Result | None = None, error: BatchyardError | None = None
+    ) -> bool:
+        """A job's end, once; then there may be room. False: it had one."""
+        if not self._register.end(job, status, result, error):
+            return False
+        self._room.wake()
+        return True
 
     def _rows(self, data: Any) -> tuple[dict[str, Array], int, bool]:
         """(arrays with rows, how many, whether it was one item). Raises InvalidRequest."""
@@ -345,63 +361,6 @@ class AsyncInferenceQueue:
                 raise
             raise InvalidRequest(f"{error}; that is one item, with the axis of rows put before it") from None
         return {name: np.array(array) for name, array in zip(specs, arrays, strict=True)}, rows, single
-
-    def _count(self, status: JobStatus) -> int:
-        return sum(job.status is status for job in self._under_way.values())
-
-    def _next_room(self, priority: int) -> asyncio.Future[None]:
-        """Done when some job has ended, and nobody more urgent waits for that."""
-        waiter = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiters, (priority, next(self._numbers), waiter))
-        return waiter
-
-    # ---- ends ---------------------------------------------------------------------------------
-
-    def _end(
-        self, job: _Job, status: JobStatus, result: Result | None = None, error: BatchyardError | None = None
-    ) -> bool:
-        """Note a job's end, once. False: it had one."""
-        if job.done.done():
-            return False
-        job.status, job.result, job.error = status, result, error
-        job.ended_s = time.monotonic()
-        job.done.set_result(None)
-        del self._under_way[job.id]
-        self._ended[job.id] = job
-        self._tally.ended(status)
-        while self._waiters:
-            _, _, waiter = heapq.heappop(self._waiters)
-            if not waiter.done():
-                waiter.set_result(None)
-                break
-        self._sweep()
-        if self._sweeper is None and self._open:
-            self._sweeper = asyncio.get_running_loop().call_later(self._ttl_s, self._sweep_again)
-        return True
-
-    def _sweep(self) -> None:
-        """Forget ends that are too old or too many."""
-        now_s = time.monotonic()
-        while self._ended:
-            oldest = next(iter(self._ended.values()))
-            if len(self._ended) <= self._results_max and now_s - oldest.ended_s < self._ttl_s:
-                break
-            del self._ended[oldest.id]
-
-    def _sweep_again(self) -> None:
-        """As time passes: the next oldest is looked at when it is due."""
-        self._sweeper = None
-        self._sweep()
-        if self._ended and self._open:
-            oldest = next(iter(self._ended.values()))
-            due_s = oldest.ended_s + self._ttl_s - time.monotonic()
-            self._sweeper = asyncio.get_running_loop().call_later(due_s, self._sweep_again)
-
-    def _job(self, job_id: str) -> _Job:
-        job = self._under_way.get(job_id) or self._ended.get(job_id)
-        if job is None or (job.done.done() and time.monotonic() - job.ended_s >= self._ttl_s):
-            raise UnknownJob(f"there is no job {job_id!r}; ends are remembered for {self._ttl_s:g} s")
-        return job
 
 
 def _kept(reply: Reply, single: bool) -> Result:

@@ -369,7 +369,7 @@ def test_ends_are_told_apart_and_forgotten_in_time(yard: Yard) -> None:
                 with pytest.raises(UnknownJob):
                     await queue.get_result(job)
             async with asyncio.timeout(20):
-                while queue._ended:  # forgotten, and not only hidden
+                while queue._register.ended:  # forgotten, and not only hidden
                     await asyncio.sleep(0.01)
             figures = queue.statistics()
             assert (figures.submitted, figures.completed, figures.failed, figures.expired) == (6, 4, 1, 1)
