@@ -21,6 +21,7 @@ FASTER_WEIGHT = 0.125
 POINTS_MAX = 64  # sizes that are remembered; a model's maximum may be 1024
 CLAIM_NS_MAX = 1_000_000_000  # a file that claims more is taken to claim this
 CLAIM_BENT_MAX = 2  # times as much as in proportion to the rows: no claim makes a size look dearer than that
+CLAIM_FLAT_MAX = 8  # nor, so many times cheaper: a batch may be kept for 20 times what is expected of it
 
 
 class TimeModel:
@@ -76,7 +77,8 @@ class TimeModel:
         guess = known * claims.predict_ns(rows) / claims.predict_ns(near)
         in_proportion = known * rows / near
         if rows > near:
-            return min(max(guess, known), max(known, in_proportion * CLAIM_BENT_MAX))
+            least = max(known, in_proportion / CLAIM_FLAT_MAX)
+            return min(max(guess, least), max(known, in_proportion * CLAIM_BENT_MAX))
         return max(min(guess, known), in_proportion / CLAIM_BENT_MAX)
 
     def predict_ns(self, rows: int) -> int:

@@ -75,7 +75,7 @@ def stages(receipt: Receipt, sent_ns: int, ended_ns: int) -> Stages | None:
     if not receipt.worker:
         return None
     worked_ns = receipt.gather_ns + receipt.compute_ns + receipt.scatter_ns
-    lent_ns = max(receipt.lent_ns, worked_ns)  # a broker that says no lent_ns: what is known of it
+    lent_ns = max(receipt.lent_ns, worked_ns)  # by two processes' clocks
     ways_ns = max(0, ended_ns - sent_ns - receipt.queue_ns - lent_ns)
     lent_until = ended_ns - ways_ns // 2
     lent_at = max(sent_ns, lent_until - lent_ns)

@@ -28,9 +28,9 @@ Name = Annotated[str, msgspec.Meta(max_length=64)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Path = Annotated[str, msgspec.Meta(max_length=4096)]
 Short = Annotated[str, msgspec.Meta(max_length=256)]
-RunTimes = Annotated[  # rows -> time of one run
-    dict[Annotated[int, msgspec.Meta(ge=1, le=1024)], Took], msgspec.Meta(max_length=16)
-]
+Rows = Annotated[int, msgspec.Meta(ge=1, le=1024)]  # of one run
+SIZES_MAX = 64  # batch sizes of a model
+RunTimes = Annotated[dict[Rows, Took], msgspec.Meta(max_length=16)]  # rows -> time of one run
 
 
 class Priority(IntEnum):
@@ -218,11 +218,11 @@ class Loaded(msgspec.Struct, array_like=True, tag=2):
     outputs: Annotated[list[TensorSpec], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
     batchable: bool
     alone_reason: Text
-    max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    max_batch: Rows
     provider: str
     placement: Text
-    warmup_ns: dict[int, int]
-    buckets: Annotated[list[Count], msgspec.Meta(max_length=64)] = []  # the only sizes it runs; empty: any
+    warmup_ns: Annotated[dict[Rows, Took], msgspec.Meta(max_length=SIZES_MAX)]
+    buckets: Annotated[list[Rows], msgspec.Meta(max_length=SIZES_MAX)] = []  # the only ones; empty: any
     difference: float | None = None  # greatest, of the canary's answers from those of Load.beside
     origin: Origin | None = None
     claimed_ns: RunTimes = {}  # what the file says of this worker's provider; warmup_ns is what was seen
@@ -267,8 +267,8 @@ class BatchFailed(msgspec.Struct, array_like=True, tag=5):
 
 
 class Leaving(msgspec.Struct, array_like=True, tag=6):
-    """The worker's process is about to end, and not for what it was lent, which it will not run: its
-    device is lost, or it goes to a better one. Answered by Dismissed."""
+    """The worker's process is about to end, and not for what it was lent: its device is lost, and it runs
+    nothing any more; or it goes to a better one, and runs what comes before the answer, Dismissed."""
 
     text: Text
 
@@ -353,7 +353,7 @@ class LentBatch(msgspec.Struct, array_like=True, tag=6):
 
 
 class Dismissed(msgspec.Struct, array_like=True, tag=7):
-    """Answer to Leaving: it is known why the process ends."""
+    """Answer to Leaving: it is known why the process ends, and it is lent nothing behind this."""
 
 
 # ---- admin ----------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ class LoadModel(msgspec.Struct, array_like=True, tag=2):
 
     model: Name
     file: Path
-    max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None  # None: the yard's default
+    max_batch: Rows | None = None  # None: the yard's default
 
 
 class SwapModel(msgspec.Struct, array_like=True, tag=3):

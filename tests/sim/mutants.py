@@ -52,6 +52,9 @@ MUTANTS = [
     Mutant("what comes back still counts as lent", CORE, "        request.rows_leased -= part.stop - part.start\n", ""),
     Mutant("parts of two revisions are joined", CORE, "            if request.revision == MIXED:\n", "            if False:\n"),
     Mutant("a request that starts over keeps its revisions", CORE, "request.rows_done = request.revision = 0", "request.rows_done = 0"),
+    Mutant("what must not run twice starts over", CORE, "        if not request.model.config.idempotent:\n", "        if False:\n"),
+    Mutant("a request that starts over keeps its frames", CORE, "        request.parts = None\n", ""),
+    Mutant("a request that starts over is not looked at", CORE, "        self.lanes[request.lane] = None\n        request.lane.push_front(", "        request.lane.push_front("),
     Mutant("done rows are not counted", CORE, "            request.rows_done += rows\n", ""),
     Mutant(
         "an ended request is released while another part is lent", CORE,
@@ -110,6 +113,11 @@ MUTANTS = [
     Mutant("the worker heard of last says what all take", REGISTRY, "max(self.max_batch if self.workers else 1, self.rows_max(message))", "self.rows_max(message)"),
     Mutant("a worker that loads counts as hung as soon as any", BATCHING, "HUNG_LOADING_NS if batch.worker.loads_on_device else HUNG_MIN_NS", "HUNG_MIN_NS"),
     Mutant("a worker that has loaded is given time for ever", CORE, "        worker.loading.discard((message.model, message.revision))\n", ""),
+    Mutant("a worker is killed for what a file claims", REGISTRY, "timing.predict_ns(rows) if timing.is_measured else 0\n", "timing.predict_ns(rows)\n"),
+    Mutant("a request is refused for what a file claims", CORE, "timing.predict_ns(rows) / rows if timing.is_measured else 0.0", "timing.predict_ns(rows) / rows"),
+    Mutant("what a file claims wins over what was measured", TIMING, "            elif not measured[0] <= rows <= measured[-1]:\n", "            else:\n"),
+    Mutant("a claim may make a size look dear without end", TIMING, "min(max(guess, least), max(known, in_proportion * CLAIM_BENT_MAX))", "max(guess, least)"),
+    Mutant("a claim may make a size look cheap without end", TIMING, "            least = max(known, in_proportion / CLAIM_FLAT_MAX)\n", "            least = known\n"),
     Mutant("a lease of which nothing is known lasts for ever", BATCHING, "        return HUNG_UNKNOWN_NS\n", "        return 0\n"),
     # ---- admission
     Mutant("rows of ended requests still count", ADMISSION, "        self.rows -= request.rows\n", ""),

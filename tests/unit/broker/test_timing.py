@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from batchyard.broker.batching import HUNG_FACTOR
 from batchyard.broker.timing import CLAIM_BENT_MAX, CLAIM_NS_MAX, POINTS_MAX, TimeModel
 
 
@@ -139,6 +140,15 @@ def test_no_claim_moves_a_size_beyond_its_bounds_once_something_is_measured(
     model = TimeModel(seed, (), lie)
     for rows in (1, 2, 4, 8, 16):
         assert 1000 / CLAIM_BENT_MAX <= model.predict_ns(rows) <= 1000 * rows * CLAIM_BENT_MAX * 4
+
+
+def test_a_claim_that_more_rows_cost_nothing_leaves_a_worker_the_time_to_run_them() -> None:
+    """The sweep ended at one row of 1 s; a batch of 64 then takes 64 s, and may be kept for 20 times what is
+    expected."""
+    model = TimeModel({1: 10**9}, (), {1: 10**6, 64: 10**6})
+    assert model.predict_ns(64) == 8 * 10**9
+    assert model.predict_ns(64) * HUNG_FACTOR > 64 * 10**9
+    assert model.predict_ns(4) <= 4 * 10**9
 
 
 @pytest.mark.parametrize("lie", LIES)

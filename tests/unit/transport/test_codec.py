@@ -95,6 +95,25 @@ def test_a_field_of_the_wrong_type_or_range_is_malformed(changed: dict[str, Any]
     assert outcome(codec.client_to_broker, submit(**changed)) == "malformed"
 
 
+LOADED = [2, "net", 1, [["x", 1, ["n"]]], [["y", 1, ["n"]]], True, "", 8, "cpu", ""]
+MANY = list(range(1, 66))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        *(([sizes], "decoded") for sizes in ({}, {1: 5, 1024: 0})),
+        *(([sizes], "malformed") for sizes in ({0: 5}, {1025: 5}, {1: -1}, {1: 1 << 62}, dict.fromkeys(MANY, 1))),
+        *(([{}, sizes], "decoded") for sizes in ([], [1, 1024])),
+        *(([{}, sizes], "malformed") for sizes in ([0], [1, 1025], [-1], MANY)),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_worker_names_no_batch_size_that_nothing_can_be_divided_by(fields: list[Any], said: str) -> None:
+    payload = bytes(msgpack.packb([m.PROTOCOL_VERSION, [LOADED + fields]]))
+    assert outcome(codec.worker_to_broker, payload) == said
+
+
 def test_tags_of_another_direction_are_malformed() -> None:
     batch = bytes.fromhex(GOLDEN["broker_to_worker.Batch"])
     assert outcome(codec.client_to_broker, batch) == "malformed"
