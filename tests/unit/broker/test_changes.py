@@ -319,6 +319,26 @@ def test_a_request_whose_parts_two_revisions_have_run_is_run_again_as_a_whole(wo
     assert world.core.snapshot()["requeued"] == 1
 
 
+def test_of_a_request_that_is_run_again_no_frame_of_the_first_time_is_answered(world: World) -> None:
+    def in_frames(batch: m.Batch) -> None:
+        outputs = [m.ItemOutputs(0, [Tensor(1, [batch.rows, 4], 0, 1)])]
+        done = m.Done(EPOCH, batch.batch, 0, MS, 0, 0, outputs)
+        world.do(e.WorkerSaid(1, done, [f"revision {batch.revision}"]))
+        world.take()
+
+    world.submit(1, rows=6)
+    (first,) = world.turn()
+    world.swap(1)
+    world.say(1, loaded(2))
+    world.take()
+    in_frames(first)
+    for _ in range(3):
+        (batch,) = world.turn()
+        in_frames(batch)
+    (answer,) = world.client
+    assert [[tensor.shape for tensor in part] for part in answer.parts] == [[[4, 4]], [[2, 4]]]
+
+
 def test_where_nothing_may_run_twice_a_request_that_two_revisions_have_run_fails(world: World) -> None:
     world.core.models["net"].config = replace(config(), idempotent=False)
     world.submit(1, rows=6)
