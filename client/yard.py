@@ -178,6 +178,7 @@ class Yard:
         _check_count("workers", workers)
         _check_count("threads", 1 if threads is None else threads)
         self._pid = os.getpid()
+        self._workers = workers
         self._folder = tempfile.mkdtemp(prefix="yard-") if url is None and zmq.has("ipc") else None  # 0700
         self.url = url or (f"ipc://{self._folder}" if self._folder is not None else _free_tcp_url())
         self.operator = Operator(self.url, keys)
@@ -273,7 +274,7 @@ class Yard:
 
     def check_workers(self) -> None:
         """Raises InvalidRequest when a worker has said that it can't start, and would again."""
-        if any(process.status == REFUSED_STATUS for process in self.processes[1:]):
+        if any(process.status == REFUSED_STATUS for process in self.processes[1 : 1 + self._workers]):
             raise InvalidRequest("a worker can't start; why, it said on stderr, or in the yard's log")
 
     def snapshot(self, timeout: float = 5.0) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import batchyard
 import numpy as np
 import pytest
+from batchyard.client.yard import REFUSED_STATUS, Yard
 from batchyard.transport.processes import ChildProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +53,21 @@ def test_a_provider_that_was_asked_for_and_is_not_here_ends_the_start_at_once(tm
     said = (tmp_path / "log").read_text()
     assert "directml was asked for and does not work here" in said
     assert "directml comes with onnxruntime-directml" in said
+
+
+def test_what_runs_beside_a_yard_and_cannot_start_is_no_worker_that_cannot(
+    tmp_path: Path, tools: Any
+) -> None:
+    arguments = ["--model", f"digits={ROOT / 'examples' / 'digits.onnx'}"]
+    beside = {"gateway": ["batchyard.nowhere"]}  # ends with status 1, as one whose port is taken
+    with (
+        (tmp_path / "log").open("wb") as log,
+        Yard(arguments, 1, 1, log=log, quiet=True, companions=beside) as yard,
+        yard.client() as client,
+    ):
+        tools.until(lambda: yard.processes[2].status == REFUSED_STATUS, PATIENCE_S)
+        yard.wait_for_broker(PATIENCE_S)
+        yard.wait_ready(client, "digits", time.monotonic() + PATIENCE_S)
 
 
 def test_no_request_is_lost_with_a_device_and_the_worker_falls_to_the_cpu_and_comes_back(
