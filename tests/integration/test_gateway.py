@@ -328,6 +328,11 @@ def test_what_json_cannot_say_is_null(served: Gateway) -> None:
     assert said["outputs"]["y"]["data"] == [[1.5, None, None, 0.0]]
 
 
+def npy_header(shape: str) -> bytes:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
 MISTAKES = [
     ("/predict", b"{", None, 400),
     ("/predict", b"[" * 5000, None, 400),
@@ -351,6 +356,13 @@ MISTAKES = [
     ("/predict?model=FP32&dtype=float32&shape=99999,999,9", b"", "application/octet-stream", 413),
     ("/predict?model=FP32", b"\x93NUMPY\x01\x00\xff\xff", "application/x-npy", 400),
     ("/predict?model=FP32", b"\x93NUMPY\x09\x00", "application/x-npy", 400),
+    ("/predict?model=FP32", b"\x93NUMPY\x01\x00\x0b\x00{'descr': (", "application/x-npy", 400),
+    ("/predict?model=FP32", npy_header("(True, 4)"), "application/x-npy", 400),
+    ("/predict?model=FP32", npy_header("(%d, 0)" % 10**30), "application/x-npy", 400),
+    ("/predict?model=FP32&dtype=float32&shape=9999999999999999999999,0", b"", "application/octet-stream", 400),
+    ("/predict", b'{"data": {"x": [1], "\xff": 1}, "model": "FP32"}', None, 400),
+    ("/predict", b'{"data": {"x": "1"}, "model": "FP32"}', None, 400),
+    ("/v2/models/FP32/infer", b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": null}]}', None, 400),
     ("/v2/models/FP32/infer", b"{}", None, 400),
     ("/v2/models/FP32/infer", b'{"inputs": [{"name": "x", "shape": [-1], "datatype": "FP32", "data": []}]}', None, 400),
     ("/v2/models/FP32/infer", b'{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32"}]}', None, 400),
