@@ -169,8 +169,9 @@ async def _read_json(body: Body, rooms: Rooms) -> Prepared:
     info = await rooms.yard.model(asked.model if asked.model is not None else await rooms.yard.only())
     priority = priority_of(asked.priority if asked.priority is not None else 0)
     timeout_s = deadline_s_of(asked.deadline_ms)
-    several = bytes(memoryview(asked.data)[:1]) == b"{"
-    named = decoded(_by_name, bytes(asked.data), rooms.limits.json_bytes_max) if several else {info.inputs[0].name: asked.data}
+    data = bytes(asked.data)
+    several = data.startswith(b"{")
+    named = decoded(_by_name, data, len(data)) if several else {info.inputs[0].name: data}
     if not several and len(info.inputs) > 1:
         listed = ", ".join(spec.name for spec in info.inputs)
         raise invalid(f"{info.name!r} has several inputs: data is an object with {listed}")
