@@ -358,7 +358,7 @@ MISTAKES = [
     ("/predict?model=FP32", b"\x93NUMPY\x09\x00", "application/x-npy", 400),
     ("/predict?model=FP32", b"\x93NUMPY\x01\x00\x0b\x00{'descr': (", "application/x-npy", 400),
     ("/predict?model=FP32", npy_header("(True, 4)"), "application/x-npy", 400),
-    ("/predict?model=FP32", npy_header("(%d, 0)" % 10**30), "application/x-npy", 400),
+    ("/predict?model=FP32", npy_header(f"({10**30}, 0)"), "application/x-npy", 400),
     ("/predict?model=FP32&dtype=float32&shape=9999999999999999999999,0", b"", "application/octet-stream", 400),
     ("/predict", b'{"data": {"x": [1], "\xff": 1}, "model": "FP32"}', None, 400),
     ("/predict", b'{"data": {"x": "1"}, "model": "FP32"}', None, 400),
