@@ -1,6 +1,7 @@
-"""A connection before it is a request: how long its head may take, how long it may be, how many there are.
+"""A connection before it is a request: how long its head may take, how long it may be, how many there are;
+and after it: whether the answer is read.
 
-uvicorn bounds none of these, and all of it happens before anybody is asked for a token. Owns the timers and
+uvicorn bounds none of these, and most of it happens before anybody is asked for a token. Owns the timers and
 counts; the rest of the protocol is uvicorn's.
 """
 
@@ -14,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_BYTES_MAX = 1 << 16  # of the path, the headers, and trailers of one request
 OBJECT_BYTES = 64  # what a header takes beside its text
 HEAD_WITHIN_S = 20.0
+READ_WITHIN_S = 60.0  # anything of an answer that waits to be read
 DESCRIPTORS_MAX = 1 << 14  # more are of no use to anything here
 
 
@@ -37,6 +39,9 @@ class Connection(HttpToolsProtocol):
     connections_max: int
     _in_head = True
     _watch: asyncio.TimerHandle | None = None  # runs while a head is waited for
+    _reader: asyncio.TimerHandle | None = (
+        None  # runs while the client does not read as fast as it is answered
+    )
     _head_bytes = 0  # of the message: what its headers take
     _silent_bytes = 0  # received since the parser has last said anything: it keeps them
 
@@ -49,6 +54,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
+        self._forget_reader()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -79,6 +85,31 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
         else:  # the head of the next request: while this one runs it may not have been read
             self._watch_head()
+
+    # ---- a client that does not read --------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._forget_reader()
+        super().resume_writing()
+
+    def _watch_reader(self) -> None:
+        unread_bytes = self.transport.get_write_buffer_size()
+        self._reader = self.loop.call_later(READ_WITHIN_S, self._look_at_reader, unread_bytes)
+
+    def _look_at_reader(self, unread_bytes: int) -> None:
+        if self.transport.get_write_buffer_size() >= unread_bytes:
+            self.transport.abort()
+        else:
+            self._watch_reader()
+
+    def _forget_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
 
     # ---- what the parser says -------------------------------------------------------------------
 

@@ -15,13 +15,16 @@ from uvicorn.server import ServerState
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 TOO_LONG = b"a" * (1 << 20)  # in several pieces
+LONG_BYTES = 64 << 20  # more than the system keeps of a connection
 Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     """Answers without a look at the body, as the gateway does when the token is wrong."""
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-    await send({"type": "http.response.body", "body": b""})
+    body = bytes(LONG_BYTES) if scope["path"] == "/long" else b""
+    length = str(len(body)).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+    await send({"type": "http.response.body", "body": body})
 
 
 def serving(client: Callable[[Connect], Awaitable[None]], connections_max: int = 10) -> None:
@@ -102,6 +105,26 @@ def test_past_the_last_connection_one_more_is_closed_and_the_others_are_served()
             writer.close()
 
     serving(client, connections_max=2)
+
+
+def test_an_answer_that_nobody_reads_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "READ_WITHIN_S", 0.01)
+
+    async def client(connect: Connect) -> None:
+        dropped = asyncio.Event()
+        lost = connection.Connection.connection_lost
+
+        def connection_lost(self: connection.Connection, exc: Exception | None) -> None:
+            lost(self, exc)
+            dropped.set()
+
+        monkeypatch.setattr(connection.Connection, "connection_lost", connection_lost)
+        _, writer = await connect()
+        writer.write(HEAD.replace(b"/", b"/long", 1) + b"\r\n")
+        await dropped.wait()
+        writer.close()
+
+    serving(client)
 
 
 def test_a_process_may_open_some_descriptors() -> None:
