@@ -39,9 +39,7 @@ class Connection(HttpToolsProtocol):
     connections_max: int
     _in_head = True
     _watch: asyncio.TimerHandle | None = None  # runs while a head is waited for
-    _reader: asyncio.TimerHandle | None = (
-        None  # runs while the client does not read as fast as it is answered
-    )
+    _reader: asyncio.TimerHandle | None = None  # runs while an answer waits to be read
     _head_bytes = 0  # of the message: what its headers take
     _silent_bytes = 0  # received since the parser has last said anything: it keeps them
 

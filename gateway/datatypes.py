@@ -77,7 +77,7 @@ def check_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
     """Raises Refusal for what is no shape: a negative axis, too many, or an absurd size."""
     # Without the zeros: numpy makes no empty array either that would be too big without its empty axis.
     if len(shape) > RANK_MAX or (shape and min(shape) < 0) or prod(filter(None, shape)) > NBYTES_MAX:
-        raise invalid(f"{what} has no shape that a tensor can have: {str(list(shape))[:200]}")
+        raise invalid(f"{what} has no shape that a tensor can have: {str(list(shape[: RANK_MAX + 1]))[:200]}")
     return tuple(shape)
 
 

@@ -182,7 +182,7 @@ class Service:
             if entry.name in inputs:
                 raise invalid(f"{what} is there twice")
             place = place_of(_parameters(entry.parameters), regions, what)
-            shape = list(entry.shape)
+            shape = list(check_shape(entry.shape, what))  # first: a million axes have a product of megabytes
             if entry.datatype == "BYTES":
                 if raw:
                     strings(raw[-1], prod(shape), what)
@@ -306,7 +306,7 @@ def _typed(contents: Any, datatype: Datatype, shape: list[int], what: str) -> Ar
     if field is None:
         raise invalid(f"{what}: {datatype.name} travels in raw_input_contents only")
     numbers = getattr(contents, field)
-    if len(numbers) != prod(check_shape(shape, what)):
+    if len(numbers) != prod(shape):
         raise invalid(f"{what} has {len(numbers)} numbers, and its shape {shape} says otherwise")
     wide = np.asarray(numbers)
     if not wide.size:

@@ -262,6 +262,11 @@ def test_typed_contents_without_raw_bytes_are_read(served: Gateway) -> None:
         with pytest.raises(grpc.RpcError, match="cannot hold") as caught:
             stub.ModelInfer(asked, timeout=10)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        # The product of a million such axes takes minutes: it must not be made before they are counted.
+        many = service_pb2.ModelInferRequest(model_name="INT8", raw_input_contents=[b""])
+        many.inputs.add(name="x", datatype="BYTES", shape=[2**62] * 100)
+        with pytest.raises(grpc.RpcError, match="no shape"):
+            stub.ModelInfer(many, timeout=10)
 
 
 @pytest.mark.parametrize("packing", ["gzip", "deflate"])
