@@ -174,7 +174,11 @@ async def run(yard: Yard, asked: Asked, regions: Regions | None) -> Answered:
 
 def _check_names(info: ModelInfo, outputs: Sequence[Wanted]) -> None:
     names = [spec.name for spec in info.outputs]
+    asked: set[str] = set()
     for wanted in outputs:
+        if wanted.name in asked:  # a thousand times, it would make an answer of gigabytes
+            raise invalid(f"output {wanted.name!r} is asked for twice")
+        asked.add(wanted.name)
         if wanted.name not in names:
             listed = ", ".join(names)
             raise invalid(f"{info.name!r} has no output {wanted.name[:80]!r}; its outputs are {listed}")

@@ -338,6 +338,10 @@ def npy_header(shape: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
 
 
+TWICE = (
+    b'{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}],'
+    b' "outputs": [{"name": "y"}, {"name": "y"}]}'
+)
 MISTAKES = [
     ("/predict", b"{", None, 400),
     ("/predict", b"[" * 5000, None, 400),
@@ -371,6 +375,7 @@ MISTAKES = [
     ("/v2/models/FP32/infer", b"{}", None, 400),
     ("/v2/models/FP32/infer", b'{"inputs": [{"name": "x", "shape": [-1], "datatype": "FP32", "data": []}]}', None, 400),
     ("/v2/models/FP32/infer", b'{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32"}]}', None, 400),
+    ("/v2/models/FP32/infer", TWICE, None, 400),
     ("/v2/models/none/infer", b'{"inputs": [{"name": "x", "shape": [], "datatype": "FP32", "data": [1]}]}', None, 404),
     ("/v2/systemsharedmemory/region/r/register", b'{"key": "/../etc/passwd", "byte_size": 1}', None, 400),
 ]  # fmt: skip
