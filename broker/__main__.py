@@ -13,7 +13,6 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import msgspec
 import zmq
@@ -103,8 +102,6 @@ def main(argv: list[str] | None = None) -> int:
         else:
             print(f"broker: {error}", file=sys.stderr)
         return 1
-    except _Stop:
-        return 0
     return 0
 
 
@@ -118,8 +115,10 @@ def _serve(
         core = Core(config, secrets.randbits(62), os.getpid())
         loop = Loop(endpoint, core, config, keys)
         try:
-            signal.signal(signal.SIGTERM, _stop)
-            signal.signal(signal.SIGINT, _stop)
+            # No exception: one that is raised in a destructor would be lost, and the signal with it.
+            signal.set_wakeup_fd(loop.wake_fd, warn_on_full_buffer=False)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: loop.stop())
             if arguments.lifeline:
                 lifeline.hold(lambda: os.kill(os.getpid(), signal.SIGTERM))
             # What lives now lives to the end; and nothing here makes cycles, so a collection would
@@ -129,10 +128,8 @@ def _serve(
             gc.set_threshold(50_000, 50, 1000)
             log.info("serving %s at %s", ", ".join(config.models), endpoint.url)
             loop.run()
-        except _Stop:
-            pass
         finally:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+            signal.set_wakeup_fd(-1)
             loop.close()
     if arguments.remove_folder and endpoint.folder is not None:
         shutil.rmtree(endpoint.folder, ignore_errors=True)
@@ -156,14 +153,6 @@ def _signatures(pairs: list[str]) -> dict[str, Signature]:
         except msgspec.MsgspecError as error:
             raise configuration.ConfigError("--signature", (f"{name}: {error}",)) from None
     return found
-
-
-class _Stop(BaseException):
-    """A signal asked us to stop. Not an Exception: no handler on the way may swallow it."""
-
-
-def _stop(signum: int, frame: object) -> NoReturn:
-    raise _Stop
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from socket import socketpair
 from typing import Any
 
 import zmq
@@ -43,7 +44,10 @@ TURN = e.Turn()
 
 
 class Loop:
-    """Binds the endpoint's three sockets and serves until `stop()` or an exception from a signal."""
+    """Binds the endpoint's three sockets and serves until `stop()`, or an exception.
+
+    `wake_fd`: a byte written to it, as `signal.set_wakeup_fd` does, ends the loop's sleep.
+    """
 
     def __init__(self, endpoint: Endpoint, core: Core, config: YardConfig, keys: KeyFolder | None) -> None:
         self._endpoint = endpoint
@@ -54,12 +58,18 @@ class Loop:
         self._zap = start_zap(self._context, keys) if keys is not None else None
         self._keys = keys
         self._poller = zmq.Poller()
+        self._woken, self._wake = socketpair()
+        self._wake.setblocking(False)
+        self._poller.register(self._woken.fileno(), zmq.POLLIN)
+        self.wake_fd = self._wake.fileno()
         descriptors_max = raise_limit()
-        self._frontend = self._bind(endpoint.clients)
-        self._backend = self._bind(endpoint.workers)
-        self._admin_socket = self._bind(endpoint.admin, codec.PAYLOAD_BYTES_MAX)  # no frames there
+        self._frontend, self._backend, self._admin_socket = (self._socket() for _ in range(3))
+        # Before anybody can connect: a client that was accepted unseen would count as gone.
         self._frontend_monitor = self._monitor(self._frontend, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._backend_monitor = self._monitor(self._backend, zmq.EVENT_DISCONNECTED)
+        self._bind(self._frontend, endpoint.clients)
+        self._bind(self._backend, endpoint.workers)
+        self._bind(self._admin_socket, endpoint.admin, codec.PAYLOAD_BYTES_MAX)  # no frames there
         self._arenas = Arenas(descriptors_max)
         self._front = Front(
             self._frontend,
@@ -116,7 +126,7 @@ class Loop:
                 self._slow_due_ns = 0
 
     def stop(self) -> None:
-        """Make `run` return after its turn."""
+        """Make `run` return after its turn; for a signal's handler."""
         self._stopping = True
 
     def close(self) -> None:
@@ -130,18 +140,23 @@ class Loop:
         if self._zap is not None:
             self._zap.stop()
         self._context.term()
+        self._woken.close()
+        self._wake.close()
         self._arenas.close_all()
 
     # ---- sockets ------------------------------------------------------------------------------
 
-    def _bind(self, address: str, frame_bytes_max: int = m.INLINE_BYTES_MAX) -> Socket:
+    def _socket(self) -> Socket:
         socket = self._context.socket(zmq.ROUTER)
         configure(socket, self._endpoint)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer is an error, not silence
-        socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max)
         socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
         if self._keys is not None:
             self._keys.apply_server(socket)
+        return socket
+
+    def _bind(self, socket: Socket, address: str, frame_bytes_max: int = m.INLINE_BYTES_MAX) -> None:
+        socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max)
         try:
             socket.bind(address)
         except zmq.ZMQError as error:
@@ -151,7 +166,6 @@ class Loop:
                 ) from None
             raise
         self._poller.register(socket, zmq.POLLIN)
-        return socket
 
     def _monitor(self, socket: Socket, events: int) -> Socket:
         monitor: Socket = socket.get_monitor_socket(events)

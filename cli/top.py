@@ -148,23 +148,35 @@ def _draw(source: _Source, screen: Screen, console: Console) -> None:
     """The live view, until a key or Ctrl-C ends it."""
     from rich.live import Live
 
-    lost_s = 0.0
     screen.below = KEYS
-    with Keyboard() as keyboard, Live(screen, console=console, screen=True, auto_refresh=False) as live:
-        while True:
-            live.refresh()
-            if _pause(screen.every_s, keyboard, live):
-                return
-            seen = source.next()
-            if seen is None:
-                lost_s = lost_s or time.monotonic()
-                waited_s = time.monotonic() - lost_s
-                screen.below = f"waiting for the broker… {waited_s:.0f} s; this is how it was"
-            else:
-                lost_s = 0.0
-                screen.below = KEYS
-                screen.show(seen)
-            screen.is_stale = seen is None
+    keyboard = Keyboard()
+    live = Live(screen, console=console, screen=True, auto_refresh=False)
+    try:  # not `with`: a signal while the first screen is drawn would leave the terminal to the user
+        keyboard.start()
+        live.start()
+        _redraw(source, screen, keyboard, live)
+    finally:
+        live.stop()
+        keyboard.stop()
+
+
+def _redraw(source: _Source, screen: Screen, keyboard: Keyboard, live: Live) -> None:
+    """Show one interval after the other."""
+    lost_s = 0.0
+    while True:
+        live.refresh()
+        if _pause(screen.every_s, keyboard, live):
+            return
+        seen = source.next()
+        if seen is None:
+            lost_s = lost_s or time.monotonic()
+            waited_s = time.monotonic() - lost_s
+            screen.below = f"waiting for the broker… {waited_s:.0f} s; this is how it was"
+        else:
+            lost_s = 0.0
+            screen.below = KEYS
+            screen.show(seen)
+        screen.is_stale = seen is None
 
 
 def _pause(for_s: float, keyboard: Keyboard, live: Live) -> bool:

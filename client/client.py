@@ -137,9 +137,9 @@ class Client:
                     pending, frames = submit(0.0)
                 except ArenaExhausted:
                     pending, frames = self._patiently(submit, session, connection, give_up_s)
-                connection.send([pending.message], frames)
                 if span is not None:
                     span.sent()
+                connection.send([pending.message], frames)
                 reply: Reply = connection.wait(pending, give_up_s)
             except BrokerLost:
                 raise

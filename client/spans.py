@@ -71,7 +71,7 @@ class RequestSpan:
         self.reply: Reply | None = None
 
     def sent(self) -> None:
-        """The request has been prepared and is on its way; said again when it is sent anew."""
+        """The request is prepared and about to be sent; said again when it is sent anew."""
         self._sent_ns = time.monotonic_ns()
 
     def end(self, outcome: Reply | BaseException | None) -> None:

@@ -29,6 +29,8 @@ PORT_VARIABLE = "BATCHYARD_GATEWAY_PORT"
 TOKEN_VARIABLE = "BATCHYARD_GATEWAY_TOKEN"
 TOKEN_CHARS_MIN = 16
 BACKLOG = 512
+CONNECTIONS_PER_REQUEST = 2  # of HTTP and of gRPC each, for every request that may be under way
+GRPC_IDLE_MS = 300_000  # a connection without calls is closed then; clients open it again
 GRACE_S = 3.0  # for requests that are under way at the end
 MIB = 1 << 20
 EXAMPLES = """examples:
@@ -129,6 +131,7 @@ async def _serve(options: argparse.Namespace, token: str | None) -> None:
 
     from .app import application, running
     from .body import Budget
+    from .connection import connection_of, descriptors
     from .jobs import Jobs
     from .metrics import Metrics
     from .regions import Regions
@@ -150,8 +153,10 @@ async def _serve(options: argparse.Namespace, token: str | None) -> None:
         regions=Regions() if options.shared_memory else None,
         version=version("batchyard"),
     )
+    connections_max = min(CONNECTIONS_PER_REQUEST * limits.requests_max, descriptors() // 4)
     config = uvicorn.Config(
         application(rooms, token),
+        http=connection_of(connections_max),
         log_config=None,
         log_level="warning",
         access_log=False,
@@ -173,7 +178,9 @@ async def _serve(options: argparse.Namespace, token: str | None) -> None:
     signal.signal(signal.SIGINT, stop)
     with _listen(options.host, options.port) as listening:
         async with running(rooms):
-            grpc = await _start_grpc(rooms, options, token) if options.grpc_port != 0 else None
+            grpc = (
+                await _start_grpc(rooms, options, token, connections_max) if options.grpc_port != 0 else None
+            )
             if options.lifeline:
                 lifeline.hold(lambda: os.kill(os.getpid(), signal.SIGTERM))
             port = listening.getsockname()[1]
@@ -185,10 +192,13 @@ async def _serve(options: argparse.Namespace, token: str | None) -> None:
                     await grpc.stop(GRACE_S)
 
 
-async def _start_grpc(rooms: Any, options: argparse.Namespace, token: str | None) -> Any:
+async def _start_grpc(
+    rooms: Any, options: argparse.Namespace, token: str | None, connections_max: int
+) -> Any:
     """Raises OSError when the port is taken."""
     import grpc.aio
 
+    from .connection import HEAD_WITHIN_S
     from .oip_grpc import Service
 
     limits = rooms.limits
@@ -198,6 +208,9 @@ async def _start_grpc(rooms: Any, options: argparse.Namespace, token: str | None
             ("grpc.so_reuseport", 0),  # else a second gateway would take half of the first one's calls
             ("grpc.max_receive_message_length", limits.body_bytes_max),
             ("grpc.max_send_message_length", -1),
+            ("grpc.max_allowed_incoming_connections", connections_max),
+            ("grpc.server_handshake_timeout_ms", int(HEAD_WITHIN_S * 1000)),
+            ("grpc.max_connection_idle_ms", GRPC_IDLE_MS),
         ),
     )
     server.add_generic_rpc_handlers((Service(rooms, token).handler(),))

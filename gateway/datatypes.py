@@ -11,14 +11,23 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from .errors import Refusal, invalid
 
 Array = np.ndarray[Any, Any]
 RANK_MAX = 32
+STRINGS_MAX = 1 << 16  # elements of a BYTES tensor: it is refused in the end, and must not take long for it
 JSON_ELEMENTS_MAX = 1 << 20  # of one output; they take some 0.1 s, in which nobody else is answered
 NBYTES_MAX = 1 << 40  # of one tensor; what may really come is bounded by the body and the arena
+
+# Nested lists of numbers, and nothing else: of one long text among short ones, numpy would make an array of
+# texts that are all as long, gigabytes out of a body of one MiB.
+_nested: Any = bool | int | float
+for _ in range(RANK_MAX):
+    _nested = bool | int | float | list[_nested]
+_numbers = msgspec.json.Decoder(_nested)
 
 
 class Datatype(NamedTuple):
@@ -66,8 +75,9 @@ def datatype_of(code: int, what: str) -> Datatype:
 
 def check_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
     """Raises Refusal for what is no shape: a negative axis, too many, or an absurd size."""
-    if len(shape) > RANK_MAX or (shape and min(shape) < 0) or prod(shape) > NBYTES_MAX:
-        raise invalid(f"{what} has no shape that a tensor can have: {list(shape)[: RANK_MAX + 1]}")
+    # Without the zeros: numpy makes no empty array either that would be too big without its empty axis.
+    if len(shape) > RANK_MAX or (shape and min(shape) < 0) or prod(filter(None, shape)) > NBYTES_MAX:
+        raise invalid(f"{what} has no shape that a tensor can have: {str(list(shape[: RANK_MAX + 1]))[:200]}")
     return tuple(shape)
 
 
@@ -80,15 +90,15 @@ def from_bytes(raw: Any, dtype: np.dtype[Any], shape: Sequence[int], what: str) 
     return np.frombuffer(raw, dtype).reshape(dims) if want else np.empty(dims, dtype)
 
 
-def from_json(data: Any, dtype: np.dtype[Any], what: str) -> Array:
-    """An array of nested lists of numbers, in their own shape.
+def from_json(raw: bytes | msgspec.Raw, dtype: np.dtype[Any], what: str) -> Array:
+    """An array of JSON's nested lists of numbers, in their own shape.
 
     Raises Refusal for lists of different lengths, for what is no number, and for numbers that the type
     cannot hold: numpy would make an infinity of 1e300, and -1 of the uint8 255.
     """
     try:
-        given = np.asarray(data)
-    except (ValueError, OverflowError) as error:
+        given = np.asarray(_numbers.decode(raw))
+    except (msgspec.MsgspecError, ValueError, OverflowError) as error:
         raise invalid(f"{what} is no tensor: {error}") from None
     if not given.size:
         return given.astype(dtype)
@@ -96,7 +106,7 @@ def from_json(data: Any, dtype: np.dtype[Any], what: str) -> Array:
     if allowed is None:
         raise invalid(f"{what}: {dtype} cannot be written as JSON; send it as bytes")
     if given.dtype.kind not in allowed:
-        found = {"O": "something that is no number", "U": "text", "f": "fractions", "b": "true and false"}
+        found = {"O": "a number of more than 64 bits", "f": "fractions", "b": "true and false"}
         raise invalid(f"{what} takes {dtype}, and has {found.get(given.dtype.kind, 'numbers')}")
     try:
         with np.errstate(over="raise"):
@@ -127,10 +137,12 @@ def to_bytes(array: Array) -> memoryview:
 def strings(raw: bytes | memoryview, count: int, what: str) -> list[bytes]:
     """The elements of a BYTES tensor, each behind its length (uint32, little endian).
     Raises Refusal when the lengths do not fit the bytes."""
+    if count > STRINGS_MAX:
+        raise no_strings(what)
     view = memoryview(raw)
     elements: list[bytes] = []
     at = 0
-    while at < len(view):
+    while at < len(view) and len(elements) <= count:
         (length,) = struct.unpack_from("<I", view, at) if len(view) - at >= 4 else (len(view),)
         if length > len(view) - at - 4:
             raise invalid(f"{what}: the length of BYTES element {len(elements)} points outside the tensor")

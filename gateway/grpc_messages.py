@@ -13,10 +13,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
+
+from .errors import Refusal, invalid
 
 PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
+SMALL_BYTES = 1 << 16  # a message up to here is parsed as it is
+FIELDS_MAX = 4096  # at the top of a longer one
 
 _PARAMETERS = "map InferParameter"
 _NAME_VERSION = [(1, "name", "string"), (2, "version", "string")]
@@ -189,3 +193,51 @@ _pool.Add(_file())
 CLASSES: dict[str, Any] = {
     name: message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{PACKAGE}.{name}")) for name in TABLE
 }
+_RAW_KEY = next(n for n, field, _ in TABLE["ModelInferRequest"] if field == "raw_input_contents") << 3 | 2
+
+
+def parsed(name: str, raw: bytes, plain_bytes_max: int) -> Any:
+    """The message that these bytes are.
+
+    Raises Refusal for bytes that are none, and for more of them than `plain_bytes_max` outside of
+    raw_input_contents: parsed, an empty input of two bytes takes eighty.
+    """
+    try:
+        if len(raw) > SMALL_BYTES:
+            _check_outline(raw, plain_bytes_max)
+        return CLASSES[name].FromString(raw)
+    except (message.DecodeError, IndexError):
+        raise invalid(f"these bytes are no {name}") from None
+
+
+def _check_outline(raw: bytes, plain_bytes_max: int) -> None:
+    """Raises Refusal, and IndexError where the bytes end too early."""
+    at = plain_bytes = fields = 0
+    while at < len(raw):
+        start = at
+        key, at = _varint(raw, at)
+        if key & 7 == 2:
+            nbytes, at = _varint(raw, at)
+            at += nbytes
+        elif key & 7 == 0:
+            _, at = _varint(raw, at)
+        else:
+            at += {1: 8, 5: 4}.get(key & 7, len(raw))
+        fields += 1
+        if key != _RAW_KEY:
+            plain_bytes += at - start
+        if fields > FIELDS_MAX or plain_bytes > plain_bytes_max:
+            text = f"a message has {FIELDS_MAX} fields and {plain_bytes_max} bytes at most here beside"
+            raise Refusal(413, "TOO_LARGE", f"{text} raw_input_contents; send tensors there")
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    """(a number of seven bits in each byte, where it ends)."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = raw[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            break
+    return value, at

@@ -69,7 +69,7 @@ class Guard:
         except Exception as error:
             refusal = refusal_of(error)
             if refusal.code == INTERNAL:
-                log.exception("%s %s", scope["method"], scope["path"])
+                log.exception("%s %r", scope["method"], scope["path"])  # it may hold a line's end
             if status == GONE:  # else the answer has begun: uvicorn breaks the connection off
                 await answer(refusal, counted_send)
         finally:
@@ -98,7 +98,7 @@ def _check_origin(headers: Headers) -> None:
     if host and hostname(f"//{host}") not in LOOPBACK:
         raise Refusal(403, "FORBIDDEN", "without a token, only this machine's own names are answered to")
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+    if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
         raise Refusal(403, "FORBIDDEN", "pages of other origins may not use this gateway")
 
 

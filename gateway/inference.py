@@ -94,8 +94,8 @@ def options_of(parameters: Mapping[str, Any]) -> tuple[int, float]:
     timeout = parameters.get("timeout", 0)
     if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
         raise invalid(f"timeout is a number of microseconds, not {str(timeout)[:40]!r}")
-    timeout_s = timeout / 1e6 if timeout else TIMEOUT_S
-    return priority_of(parameters.get("priority", 0)), min(timeout_s, TIMEOUT_MAX_S)
+    timeout_s = min(timeout, TIMEOUT_MAX_S * 1e6) / 1e6 if timeout else TIMEOUT_S
+    return priority_of(parameters.get("priority", 0)), timeout_s
 
 
 def place_of(parameters: Mapping[str, Any], regions: Regions | None, what: str) -> Place | None:
@@ -174,7 +174,11 @@ async def run(yard: Yard, asked: Asked, regions: Regions | None) -> Answered:
 
 def _check_names(info: ModelInfo, outputs: Sequence[Wanted]) -> None:
     names = [spec.name for spec in info.outputs]
+    asked: set[str] = set()
     for wanted in outputs:
+        if wanted.name in asked:  # a thousand times, it would make an answer of gigabytes
+            raise invalid(f"output {wanted.name!r} is asked for twice")
+        asked.add(wanted.name)
         if wanted.name not in names:
             listed = ", ".join(names)
             raise invalid(f"{info.name!r} has no output {wanted.name[:80]!r}; its outputs are {listed}")

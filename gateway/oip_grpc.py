@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -18,9 +19,9 @@ from google.protobuf import json_format
 
 from .. import ModelInfo
 from . import described
-from .datatypes import Array, Datatype, from_bytes, no_strings, strings, to_bytes
+from .datatypes import Array, Datatype, check_shape, from_bytes, no_strings, strings, to_bytes
 from .errors import INTERNAL, Refusal, invalid, refusal_of
-from .grpc_messages import CLASSES, SERVICE
+from .grpc_messages import CLASSES, SERVICE, parsed
 from .guard import GONE, bearer_is
 from .inference import (
     TIMEOUT_MAX_S,
@@ -34,6 +35,7 @@ from .inference import (
     run,
     wanted_of,
 )
+from .metrics import Metrics
 from .rooms import Rooms
 
 log = logging.getLogger("gateway")
@@ -85,21 +87,20 @@ class Service:
         handlers["ServerLive"] = self._unary("ServerLive", self._live)
         handlers["ModelInfer"] = self._unary("ModelInfer", self._infer)
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._stream,
-            CLASSES["ModelInferRequest"].FromString,
-            CLASSES["ModelStreamInferResponse"].SerializeToString,
+            self._stream, None, CLASSES["ModelStreamInferResponse"].SerializeToString
         )
-        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+        return _Door(
+            grpc.method_handlers_generic_handler(SERVICE, handlers), self._token, self._rooms.metrics
+        )
 
     def _unary(self, name: str, method: Callable[[Any, Context], Awaitable[Any]]) -> Any:
-        """A method as gRPC wants it: admitted first, counted at the end, an error as its status."""
+        """A method as gRPC wants it: its message parsed, counted at the end, an error as its status."""
 
-        async def guarded(message: Any, context: Context) -> Any:
+        async def guarded(raw: bytes, context: Context) -> Any:
             started_s, status = time.perf_counter(), GONE
             try:
-                if name not in OPEN:
-                    self._admit(context)
-                answer = await method(message, context)
+                with self._parsed(f"{name}Request", raw) as message:
+                    answer = await method(message, context)
                 status = 200
                 return answer
             except Exception as error:
@@ -110,14 +111,18 @@ class Service:
                 self._rooms.metrics.observe(f"grpc/{name}", status, time.perf_counter() - started_s)
 
         return grpc.unary_unary_rpc_method_handler(
-            guarded, CLASSES[f"{name}Request"].FromString, CLASSES[f"{name}Response"].SerializeToString
+            guarded, None, CLASSES[f"{name}Response"].SerializeToString
         )
 
-    def _admit(self, context: Context) -> None:
-        if self._token is None:
-            return
-        if not bearer_is(_metadata(context, "authorization"), self._token):
-            raise Refusal(401, "UNAUTHENTICATED", "send the gateway's token: authorization: Bearer TOKEN")
+    @contextmanager
+    def _parsed(self, name: str, raw: bytes) -> Iterator[Any]:
+        """The message, and its bytes counted among those of all bodies under way. Raises Refusal."""
+        budget = self._rooms.budget
+        budget.take(len(raw))
+        try:
+            yield parsed(name, raw, self._rooms.limits.json_bytes_max)
+        finally:
+            budget.give_back(len(raw))
 
     def _answered(
         self, name: str, method: Callable[[Any], Awaitable[Any]]
@@ -139,19 +144,18 @@ class Service:
         left_s = context.time_remaining()
         return await self._run(message, context, TIMEOUT_MAX_S if left_s is None else left_s)
 
-    async def _stream(self, messages: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+    async def _stream(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
         """One answer for each request, in order; an error is an answer, too, and the stream goes on."""
         answer = CLASSES["ModelStreamInferResponse"]
-        try:
-            self._admit(context)
-        except Refusal as refusal:
-            await _abort(context, refusal)
-        async for message in messages:
+        async for raw in messages:
+            empty = CLASSES["ModelInferResponse"]()
             try:
-                yield answer(infer_response=await self._run(message, context, TIMEOUT_MAX_S))
+                with self._parsed("ModelInferRequest", raw) as message:
+                    # Its id is how the client knows what has failed.
+                    empty = CLASSES["ModelInferResponse"](id=message.id, model_name=message.model_name)
+                    response = await self._run(message, context, TIMEOUT_MAX_S)
+                yield answer(infer_response=response)
             except Exception as error:
-                # Its id is how the client knows what has failed.
-                empty = CLASSES["ModelInferResponse"](id=message.id, model_name=message.model_name)
                 yield answer(error_message=_refusal(error).text, infer_response=empty)
 
     async def _run(self, message: Any, context: Context, left_s: float) -> Any:
@@ -178,7 +182,7 @@ class Service:
             if entry.name in inputs:
                 raise invalid(f"{what} is there twice")
             place = place_of(_parameters(entry.parameters), regions, what)
-            shape = list(entry.shape)
+            shape = list(check_shape(entry.shape, what))  # first: a million axes have a product of megabytes
             if entry.datatype == "BYTES":
                 if raw:
                     strings(raw[-1], prod(shape), what)
@@ -243,6 +247,32 @@ class Service:
         return {}
 
 
+class _Door(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Who comes without the token is refused before the message is received, which HTTP's Guard does too:
+    it may be long, and what it becomes when it is parsed is longer."""
+
+    def __init__(self, methods: Any, token: str | None, metrics: Metrics) -> None:
+        self._methods = methods
+        self._token = token
+        self._metrics = metrics
+        self._refused = grpc.stream_stream_rpc_method_handler(self._refuse)  # it need not read anything
+
+    def service(self, details: Any) -> Any:
+        method = self._methods.service(details)
+        name = details.method.rpartition("/")[2]
+        if method is None or self._token is None or name in OPEN:
+            return method
+        given = dict(details.invocation_metadata).get("authorization")
+        if bearer_is(given, self._token):
+            return method
+        self._metrics.observe(f"grpc/{name}", 401, 0.0)
+        return self._refused
+
+    async def _refuse(self, messages: AsyncIterator[bytes], context: Context) -> None:
+        text = "send the gateway's token: authorization: Bearer TOKEN"
+        await _abort(context, Refusal(401, "UNAUTHENTICATED", text))
+
+
 def _metadata(context: Context, key: str) -> str | None:
     """A call's metadata, which others call headers."""
     value: str | None = dict(context.invocation_metadata()).get(key)
@@ -275,7 +305,10 @@ def _typed(contents: Any, datatype: Datatype, shape: list[int], what: str) -> Ar
     field = _CONTENTS.get(datatype.name)
     if field is None:
         raise invalid(f"{what}: {datatype.name} travels in raw_input_contents only")
-    wide = np.asarray(getattr(contents, field))
+    numbers = getattr(contents, field)
+    if len(numbers) != prod(shape):
+        raise invalid(f"{what} has {len(numbers)} numbers, and its shape {shape} says otherwise")
+    wide = np.asarray(numbers)
     if not wide.size:
         wide = wide.astype(datatype.numpy)
     array = wide.astype(datatype.numpy)

@@ -46,7 +46,7 @@ class InputTensor(msgspec.Struct):
     shape: Annotated[list[Axis], msgspec.Meta(max_length=RANK_MAX)]
     datatype: str
     parameters: dict[str, Any] = {}
-    data: Any = msgspec.UNSET
+    data: msgspec.Raw = msgspec.Raw()
 
 
 class OutputTensor(msgspec.Struct):
@@ -190,7 +190,7 @@ async def _input(entry: InputTensor, info: ModelInfo, binary: Tensors, rooms: Ro
     what = f"input {entry.name!r}"
     place = place_of(entry.parameters, rooms.regions, what)
     nbytes = entry.parameters.get("binary_data_size")
-    if (place is not None) + (nbytes is not None) + (entry.data is not msgspec.UNSET) != 1:
+    if (place is not None) + (nbytes is not None) + bool(entry.data) != 1:
         raise invalid(f"{what} has one of: data, binary_data_size, a shared_memory_region")
     if nbytes is not None:
         if type(nbytes) is not int or nbytes < 0:

@@ -123,26 +123,30 @@ class Regions:
         if region is None:
             raise invalid(f"region {place.region!r} was unregistered meanwhile")
         at = region.offset + place.offset
-        # A descriptor of our own: the region may be unregistered while a thread copies.
+        if os.fstat(region.fd).st_size < at + len(view):
+            raise invalid(f"region {place.region!r} was made smaller meanwhile")
+        if len(view) < THREAD_BYTES:
+            _all(how, region.fd, view, at)
+            return
+        # A descriptor of its own, which the thread closes: whoever gives up, and however often, and when
+        # the region is unregistered meanwhile, it must not be another file's before the copy has ended.
         fd = os.dup(region.fd)
         try:
-            if os.fstat(fd).st_size < at + len(view):
-                raise invalid(f"region {place.region!r} was made smaller meanwhile")
-            if len(view) < THREAD_BYTES:
-                _all(how, fd, view, at)
-                return
-            # Shielded: the copy ends before its descriptor does, whoever gives up.
-            copy = asyncio.ensure_future(asyncio.to_thread(_all, how, fd, view, at))
-            try:
-                await asyncio.shield(copy)
-            except asyncio.CancelledError:
-                await asyncio.wait({copy})
-                raise
-        finally:
+            copy = asyncio.get_running_loop().run_in_executor(None, _all_and_close, how, fd, view, at)
+        except BaseException:
             os.close(fd)
+            raise
+        await asyncio.shield(copy)
 
     def close(self) -> None:
         self.unregister()
+
+
+def _all_and_close(how: Any, fd: int, view: memoryview, at: int) -> None:
+    try:
+        _all(how, fd, view, at)
+    finally:
+        os.close(fd)
 
 
 def _all(how: Any, fd: int, view: memoryview, at: int) -> None:

@@ -137,7 +137,13 @@ class Session:
         try:
             source = _source(message)
         except OSError as error:
-            self._send([m.LoadFailed(message.model, message.revision, str(error))])
+            self._send(
+                [
+                    m.LoadFailed(
+                        message.model, message.revision, f"{Path(message.path).name}: {error.strerror}"
+                    )
+                ]
+            )
             return
         # What a trial comes to is of no use to who asks for the same file without one.
         key = source, (self._epoch, message.beside, message.tolerance) if message.beside else None

@@ -6,6 +6,7 @@ A model serves only after it has run. What a batch's run looks like is runner.py
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from math import prod
 from time import perf_counter_ns
@@ -94,7 +95,8 @@ class ServedModel:
         try:
             session = described.get(ANY_SIZE)
         except Exception as error:  # onnxruntime raises its own types, RuntimeError and others
-            raise CannotServe(first_line(error)) from None
+            folder = os.path.join(os.path.dirname(load.path), "")  # where files lie is no client's business
+            raise CannotServe(first_line(error).replace(folder, "")) from None
         self.origin, self.claimed_ns = origin.read(session, load.path, self.recipe.name)
         return sessions, [_spec(v) for v in session.get_inputs()], [_spec(v) for v in session.get_outputs()]
 

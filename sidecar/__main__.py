@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
+from wsgiref.simple_server import WSGIServer
 
 from ..transport import endpoints, lifeline
 from ..transport.errors import BatchyardError
@@ -17,6 +19,7 @@ from ..transport.keys import KeyFolder
 
 PORT = 9877
 ANSWER_WITHIN_S = 2.0  # below any sensible scrape_timeout: a page that says "no broker" must be in time
+REQUEST_WITHIN_S = 10.0
 NICER_BY = 10  # what is watched goes before who watches
 EXAMPLES = """examples:
   python -m batchyard.sidecar
@@ -60,6 +63,7 @@ def _serve(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     server, thread = start_http_server(options.port, options.host, registry)
+    close_silent(server)
     log.info("http://%s:%d/metrics, of the broker at %s", options.host, server.server_port, endpoint.url)
     if options.lifeline:
         lifeline.hold(stop.set)
@@ -68,6 +72,19 @@ def _serve(options: argparse.Namespace) -> int:
     server.server_close()
     thread.join()
     return 0
+
+
+def close_silent(server: WSGIServer) -> None:
+    """Let no connection that sends nothing stay: each has a thread."""
+
+    class Patient(server.RequestHandlerClass):  # type: ignore[misc,name-defined]
+        timeout = REQUEST_WITHIN_S
+
+        def handle(self) -> None:
+            with contextlib.suppress(TimeoutError):
+                super().handle()
+
+    server.RequestHandlerClass = Patient
 
 
 def _step_back() -> None:

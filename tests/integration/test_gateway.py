@@ -262,6 +262,11 @@ def test_typed_contents_without_raw_bytes_are_read(served: Gateway) -> None:
         with pytest.raises(grpc.RpcError, match="cannot hold") as caught:
             stub.ModelInfer(asked, timeout=10)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        # The product of a million such axes takes minutes: it must not be made before they are counted.
+        many = service_pb2.ModelInferRequest(model_name="INT8", raw_input_contents=[b""])
+        many.inputs.add(name="x", datatype="BYTES", shape=[2**62] * 100)
+        with pytest.raises(grpc.RpcError, match="no shape"):
+            stub.ModelInfer(many, timeout=10)
 
 
 @pytest.mark.parametrize("packing", ["gzip", "deflate"])
@@ -328,6 +333,15 @@ def test_what_json_cannot_say_is_null(served: Gateway) -> None:
     assert said["outputs"]["y"]["data"] == [[1.5, None, None, 0.0]]
 
 
+def npy_header(shape: str) -> bytes:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+TWICE = (
+    b'{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}],'
+    b' "outputs": [{"name": "y"}, {"name": "y"}]}'
+)
 MISTAKES = [
     ("/predict", b"{", None, 400),
     ("/predict", b"[" * 5000, None, 400),
@@ -351,9 +365,17 @@ MISTAKES = [
     ("/predict?model=FP32&dtype=float32&shape=99999,999,9", b"", "application/octet-stream", 413),
     ("/predict?model=FP32", b"\x93NUMPY\x01\x00\xff\xff", "application/x-npy", 400),
     ("/predict?model=FP32", b"\x93NUMPY\x09\x00", "application/x-npy", 400),
+    ("/predict?model=FP32", b"\x93NUMPY\x01\x00\x0b\x00{'descr': (", "application/x-npy", 400),
+    ("/predict?model=FP32", npy_header("(True, 4)"), "application/x-npy", 400),
+    ("/predict?model=FP32", npy_header(f"({10**30}, 0)"), "application/x-npy", 400),
+    ("/predict?model=FP32&dtype=float32&shape=9999999999999999999999,0", b"", "application/octet-stream", 400),
+    ("/predict", b'{"data": {"x": [1], "\xff": 1}, "model": "FP32"}', None, 400),
+    ("/predict", b'{"data": {"x": "1"}, "model": "FP32"}', None, 400),
+    ("/v2/models/FP32/infer", b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": null}]}', None, 400),
     ("/v2/models/FP32/infer", b"{}", None, 400),
     ("/v2/models/FP32/infer", b'{"inputs": [{"name": "x", "shape": [-1], "datatype": "FP32", "data": []}]}', None, 400),
     ("/v2/models/FP32/infer", b'{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32"}]}', None, 400),
+    ("/v2/models/FP32/infer", TWICE, None, 400),
     ("/v2/models/none/infer", b'{"inputs": [{"name": "x", "shape": [], "datatype": "FP32", "data": [1]}]}', None, 404),
     ("/v2/systemsharedmemory/region/r/register", b'{"key": "/../etc/passwd", "byte_size": 1}', None, 400),
 ]  # fmt: skip

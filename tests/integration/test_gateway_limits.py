@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,6 +189,30 @@ def test_the_token_is_asked_for_over_http_and_grpc(yard: batchyard.Yard, tools: 
                 client.get_server_metadata()
             good = {"authorization": f"Bearer {TOKEN}"}
             assert client.get_server_metadata(good).name == "batchyard"
+        refused_before_its_message(closed)
+
+
+def refused_before_its_message(closed: Gateway) -> None:
+    """Over gRPC: what it sends may be long, and is not even waited for."""
+    import grpc
+
+    never = threading.Event()
+    with grpc.insecure_channel(closed.grpc) as channel:
+        ask = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(iter(lambda: never.wait(20), True), timeout=10)
+        never.set()
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_grpc_bytes_that_are_no_message_get_a_sentence_and_no_traceback(served: Gateway) -> None:
+    grpc = pytest.importorskip("grpc")
+    with grpc.insecure_channel(served.grpc) as channel:
+        for method in ("ModelInfer", "ServerLive"):
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.unary_unary(f"/inference.GRPCInferenceService/{method}")(b"\xff\xff", timeout=10)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert caught.value.details() == f"these bytes are no {method}Request"
 
 
 def test_a_broker_that_is_away_is_said_and_comes_back(tools: Any, neg_model: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import struct
+import tracemalloc
+
 import numpy as np
 import pytest
 from batchyard.gateway import datatypes
@@ -26,20 +30,20 @@ from batchyard.gateway.errors import Refusal
         ([-1], "uint8", "cannot hold"),
         ([256], "uint8", "cannot hold"),
         ([2**63], "int64", "cannot hold"),
-        ([2**64], "uint64", "that is no number"),
+        ([2**64], "uint64", "more than 64 bits"),
         ([1.5], "int32", "fractions"),
         ([1], "bool", "takes bool"),
         ([True], "float32", "true and false"),
-        (["1"], "float32", "text"),
-        ([None], "float32", "no number"),
-        ({"a": 1}, "float32", "no number"),
+        (["1"], "float32", "got `str`"),
+        ([None], "float32", "got `null`"),
+        ({"a": 1}, "float32", "got `object`"),
         ([[1, 2], [3]], "float32", "no tensor"),
         ([1], "complex64", "send it as bytes"),
     ],
 )
 def test_json_that_a_type_cannot_hold_is_refused(data: object, dtype: str, said: str) -> None:
     with pytest.raises(Refusal, match=said):
-        from_json(data, np.dtype(dtype), "input 'x'")
+        from_json(json.dumps(data).encode(), np.dtype(dtype), "input 'x'")
 
 
 @pytest.mark.parametrize(
@@ -56,20 +60,29 @@ def test_json_that_a_type_cannot_hold_is_refused(data: object, dtype: str, said:
     ],
 )
 def test_json_that_fits_keeps_its_values(data: object, dtype: str) -> None:
-    array = from_json(data, np.dtype(dtype), "x")
+    array = from_json(json.dumps(data).encode(), np.dtype(dtype), "x")
     assert array.dtype == dtype
     assert array.tolist() == data
 
 
 def test_lists_deeper_than_numpy_goes_are_refused() -> None:
-    data: object = 1
-    for _ in range(80):
-        data = [data]
     with pytest.raises(Refusal):
-        from_json(data, np.dtype("float32"), "x")
+        from_json(b"[" * 80 + b"1" + b"]" * 80, np.dtype("float32"), "x")
 
 
-@pytest.mark.parametrize("shape", [[-1], [2**40, 2], [1] * 33])
+def test_one_long_text_does_not_become_an_array_of_long_texts() -> None:
+    """numpy would ask for 8 GB here, and get them."""
+    data = b'["' + b"a" * 1_000_000 + b'",' + b'"",' * 2000 + b'""]'
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refusal, match="got `str`"):
+            from_json(data, np.dtype("float32"), "x")
+        assert tracemalloc.get_traced_memory()[1] < 10 * len(data)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", [[-1], [2**40, 2], [1] * 33, [2**62, 0], [2**40, 2**40, 0]])
 def test_a_shape_that_no_tensor_has_is_refused(shape: list[int]) -> None:
     with pytest.raises(Refusal, match="no shape"):
         check_shape(shape, "x")
@@ -106,6 +119,17 @@ def test_strings_are_read_by_their_lengths() -> None:
 def test_strings_whose_lengths_lie_are_refused(raw: bytes) -> None:
     with pytest.raises(Refusal):
         strings(raw, 2, "x")
+
+
+def test_strings_are_not_read_on_when_there_are_more_than_the_shape_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 million empty ones fit a body, and took seconds in which nobody else was answered."""
+    lengths = []
+    unpack_from = struct.unpack_from
+    monkeypatch.setattr(struct, "unpack_from", lambda *given: lengths.append(1) or unpack_from(*given))
+    for count in (3, 1 << 24):
+        with pytest.raises(Refusal):
+            strings(bytes(4 << 16), count, "x")
+    assert len(lengths) == 4
 
 
 def test_a_type_without_a_name_in_the_protocol_says_what_to_use() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[grpc]'")
-from batchyard.gateway.grpc_messages import CLASSES, ENUMS, TABLE
+from batchyard.gateway.errors import Refusal
+from batchyard.gateway.grpc_messages import CLASSES, ENUMS, TABLE, parsed
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 
@@ -53,3 +54,21 @@ def test_their_bytes_are_ours() -> None:
     assert ours.parameters["timeout"].int64_param == 5
     assert list(ours.inputs[0].contents.fp32_contents) == [1.5, 2]
     assert service_pb2.ModelInferRequest.FromString(ours.SerializeToString()) == asked
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xff\xff", b"\x0b" * 100_000, b"\xff" * 100_000, b"\x3a\xff\xff\x7f" + bytes(100_000)])
+def test_bytes_that_are_no_message_are_refused(raw: bytes) -> None:
+    with pytest.raises(Refusal):
+        parsed("ModelInferRequest", raw, 1 << 20)
+
+
+def test_a_message_may_be_long_for_its_raw_tensors_alone() -> None:
+    """Objects take many times their bytes: four million empty inputs of 8 MB took 300."""
+    plain_bytes_max = 1 << 20
+    asked = service_pb2.ModelInferRequest(model_name="m", raw_input_contents=[bytes(4 << 20)] * 3)
+    asked.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    assert len(parsed("ModelInferRequest", asked.SerializeToString(), plain_bytes_max).raw_input_contents) == 3
+    asked.inputs[0].contents.int_contents.extend(range(1 << 20))
+    for raw in (asked.SerializeToString(), b"\x2a\x00" * 100_000, b"\x3a\x00" * 100_000):
+        with pytest.raises(Refusal, match="raw_input_contents"):
+            parsed("ModelInferRequest", raw, plain_bytes_max)

@@ -60,6 +60,9 @@ def test_the_token_is_asked_for_everywhere_but_where_nothing_is_said() -> None:
         {"origin": "http://evil.example"},
         {"origin": "http://localhost:9999"},
         {"origin": "null"},
+        {"origin": "http://["},
+        {"origin": "http://evil@localhost:8000"},
+        {"host": "", "origin": "null"},
     ],
 )
 def test_without_a_token_no_page_of_another_origin_may_ask(headers: dict[str, str]) -> None:
@@ -88,6 +91,11 @@ def test_every_error_has_a_code_and_a_sentence_and_none_of_our_insides() -> None
     assert "secret" not in body["error"]
     assert refusal_of(InvalidRequest("x")).status == 400
     assert refusal_of(Refusal(418, "TEAPOT", "x")).status == 418
+
+
+def test_a_path_cannot_write_lines_of_its_own_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    assert ask("/v2\ngateway: all is well", error=RuntimeError())[0] == 500
+    assert "\n" not in caplog.records[0].getMessage()
 
 
 def connected(gone: asyncio.Event) -> Request:

@@ -7,6 +7,7 @@ from batchyard import ModelInfo
 from batchyard.gateway import described
 from batchyard.gateway.errors import Refusal
 from batchyard.gateway.inference import (
+    TIMEOUT_MAX_S,
     TIMEOUT_S,
     deadline_s_of,
     declared,
@@ -46,6 +47,7 @@ def test_what_is_no_deadline_is_refused(given: object) -> None:
 def test_a_timeout_counts_microseconds() -> None:
     assert options_of({"timeout": 1500, "priority": 1, "anything": [1]}) == (0, 0.0015)
     assert options_of({}) == (2, TIMEOUT_S)
+    assert options_of({"timeout": 10**400})[1] == TIMEOUT_MAX_S
     for timeout in (-1, 1.5, "1", True):
         with pytest.raises(Refusal, match="microseconds"):
             options_of({"timeout": timeout})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +109,38 @@ def test_a_refused_region_leaves_no_descriptor(shm: Path) -> None:
         with pytest.raises(Refusal):
             Regions(shm).register("r", "mine", 0, 1000)
     assert not before or len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_copy_keeps_its_descriptor_when_its_request_is_cancelled_twice(
+    shm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its number is another file's by then, and the copy goes on there."""
+    monkeypatch.setattr(module, "THREAD_BYTES", 1)
+    regions = Regions(shm)
+    regions.register("r", "/mine", 0, 64)
+    given, go_on = threading.Event(), threading.Event()
+    found: list[int] = []
+    preadv = os.preadv
+
+    def slow_preadv(fd: int, buffers: list[memoryview], at: int) -> int:
+        given.set()
+        go_on.wait(10)
+        found.append(os.fstat(fd).st_ino)
+        return preadv(fd, buffers, at)
+
+    monkeypatch.setattr(os, "preadv", slow_preadv)
+
+    async def run() -> None:
+        copy = asyncio.ensure_future(regions.read(regions.place("r", 0, 64), memoryview(bytearray(64))))
+        await asyncio.to_thread(given.wait, 10)
+        for _ in range(2):
+            copy.cancel()
+            await asyncio.wait({copy}, timeout=0)
+        regions.unregister()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await copy
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    asyncio.run(run())
+    assert found == [(shm / "mine").stat().st_ino]

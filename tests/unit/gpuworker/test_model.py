@@ -366,11 +366,13 @@ def test_a_file_that_is_no_model_cannot_be_served_and_says_so_in_one_line(
             serve(path)
         assert "\n" not in str(caught.value)
         assert str(caught.value)
+        assert str(tmp_path) not in str(caught.value), "clients read it, over the gateway as well"
 
 
 def test_a_file_that_is_not_there_cannot_be_served(tmp_path: Path) -> None:
-    with pytest.raises(CannotServe):
+    with pytest.raises(CannotServe, match=r"nothing\.onnx") as caught:
         serve(tmp_path / "nothing.onnx")
+    assert str(tmp_path) not in str(caught.value)
 
 
 def test_a_model_with_strings_cannot_be_served(onnx_models: Any) -> None:
