@@ -30,9 +30,9 @@ from ..transport.deadlines import Deadlines
 from ..transport.errors import BatchyardError, Code, InvalidRequest, Overloaded, UnknownModel, WorkerLost
 from ..transport.messages import Priority
 from . import events as e
-from . import invariants, replies
+from . import gauges, invariants, replies
 from .admission import Account, Admission, Connection
-from .batching import CREDIT, NEVER_NS, URGENT_MEMORY_NS, choose, lease_ns, lend_ns, take
+from .batching import NEVER_NS, URGENT_MEMORY_NS, choose, lease_ns, lend_ns, take
 from .changes import Changes, load
 from .config import YardConfig
 from .counters import Counters
@@ -133,37 +133,7 @@ class Core:
     def snapshot(self) -> dict[str, Any]:
         """What has been done so far, and what is under way now."""
         self.tally()
-        return self.counters.snapshot() | {
-            "pid": self._pid,
-            "epoch": self.epoch,
-            "rows_under_way": self.admission.rows,
-            "bytes_under_way": self.admission.nbytes,
-            "bytes_held": self.held_bytes,
-            "clients": len(self.connections),
-            "workers": len(self.workers),
-            "worker_pids": [worker.pid for worker in self.workers.values()],
-            "workers_fallen": [[each.id, each.fallen] for each in self.workers.values() if each.fallen],
-            "batches_lent": len(self.batches),
-            "credit": CREDIT * len(self.workers) - len(self.batches),
-            "models": [
-                [model.name, model.revision, model.state, list(model.waiting), model.providers()]
-                for model in self.models.values()
-            ],
-            "lanes": [
-                [model.name, [list(shape) for shape in lane.signature], lane.rows]
-                for model in self.models.values()
-                for lane in model.lanes.values()
-            ],
-            "leases": [
-                [
-                    worker.id,
-                    worker.pid,
-                    {name: info.provider for name, info in worker.models.items()},
-                    [[batch.lane.model.name, batch.rows] for batch in worker.leases.values()],
-                ]
-                for worker in self.workers.values()
-            ],
-        }
+        return self.counters.snapshot() | {"pid": self._pid, "epoch": self.epoch} | gauges.of(self)
 
     def validate(self) -> None:
         """Raise AssertionError when an invariant does not hold; for tests and simulations."""
