@@ -20,7 +20,7 @@ from ..client import Yard, serve
 from ..transport.errors import BatchyardError
 from ..transport.processes import ChildProcess
 from .arguments import PRIORITIES, count, parser, seconds
-from .demo_client import STREAMS
+from .demo_client import DEADLINE_S, STREAMS
 from .demo_tally import TOLERANCE, Array, Tally
 from .text import GAP, plural, table
 
@@ -31,7 +31,7 @@ CLIENTS_MAX = 32
 TOO_MUCH = f"at most {SECONDS_MAX:g} seconds and {CLIENTS_MAX} clients; `batchyard bench` does more"
 MAX_BATCH = 32  # rows
 MODEL = "digits"
-GRACE_S = 10.0  # for a client to start, to end, and to write its tally
+GRACE_S = 10.0 + DEADLINE_S  # for a client to start, to end, and to write its tally
 LOOK_S = 0.05
 LOG_LINES = 20  # of what the processes said, when something failed
 NEXT = """\
@@ -91,7 +91,9 @@ def show(examples: Path, folder: Path, log: IO[bytes], load_s: float, clients: i
     with serve(model, workers=1, max_batch=MAX_BATCH, log=log) as yard:
         ready_s = time.monotonic() - began_s
         step(
-            "yard", f"a broker and a worker, ready after {ready_s:.1f} s; a batch has up to {MAX_BATCH} scans"
+            "yard",
+            f"a broker and a worker ({provider(yard)}), ready after {ready_s:.1f} s; "
+            f"a batch has up to {MAX_BATCH} scans",
         )
         step("clients", f"{plural(clients, 'program')}, each with requests of all four priorities at once\n")
         total = Tally(expected, labels)
@@ -104,6 +106,13 @@ def show(examples: Path, folder: Path, log: IO[bytes], load_s: float, clients: i
     if total.passed:
         tell(NEXT)
     return 0 if total.passed else 1
+
+
+def provider(yard: Yard) -> str:
+    """What the yard's worker runs on: `cpu`, `webgpu`, ..."""
+    with yard.client(segment="frames") as client:
+        (model,) = client.models()
+    return ", ".join(sorted({worker.provider for worker in model.workers}))
 
 
 def direct(model: Path, images: Array) -> Array:
@@ -176,9 +185,9 @@ def findings(total: Tally, batch: float) -> list[str]:
     """Throughput, accuracy, and how the answers compare."""
     rows = max(1, total.rows_total)
     took_s = max(1e-9, total.ended_s - total.began_s)
-    identical = f"{total.identical / rows:.4%}".replace("100.0000%", "100%")
+    identical = f"{total.identical / rows:.4%}".replace(".0000%", "%")
     lines = [
-        f"throughput  {rows / took_s:,.0f} scans per second in {total.requests / took_s:,.0f} requests; "
+        f"throughput  {rows / took_s:,.0f} scans and {total.requests / took_s:,.0f} requests per second; "
         f"{batch:.1f} scans in a batch on average",
         f"accuracy    {total.right / rows:.1%} of the answers are right "
         f"({int(total.seen.sum())} different scans)",
@@ -187,7 +196,22 @@ def findings(total: Tally, batch: float) -> list[str]:
     ]
     if total.difference:
         lines.append(f"            largest difference {total.difference:.1e} of an answer's largest score")
+    if any(total.refused):
+        lines.append(
+            f"refused     {by_priority(total.refused, 'time')}: there was more to do than time; "
+            "the programs waited as long as the yard said, and asked again"
+        )
+    if any(total.late):
+        lines.append(
+            f"late        {by_priority(total.late, 'request')}: dropped at the deadline of {DEADLINE_S:g} s"
+        )
     return [GAP + line for line in lines]
+
+
+def by_priority(counts: list[int], noun: str) -> str:
+    """`12 requests (NORMAL 2, LOW 10)`."""
+    parts = (f"{name.upper()} {n:,}" for name, n in zip(PRIORITIES, counts, strict=True) if n)
+    return f"{plural(sum(counts), noun)} ({', '.join(parts)})"
 
 
 def verdict(total: Tally) -> str:
@@ -198,7 +222,13 @@ def verdict(total: Tally) -> str:
             f"{TOLERANCE:g} of the answer's largest score."
         )
     if not total.seen.all():
-        return f"FAILED: {plural(int((~total.seen).sum()), 'scan')} never came back; try more --seconds."
+        missing = plural(int((~total.seen).sum()), "scan")
+        if not total.passed:
+            return f"FAILED: {missing} never came back; try more --seconds."
+        return (
+            "Passed: every answer is the one that onnxruntime gives by itself; "
+            f"{missing} had none (try more --seconds)."
+        )
     return "Passed: every answer is the one that onnxruntime gives by itself."
 
 
