@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 
 from ..client import Yard, serve
+from ..transport import extras
 from ..transport.errors import BatchyardError
 from ..transport.processes import ChildProcess
 from .arguments import PRIORITIES, count, parser, seconds
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
     if options.seconds > SECONDS_MAX or options.clients > CLIENTS_MAX:
         arguments.error(TOO_MUCH)
     if importlib.util.find_spec("onnxruntime") is None:
-        raise BatchyardError("the demo needs onnxruntime: pip install onnxruntime")
+        raise BatchyardError(extras.missing("onnxruntime"))
     with (
         resources.as_file(resources.files("batchyard.examples")) as examples,
         tempfile.TemporaryDirectory(prefix="batchyard-demo-") as folder,

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..transport import extras
 from ..transport.errors import InvalidRequest
 from . import export_benchmark
 from .arguments import count, pair, parser, seconds
@@ -32,7 +33,6 @@ examples:
 A variant is published (model.VARIANT.onnx) only if it is smaller than fp32, not slower here, and near
 enough to PyTorch; else it is refused with its figures. model.json has all figures."""
 
-INSTALL = "pip install 'batchyard[cpu,export]', or in the repository: pip install -e '.[cpu,export]'"
 NEEDED = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
 
 
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         return _many(options) if options.all else _one(options)
     except ModuleNotFoundError as missing:
         if (missing.name or "").split(".")[0] in NEEDED:
-            raise InvalidRequest(f"{missing.name} is not installed: {INSTALL}") from None
+            raise InvalidRequest(f"{missing.name} is not installed: {extras.install('cpu,export')}") from None
         raise
 
 

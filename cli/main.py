@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(module: str, arguments: list[str]) -> int:
+    from ..transport import extras
     from ..transport.errors import BatchyardError
 
     before = None
@@ -87,6 +88,8 @@ def _run(module: str, arguments: list[str]) -> int:
     except (BatchyardError, OSError) as error:
         return _fail(str(error))
     except ImportError as error:  # also what onnxruntime makes of a Ctrl-C while it loads
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            return _fail(extras.missing(error.name))
         return _fail(f"{error.name or 'a package'} cannot be imported ({error}); see `batchyard doctor`")
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -23,6 +23,7 @@ from ..examples.search import search
 from ..examples.training import Progress, Settings, Trained, judge, train
 from ..export import Report, export_to_onnx
 from ..export.publish import replace_file
+from ..transport import extras
 from ..transport.errors import BatchyardError, InvalidRequest
 from ..transport.histograms import quantile
 from .arguments import count, parser, seconds
@@ -53,7 +54,7 @@ SERVED_ROWS = 450  # of the test rows: all of the digits', the first of CIFAR's
 CALIBRATION_ROWS = 256
 INPUT, OUTPUT = "image", "logits"
 NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "sklearn", "optuna")
-INSTALL = "`python3 run demo --train` fetches it, or pip install 'batchyard[cpu,export,train]'"
+EXTRAS = "cpu,export,train"
 GRAFANA = "grafana/docker-compose.yml"  # docs/monitoring.md has the way without Docker
 METRICS_PORT = 9877  # where the Prometheus of grafana/ looks
 EXAMPLES = """examples:
@@ -80,7 +81,8 @@ def main(argv: list[str]) -> int:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise InvalidRequest(
-            f"training needs {', '.join(missing)}: {INSTALL}. Serving needs no torch: `batchyard demo`"
+            f"training needs {', '.join(missing)}: `python3 run demo --train` fetches it, or "
+            f"{extras.install(EXTRAS)}. Serving needs no torch: `batchyard demo`"
         )
     began_s = time.monotonic()
     data = prepared(options.dataset, options.data)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from batchyard.cli.main import main
+from batchyard.transport.extras import install
 
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript")
 
@@ -62,4 +63,4 @@ def test_without_torch_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # an import of it raises ModuleNotFoundError
     assert main(["export", "zoo:cnn", str(tmp_path / "cnn.onnx"), "--input", "1,3"]) == 1
-    assert "torch is not installed: pip install" in capsys.readouterr().err
+    assert f"torch is not installed: {install('cpu,export')}" in capsys.readouterr().err
