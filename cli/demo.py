@@ -23,6 +23,7 @@ from ..transport.processes import ChildProcess
 from .arguments import PRIORITIES, count, parser, seconds
 from .demo_client import DEADLINE_S, STREAMS
 from .demo_tally import TOLERANCE, Array, Tally
+from .next_steps import after_demo
 from .text import GAP, plural, table
 
 SECONDS_DEFAULT = 8.0
@@ -35,10 +36,6 @@ MODEL = "digits"
 GRACE_S = 10.0 + DEADLINE_S  # for a client to start, to end, and to write its tally
 LOOK_S = 0.05
 LOG_LINES = 20  # of what the processes said, when something failed
-NEXT = """\
-Next:   batchyard up --config examples/batchyard.toml   a yard for your own programs
-        batchyard demo --train                          a model of your own, from data to here
-        README.md                                       ten lines of client"""
 EXAMPLES = """examples:
   batchyard demo
   batchyard demo --seconds 3 --clients 2
@@ -105,7 +102,7 @@ def show(examples: Path, folder: Path, log: IO[bytes], load_s: float, clients: i
     tell("\n".join(findings(total, counters["rows"] / max(1, counters["batches"]))) + "\n")
     tell(verdict(total))
     if total.passed:
-        tell(NEXT)
+        tell("Next:\n" + "\n".join(GAP + line for line in after_demo()))
     return 0 if total.passed else 1
 
 

@@ -21,7 +21,8 @@ current folder is searched first), a torch.export program (.pt2), or an .onnx fi
 Pickles (.pt, .pth) are refused.
 
 examples:
-  batchyard export zoo:resnet18 resnet18.onnx --input 1,3,32,32 --quantize best
+  batchyard export batchyard.examples.zoo:cnn out/cnn.onnx --input 1,3,32,32
+  batchyard export zoo:resnet18 resnet18.onnx --input 1,3,32,32 --quantize best    # zoo.py is here
   batchyard export zoo:bert bert.onnx --input ids=int64:1,128:30000 --input mask=1,128 --quantize all
   batchyard export zoo:cnn cnn.onnx --input 1,3,32,32 --quantize static --calibration images.npy
   batchyard export model.pt2 model.onnx --input image=1,3,32,32

@@ -85,8 +85,10 @@ def _run(module: str, arguments: list[str]) -> int:
     except BrokenPipeError:  # `batchyard models | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (BatchyardError, OSError) as error:
+    except BatchyardError as error:
         return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except ImportError as error:  # also what onnxruntime makes of a Ctrl-C while it loads
         if isinstance(error, ModuleNotFoundError) and error.name:
             return _fail(extras.missing(error.name))

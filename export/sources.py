@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pkgutil
+import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,7 +74,8 @@ def made(text: str, arguments: Mapping[str, Any] | None = None) -> Source:
     try:
         factory = pkgutil.resolve_name(text)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidRequest(f"{text} cannot be imported: {error}") from error
+        where = f" (searched first: {sys.path[0] or os.getcwd()})" if isinstance(error, ImportError) else ""
+        raise InvalidRequest(f"{text} cannot be imported: {error}{where}") from error
     return Source(text, called(text, factory, arguments))
 
 
