@@ -170,12 +170,12 @@ def _watch(yard: Yard, processes: list[ChildProcess], load_s: float) -> None:
 
 def figures(total: Tally) -> list[str]:
     """The table of latencies, as the clients saw them, by priority."""
-    rows = [("priority", "requests", "scans in each", "p50", "p99")]
+    rows: list[tuple[str, ...]] = [("priority", "requests", "scans in each", "p50", "p99")]
     for priority, name in enumerate(PRIORITIES):
         latencies_ms = np.array(total.latencies_ns[priority]) / 1e6
-        p50, p99 = np.percentile(latencies_ms, (50, 99)) if len(latencies_ms) else (np.nan, np.nan)
-        images = STREAMS[priority].images
-        rows.append((name.upper(), f"{len(latencies_ms):,}", str(images), f"{p50:.2f} ms", f"{p99:.2f} ms"))
+        quantiles = np.percentile(latencies_ms, (50, 99)) if len(latencies_ms) else ()
+        shown = [f"{quantile:.2f} ms" for quantile in quantiles] or ["-", "-"]
+        rows.append((name.upper(), f"{len(latencies_ms):,}", str(STREAMS[priority].images), *shown))
     return [GAP + line for line in table(rows, right=(1, 2, 3, 4))]
 
 

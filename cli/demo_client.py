@@ -24,7 +24,7 @@ from ..transport import lifeline
 from ..transport.errors import BatchyardError, DeadlineExceeded, Overloaded
 from .demo_tally import Array, Tally
 
-DEADLINE_S = 5.0  # of every request: on a slow device the yard refuses what would come later
+DEADLINE_S = 10.0  # of every request: on a slow device the yard refuses what would come later
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ examples:
 A variant is published (model.VARIANT.onnx) only if it is smaller than fp32, not slower here, and near
 enough to PyTorch; else it is refused with its figures. model.json has all figures."""
 
+EXTRAS = "cpu,export"
 NEEDED = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
 
 
@@ -48,10 +50,15 @@ def main(argv: list[str]) -> int:
                     raise InvalidRequest(f"--{name} goes with --benchmark")
         elif not options.all:
             raise InvalidRequest("--benchmark goes with --all: name a folder or list of candidates")
-        return _many(options) if options.all else _one(options)
+        if not options.all:
+            return _one(options)
+        status = _many(options)
+        if status and find_spec("torch") is None:  # each that failed for it says so, and not what to do
+            _progress(f"torch is not installed, which models from PyTorch need: {extras.install(EXTRAS)}")
+        return status
     except ModuleNotFoundError as missing:
         if (missing.name or "").split(".")[0] in NEEDED:
-            raise InvalidRequest(f"{missing.name} is not installed: {extras.install('cpu,export')}") from None
+            raise InvalidRequest(f"{missing.name} is not installed: {extras.install(EXTRAS)}") from None
         raise
 
 

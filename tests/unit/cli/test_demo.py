@@ -85,7 +85,8 @@ def test_latencies_are_shown_for_every_priority_even_unused_ones() -> None:
     t.add(0, 0, EXPECTED[:1], 1_500_000)
     lines = figures(t)
     assert [line.split()[0] for line in lines] == ["priority", "URGENT", "HIGH", "NORMAL", "LOW"]
-    assert "1.50 ms" in lines[1]
+    assert lines[1].split()[1:] == ["1", "1", "1.50", "ms", "1.50", "ms"]
+    assert lines[4].split() == ["LOW", "0", "64", "-", "-"]
 
 
 def test_images_are_walked_through_in_order_and_over_and_over() -> None:

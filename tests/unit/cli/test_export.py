@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from batchyard.cli import export as cli_export
 from batchyard.cli.main import main
 from batchyard.transport.extras import install
 
@@ -56,6 +57,16 @@ def test_a_mistake_is_one_sentence(
     assert said in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_torch_a_folder_that_needs_it_ends_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(cli_export, "find_spec", lambda name: None)
+    (tmp_path / "net.py").write_text("import no_such_torch\n")
+    assert main(["export", "--all", str(tmp_path), str(tmp_path / "out")]) == 1
+    assert f"torch is not installed, which models from PyTorch need: {install('cpu,export')}" in capsys.readouterr().err
 
 
 def test_without_torch_it_says_what_to_install(
