@@ -7,6 +7,7 @@ Owns the asking: a snapshot every interval, what is said while there is no broke
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import sys
 import time
@@ -151,7 +152,10 @@ def _draw(source: _Source, screen: Screen, console: Console) -> None:
 
     lost_s = 0.0
     screen.below = KEYS
-    with Keyboard() as keyboard, Live(screen, console=console, screen=True, auto_refresh=False) as live:
+    live = Live(screen, console=console, screen=True, auto_refresh=False)
+    with Keyboard() as keyboard, contextlib.ExitStack() as leave:
+        leave.callback(live.stop)  # before the start: `with live` stays on its screen when a signal ends that
+        live.start()
         while True:
             live.refresh()
             if _pause(screen.every_s, keyboard, live):

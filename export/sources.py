@@ -81,9 +81,8 @@ def made(text: str, arguments: Mapping[str, Any] | None = None) -> Source:
 
 def called(name: str, factory: Any, arguments: Mapping[str, Any] | None = None) -> Any:
     """What the factory makes; an nn.Module stands for itself. Raises ModelFailed with its words."""
-    import torch
-
-    if isinstance(factory, torch.nn.Module) or not callable(factory):
+    torch = sys.modules.get("torch")  # who has made an nn.Module has loaded it
+    if not callable(factory) or (torch is not None and isinstance(factory, torch.nn.Module)):
         return factory
     try:
         return factory(**(arguments or {}))
