@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import BatchyardError
+from ..transport import extras
 from .report import Finding, machine, machine_line, table, write_json
 
 BENCHMARKS = ("tiny-latency", "tiny-throughput", "cnn", "frame", "idle")
@@ -68,9 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return verb(arguments[1:]) if verb else _suite(arguments)
     except ModuleNotFoundError as error:
-        if error.name not in ("onnx", "onnxruntime"):
-            raise
-        _say(f"{error.name} is not installed: pip install onnx onnxruntime")
+        print(f"batchyard: {extras.missing(error.name or 'a package')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         _say("interrupted")

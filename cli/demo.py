@@ -17,11 +17,13 @@ from typing import IO
 import numpy as np
 
 from ..client import Yard, serve
+from ..transport import extras
 from ..transport.errors import BatchyardError
 from ..transport.processes import ChildProcess
 from .arguments import PRIORITIES, count, parser, seconds
-from .demo_client import STREAMS
+from .demo_client import DEADLINE_S, STREAMS
 from .demo_tally import TOLERANCE, Array, Tally
+from .next_steps import after_demo
 from .text import GAP, plural, table
 
 SECONDS_DEFAULT = 8.0
@@ -31,13 +33,9 @@ CLIENTS_MAX = 32
 TOO_MUCH = f"at most {SECONDS_MAX:g} seconds and {CLIENTS_MAX} clients; `batchyard bench` does more"
 MAX_BATCH = 32  # rows
 MODEL = "digits"
-GRACE_S = 10.0  # for a client to start, to end, and to write its tally
+GRACE_S = 10.0 + DEADLINE_S  # for a client to start, to end, and to write its tally
 LOOK_S = 0.05
 LOG_LINES = 20  # of what the processes said, when something failed
-NEXT = """\
-Next:   batchyard up --config examples/batchyard.toml   a yard for your own programs
-        batchyard demo --train                          a model of your own, from data to here
-        README.md                                       ten lines of client"""
 EXAMPLES = """examples:
   batchyard demo
   batchyard demo --seconds 3 --clients 2
@@ -61,7 +59,7 @@ def main(argv: list[str]) -> int:
     if options.seconds > SECONDS_MAX or options.clients > CLIENTS_MAX:
         arguments.error(TOO_MUCH)
     if importlib.util.find_spec("onnxruntime") is None:
-        raise BatchyardError("the demo needs onnxruntime: pip install onnxruntime")
+        raise BatchyardError(extras.missing("onnxruntime"))
     with (
         resources.as_file(resources.files("batchyard.examples")) as examples,
         tempfile.TemporaryDirectory(prefix="batchyard-demo-") as folder,
@@ -91,7 +89,9 @@ def show(examples: Path, folder: Path, log: IO[bytes], load_s: float, clients: i
     with serve(model, workers=1, max_batch=MAX_BATCH, log=log) as yard:
         ready_s = time.monotonic() - began_s
         step(
-            "yard", f"a broker and a worker, ready after {ready_s:.1f} s; a batch has up to {MAX_BATCH} scans"
+            "yard",
+            f"a broker and a worker ({provider(yard)}), ready after {ready_s:.1f} s; "
+            f"a batch has up to {MAX_BATCH} scans",
         )
         step("clients", f"{plural(clients, 'program')}, each with requests of all four priorities at once\n")
         total = Tally(expected, labels)
@@ -102,8 +102,15 @@ def show(examples: Path, folder: Path, log: IO[bytes], load_s: float, clients: i
     tell("\n".join(findings(total, counters["rows"] / max(1, counters["batches"]))) + "\n")
     tell(verdict(total))
     if total.passed:
-        tell(NEXT)
+        tell("Next:\n" + "\n".join(GAP + line for line in after_demo()))
     return 0 if total.passed else 1
+
+
+def provider(yard: Yard) -> str:
+    """What the yard's worker runs on: `cpu`, `webgpu`, ..."""
+    with yard.client(segment="frames") as client:
+        (model,) = client.models()
+    return ", ".join(sorted({worker.provider for worker in model.workers}))
 
 
 def direct(model: Path, images: Array) -> Array:
@@ -163,12 +170,12 @@ def _watch(yard: Yard, processes: list[ChildProcess], load_s: float) -> None:
 
 def figures(total: Tally) -> list[str]:
     """The table of latencies, as the clients saw them, by priority."""
-    rows = [("priority", "requests", "scans in each", "p50", "p99")]
+    rows: list[tuple[str, ...]] = [("priority", "requests", "scans in each", "p50", "p99")]
     for priority, name in enumerate(PRIORITIES):
         latencies_ms = np.array(total.latencies_ns[priority]) / 1e6
-        p50, p99 = np.percentile(latencies_ms, (50, 99)) if len(latencies_ms) else (np.nan, np.nan)
-        images = STREAMS[priority].images
-        rows.append((name.upper(), f"{len(latencies_ms):,}", str(images), f"{p50:.2f} ms", f"{p99:.2f} ms"))
+        quantiles = np.percentile(latencies_ms, (50, 99)) if len(latencies_ms) else ()
+        shown = [f"{quantile:.2f} ms" for quantile in quantiles] or ["-", "-"]
+        rows.append((name.upper(), f"{len(latencies_ms):,}", str(STREAMS[priority].images), *shown))
     return [GAP + line for line in table(rows, right=(1, 2, 3, 4))]
 
 
@@ -176,9 +183,9 @@ def findings(total: Tally, batch: float) -> list[str]:
     """Throughput, accuracy, and how the answers compare."""
     rows = max(1, total.rows_total)
     took_s = max(1e-9, total.ended_s - total.began_s)
-    identical = f"{total.identical / rows:.4%}".replace("100.0000%", "100%")
+    identical = f"{total.identical / rows:.4%}".replace(".0000%", "%")
     lines = [
-        f"throughput  {rows / took_s:,.0f} scans per second in {total.requests / took_s:,.0f} requests; "
+        f"throughput  {rows / took_s:,.0f} scans and {total.requests / took_s:,.0f} requests per second; "
         f"{batch:.1f} scans in a batch on average",
         f"accuracy    {total.right / rows:.1%} of the answers are right "
         f"({int(total.seen.sum())} different scans)",
@@ -187,7 +194,22 @@ def findings(total: Tally, batch: float) -> list[str]:
     ]
     if total.difference:
         lines.append(f"            largest difference {total.difference:.1e} of an answer's largest score")
+    if any(total.refused):
+        lines.append(
+            f"refused     {by_priority(total.refused, 'time')}: there was more to do than time; "
+            "the programs waited as long as the yard said, and asked again"
+        )
+    if any(total.late):
+        lines.append(
+            f"late        {by_priority(total.late, 'request')}: dropped at the deadline of {DEADLINE_S:g} s"
+        )
     return [GAP + line for line in lines]
+
+
+def by_priority(counts: list[int], noun: str) -> str:
+    """`12 requests (NORMAL 2, LOW 10)`."""
+    parts = (f"{name.upper()} {n:,}" for name, n in zip(PRIORITIES, counts, strict=True) if n)
+    return f"{plural(sum(counts), noun)} ({', '.join(parts)})"
 
 
 def verdict(total: Tally) -> str:
@@ -198,7 +220,13 @@ def verdict(total: Tally) -> str:
             f"{TOLERANCE:g} of the answer's largest score."
         )
     if not total.seen.all():
-        return f"FAILED: {plural(int((~total.seen).sum()), 'scan')} never came back; try more --seconds."
+        missing = plural(int((~total.seen).sum()), "scan")
+        if not total.passed:
+            return f"FAILED: {missing} never came back; try more --seconds."
+        return (
+            "Passed: every answer is the one that onnxruntime gives by itself; "
+            f"{missing} had none (try more --seconds)."
+        )
     return "Passed: every answer is the one that onnxruntime gives by itself."
 
 

@@ -1,7 +1,8 @@
 """`python -m batchyard.cli.demo_client`: one of the demo's clients, an ordinary user of `Client`.
 
-Requests of all four priorities are under way at once, each kind from a thread of its own. Every
-answer is compared as it comes, and what was counted lies in a file at the end.
+Requests of all four priorities are under way at once, each kind from a thread of its own. What the yard
+refuses is asked again when the yard says. Every answer is compared as it comes, and what was counted lies
+in a file at the end.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import numpy as np
 
 from ..client import Client, InferFuture, Priority
 from ..transport import lifeline
-from ..transport.errors import BatchyardError
+from ..transport.errors import BatchyardError, DeadlineExceeded, Overloaded
 from .demo_tally import Array, Tally
+
+DEADLINE_S = 10.0  # of every request: on a slow device the yard refuses what would come later
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,10 @@ class Images:
         self._start = end % len(self._images)
         return start, self._images[start:end]
 
+    def back_to(self, start: int) -> None:
+        """What was taken from `start` on had no answer: it comes next."""
+        self._start = start
+
 
 def one_by_one(
     client: Client, model: str, stream: Stream, images: Images, tally: Tally, end_s: float
@@ -64,8 +71,15 @@ def one_by_one(
     while time.monotonic() < end_s:
         start, rows = images.take(stream.images)
         began_ns = time.perf_counter_ns()
-        reply = client.request(model, rows, priority=stream.priority)
-        tally.add(stream.priority, start, reply.arrays[0], time.perf_counter_ns() - began_ns)
+        try:
+            reply = client.request(model, rows, priority=stream.priority, deadline=DEADLINE_S)
+        except Overloaded as full:
+            _wait_for_room(full, stream, tally, end_s)
+            images.back_to(start)
+        except DeadlineExceeded:
+            tally.late[stream.priority] += 1
+        else:
+            tally.add(stream.priority, start, reply.arrays[0], time.perf_counter_ns() - began_ns)
         if stream.pause_s:
             time.sleep(stream.pause_s)
 
@@ -80,16 +94,30 @@ def several_at_once(
             start, rows = images.take(stream.images)
             ended_ns: list[int] = []
             began_ns = time.perf_counter_ns()
-            future = client.submit(model, rows, priority=stream.priority)
+            future = client.submit(model, rows, priority=stream.priority, deadline=DEADLINE_S)
             future.add_done_callback(partial(_note_end, ended_ns))
             under_way.append((start, began_ns, future, ended_ns))
         if not under_way:
             return
         start, began_ns, future, ended_ns = under_way.popleft()
-        logits = future.result()
+        try:
+            logits = future.result()
+        except Overloaded as full:
+            _wait_for_room(full, stream, tally, end_s)
+            images.back_to(start)
+            continue
+        except DeadlineExceeded:
+            tally.late[stream.priority] += 1
+            continue
         # The callback may run a moment after result() returns.
         latency_ns = (ended_ns[0] if ended_ns else time.perf_counter_ns()) - began_ns
         tally.add(stream.priority, start, logits, latency_ns)
+
+
+def _wait_for_room(full: Overloaded, stream: Stream, tally: Tally, end_s: float) -> None:
+    """As long as the yard says, but not past the end."""
+    tally.refused[stream.priority] += 1
+    time.sleep(max(0.0, min(full.retry_after_s, end_s - time.monotonic())))
 
 
 def _note_end(ended_ns: list[int], future: object) -> None:
@@ -132,7 +160,7 @@ def run(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 when every request was answered, whether rightly or not is in the tally; 1 with a sentence."""
+    """0 when every request was answered, or refused for want of time: the tally has it; 1 with a sentence."""
     parser = argparse.ArgumentParser(prog="python -m batchyard.cli.demo_client", description=__doc__)
     parser.add_argument("--url", required=True)
     parser.add_argument("--model", required=True, help="its name")

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..transport import extras
 from ..transport.errors import InvalidRequest
 from . import export_benchmark
 from .arguments import count, pair, parser, seconds
@@ -20,7 +22,8 @@ current folder is searched first), a torch.export program (.pt2), or an .onnx fi
 Pickles (.pt, .pth) are refused.
 
 examples:
-  batchyard export zoo:resnet18 resnet18.onnx --input 1,3,32,32 --quantize best
+  batchyard export batchyard.examples.zoo:cnn out/cnn.onnx --input 1,3,32,32
+  batchyard export zoo:resnet18 resnet18.onnx --input 1,3,32,32 --quantize best    # zoo.py is here
   batchyard export zoo:bert bert.onnx --input ids=int64:1,128:30000 --input mask=1,128 --quantize all
   batchyard export zoo:cnn cnn.onnx --input 1,3,32,32 --quantize static --calibration images.npy
   batchyard export model.pt2 model.onnx --input image=1,3,32,32
@@ -32,7 +35,7 @@ examples:
 A variant is published (model.VARIANT.onnx) only if it is smaller than fp32, not slower here, and near
 enough to PyTorch; else it is refused with its figures. model.json has all figures."""
 
-INSTALL = "pip install 'batchyard[cpu,export]', or in the repository: pip install -e '.[cpu,export]'"
+EXTRAS = "cpu,export"
 NEEDED = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
 
 
@@ -47,10 +50,15 @@ def main(argv: list[str]) -> int:
                     raise InvalidRequest(f"--{name} goes with --benchmark")
         elif not options.all:
             raise InvalidRequest("--benchmark goes with --all: name a folder or list of candidates")
-        return _many(options) if options.all else _one(options)
+        if not options.all:
+            return _one(options)
+        status = _many(options)
+        if status and find_spec("torch") is None:  # each that failed for it says so, and not what to do
+            _progress(f"torch is not installed, which models from PyTorch need: {extras.install(EXTRAS)}")
+        return status
     except ModuleNotFoundError as missing:
         if (missing.name or "").split(".")[0] in NEEDED:
-            raise InvalidRequest(f"{missing.name} is not installed: {INSTALL}") from None
+            raise InvalidRequest(f"{missing.name} is not installed: {extras.install(EXTRAS)}") from None
         raise
 
 

@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(module: str, arguments: list[str]) -> int:
+    from ..transport import extras
     from ..transport.errors import BatchyardError
 
     before = None
@@ -84,9 +85,13 @@ def _run(module: str, arguments: list[str]) -> int:
     except BrokenPipeError:  # `batchyard models | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (BatchyardError, OSError) as error:
+    except BatchyardError as error:
         return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except ImportError as error:  # also what onnxruntime makes of a Ctrl-C while it loads
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            return _fail(extras.missing(error.name))
         return _fail(f"{error.name or 'a package'} cannot be imported ({error}); see `batchyard doctor`")
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -21,14 +21,21 @@ from . import watch
 from .arguments import add_yard, count, difference, parser, seconds
 from .text import duration, plural, table
 
-EXAMPLES = """examples:
-  batchyard models
-  batchyard models --json --url ipc:///tmp/yard
-  batchyard models show resnet18                   # and what its file says of itself
-  batchyard models load resnet18 resnet18.onnx --max-batch 16
-  batchyard models swap resnet18 resnet18-int8.onnx --tolerance 0.5
-  batchyard models unload resnet18
-  batchyard models watch models/"""
+ORDER_EXAMPLES = {
+    "show": "batchyard models show resnet18",
+    "load": "batchyard models load resnet18 resnet18.onnx --max-batch 16",
+    "swap": "batchyard models swap resnet18 resnet18-int8.onnx --tolerance 0.5",
+    "unload": "batchyard models unload resnet18",
+    "watch": "batchyard models watch models/",
+}
+EXAMPLES = "\n  ".join(
+    (
+        "examples:",
+        "batchyard models",
+        "batchyard models --json --url ipc:///tmp/yard",
+        *ORDER_EXAMPLES.values(),
+    )
+)
 HEADING = ("MODEL", "STATE", "REVISION", "BATCHING", "WORKERS")
 
 
@@ -72,29 +79,33 @@ def _parser() -> argparse.ArgumentParser:
     add_yard(arguments)
     arguments.add_argument("--json", action="store_true", help="for programs: a list of objects")
     orders = arguments.add_subparsers(dest="order", metavar="ORDER")
-    show = orders.add_parser("show", help="one model, with its file's variant, digest, checks and times")
+
+    def order(name: str, purpose: str) -> argparse.ArgumentParser:
+        example = f"example:\n  {ORDER_EXAMPLES[name]}"
+        raw = argparse.RawDescriptionHelpFormatter
+        return orders.add_parser(name, help=purpose, description=purpose, epilog=example, formatter_class=raw)
+
+    show = order("show", "one model, with its file's variant, digest, checks and times")
     show.add_argument("name", metavar="NAME")
     show.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="for programs")
-    load = orders.add_parser("load", help="serve one more model, from a file inside the yard's models_root")
+    load = order("load", "serve one more model, from a file inside the yard's models_root")
     load.add_argument("name", metavar="NAME")
     load.add_argument("file", metavar="FILE", help="relative to models_root; file.py:function where allowed")
     load.add_argument("--max-batch", type=count, metavar="ROWS", help="in one run (the yard's default)")
-    swap = orders.add_parser(
-        "swap", help="serve it from another file; no request fails, and a bad file changes nothing"
-    )
+    swap = order("swap", "serve it from another file; no request fails, and a bad file changes nothing")
     swap.add_argument("name", metavar="NAME")
     swap.add_argument("file", metavar="FILE", nargs="?", help="(the file that it has, read anew)")
     swap.add_argument(
         "--tolerance", type=difference, metavar="D", help="greatest difference of a canary's answers (any)"
     )
-    unload = orders.add_parser("unload", help="serve it no longer; what waits for it is still run")
+    unload = order("unload", "serve it no longer; what waits for it is still run")
     unload.add_argument("name", metavar="NAME")
-    follow = orders.add_parser("watch", help="load, swap and unload as the .onnx files of a folder do")
+    follow = order("watch", "load, swap and unload as the .onnx files of a folder do")
     follow.add_argument("folder", metavar="FOLDER", type=Path, help="the yard's models_root")
-    for order in (show, load, swap, unload, follow):
-        add_yard(order, argparse.SUPPRESS)
-    for order in (load, swap, unload):
-        order.add_argument("--timeout", type=seconds, default=TIMEOUT_S, metavar="S", help="(%(default)g s)")
+    for each in (show, load, swap, unload, follow):
+        add_yard(each, argparse.SUPPRESS)
+    for each in (load, swap, unload):
+        each.add_argument("--timeout", type=seconds, default=TIMEOUT_S, metavar="S", help="(%(default)g s)")
     return arguments
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..client import Operator
+from ..transport import extras
 from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded
 from .arguments import add_yard, parser, seconds
 from .keyboard import Keyboard
@@ -102,7 +103,7 @@ def _show(source: _Source, every_s: float, once: bool, svg: Path | None) -> None
     try:
         from rich.console import Console
     except ImportError:
-        raise BatchyardError("the view needs rich: pip install rich; --json does without") from None
+        raise BatchyardError(f"{extras.missing('rich')}; --json does without") from None
     from .view import Screen
 
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -23,6 +23,7 @@ from ..examples.search import search
 from ..examples.training import Progress, Settings, Trained, judge, train
 from ..export import Report, export_to_onnx
 from ..export.publish import replace_file
+from ..transport import extras
 from ..transport.errors import BatchyardError, InvalidRequest
 from ..transport.histograms import quantile
 from .arguments import count, parser, seconds
@@ -43,7 +44,7 @@ from .demo import (
     verdict,
 )
 from .demo_tally import Array, Tally
-from .main import VERBS
+from .next_steps import after_training
 from .text import GAP, plural
 
 TRIALS_DEFAULT = 12
@@ -53,9 +54,7 @@ SERVED_ROWS = 450  # of the test rows: all of the digits', the first of CIFAR's
 CALIBRATION_ROWS = 256
 INPUT, OUTPUT = "image", "logits"
 NEEDED = ("torch", "onnx", "onnxscript", "onnxruntime", "sklearn", "optuna")
-INSTALL = "`python3 run demo --train` fetches it, or pip install 'batchyard[cpu,export,train]'"
-GRAFANA = "grafana/docker-compose.yml"  # docs/monitoring.md has the way without Docker
-METRICS_PORT = 9877  # where the Prometheus of grafana/ looks
+EXTRAS = "cpu,export,train"
 EXAMPLES = """examples:
   batchyard demo --train
   batchyard demo --train --trials 4 --epochs 10 --out /tmp/digits
@@ -80,7 +79,8 @@ def main(argv: list[str]) -> int:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise InvalidRequest(
-            f"training needs {', '.join(missing)}: {INSTALL}. Serving needs no torch: `batchyard demo`"
+            f"training needs {', '.join(missing)}: `python3 run demo --train` fetches it, or "
+            f"{extras.install(EXTRAS)}. Serving needs no torch: `batchyard demo`"
         )
     began_s = time.monotonic()
     data = prepared(options.dataset, options.data)
@@ -88,7 +88,8 @@ def main(argv: list[str]) -> int:
     report = exported(data, trained, options.out, options.measure)
     config = published(data, report, options.out)
     passed = served(data, report, options.seconds, options.clients)
-    tell(f"\nThe whole took {time.monotonic() - began_s:.0f} s. Next:\n" + "\n".join(next_steps(config)))
+    tell(f"\nThe whole took {time.monotonic() - began_s:.0f} s. Next:")
+    tell("\n".join(GAP + line for line in after_training(config)))
     return 0 if passed else 1
 
 
@@ -195,19 +196,6 @@ def batch_sizes(counters: dict[str, Any], model: str) -> str:
             counts = histogram["counts"]
     half, most = (min(MAX_BATCH, int(quantile(counts, share) or 0)) for share in (0.5, 1.0))
     return f"{sum(counts.values()):,}: half of them of up to {plural(half, 'scan')}, the largest of {most}"
-
-
-def next_steps(config: Path) -> list[str]:
-    """What to do with it now, and where to look at it: only what is there."""
-    serve_it, look = f"batchyard up --config {config}", []
-    if "top" in VERBS:
-        look.append(("batchyard top", "what it does now"))
-    if (Path(__file__).resolve().parents[1] / GRAFANA).is_file():  # not in an installed package
-        serve_it += f" --metrics {METRICS_PORT}"
-        look.append((f"docker compose -f {GRAFANA} up -d", "and over time: Grafana at http://127.0.0.1:3000"))
-    steps = [(serve_it, "serve it to your own programs"), *look]
-    width = max(len(command) for command, _ in steps)
-    return [f"{GAP}{command:<{width}}{GAP}{what}" for command, what in steps]
 
 
 def detail(line: str) -> None:

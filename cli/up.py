@@ -21,7 +21,7 @@ import zmq
 from ..broker import config as configuration
 from ..broker.config import YardConfig
 from ..client import ModelInfo, Yard
-from ..transport import endpoints
+from ..transport import endpoints, extras
 from ..transport.endpoints import Endpoint
 from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, EndpointInUse, InvalidRequest
 from ..transport.keys import KeyFolder
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
         raise InvalidRequest(NO_CONFIG.format(path=options.config))
     config = configuration.read(options.config)
     if importlib.util.find_spec("onnxruntime") is None:
-        raise BatchyardError("workers need onnxruntime: pip install onnxruntime, or ask `batchyard doctor`")
+        raise BatchyardError(f"{extras.missing('onnxruntime')}; `batchyard doctor` knows what fits a GPU")
     url = options.url or endpoints.default_url()
     check_free(Endpoint.parse(url), options.keys)
     companions = companions_of(options)
@@ -128,7 +128,7 @@ def check_companion(option: str, extra: str, packages: Sequence[str], port: int)
     for ever."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise BatchyardError(f"--{option} needs {package}: pip install 'batchyard[{extra}]'")
+            raise BatchyardError(f"--{option} needs {package}: {extras.install(extra)}")
     with socket.socket() as probe:
         if os.name != "nt":  # there it would let two listen at once
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -312,6 +312,8 @@ class Yard:
         self._stop.set()
         if self._watcher.is_alive() and self._watcher is not threading.current_thread():
             self._watcher.join()
+        for process in self.processes:  # all at once: none is left to say that another is gone
+            process.child.ask_to_end()
         for process in self.processes:
             process.child.terminate()
         if self._folder is not None:

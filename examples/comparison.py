@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..transport import extras
 from . import synthetic
 from .datasets import Dataset, Labelled, digits
 from .download import Say
@@ -103,7 +104,7 @@ def main() -> int:
         seeds = range(1, args.seeds + 1)
         compare(data, Settings(epochs=args.epochs), seeds, lambda text: print(f"  {text}", flush=True))
     except ModuleNotFoundError as missing:
-        print(f"{missing.name} is not installed: pip install -e '.[cpu,export,train]'", file=sys.stderr)
+        print(f"{missing.name} is not installed: {extras.install('cpu,export,train')}", file=sys.stderr)
         return 1
     return 0
 

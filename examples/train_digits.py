@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from ..transport import extras
 from .datasets import digits_split
 from .training import Progress, Settings, train
 
@@ -188,7 +189,7 @@ def main() -> int:
     try:
         publish(args.out, args.seed, args.epochs)
     except ModuleNotFoundError as missing:
-        print(f"{missing.name} is not installed: pip install -e '.[cpu,export,train]'", file=sys.stderr)
+        print(f"{missing.name} is not installed: {extras.install('cpu,export,train')}", file=sys.stderr)
         return 1
     except Refused as reason:
         print(f"refused, nothing written: {reason}", file=sys.stderr)

@@ -4,7 +4,7 @@
     batchyard export --all examples/zoo.toml out/
 
 All take float32[batch, 3, 32, 32] and give float32[batch, 10], but `transformer`: int64[batch, 64] tokens
-below 1000 to float32[batch, 10]. Needs torch (`pip install -e '.[cpu,export]'`).
+below 1000 to float32[batch, 10]. Needs torch (`pip install -e ".[cpu,export]"`).
 """
 
 from __future__ import annotations

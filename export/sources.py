@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pkgutil
+import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,15 +74,15 @@ def made(text: str, arguments: Mapping[str, Any] | None = None) -> Source:
     try:
         factory = pkgutil.resolve_name(text)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidRequest(f"{text} cannot be imported: {error}") from error
+        where = f" (searched first: {sys.path[0] or os.getcwd()})" if isinstance(error, ImportError) else ""
+        raise InvalidRequest(f"{text} cannot be imported: {error}{where}") from error
     return Source(text, called(text, factory, arguments))
 
 
 def called(name: str, factory: Any, arguments: Mapping[str, Any] | None = None) -> Any:
     """What the factory makes; an nn.Module stands for itself. Raises ModelFailed with its words."""
-    import torch
-
-    if isinstance(factory, torch.nn.Module) or not callable(factory):
+    torch = sys.modules.get("torch")  # who has made an nn.Module has loaded it
+    if not callable(factory) or (torch is not None and isinstance(factory, torch.nn.Module)):
         return factory
     try:
         return factory(**(arguments or {}))

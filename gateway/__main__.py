@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import BatchyardError, InvalidRequest
-from ..transport import lifeline
+from ..transport import extras, lifeline
 
 log = logging.getLogger("gateway")
 PORT = 8000
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gateway: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
-        print(f"gateway: {error.name} is missing: pip install 'batchyard[gateway]'", file=sys.stderr)
+        print(f"gateway: {error.name} is not installed: {extras.install('gateway')}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         pass

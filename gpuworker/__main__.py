@@ -11,7 +11,7 @@ import threading
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..transport import endpoints, lifeline
+from ..transport import endpoints, extras, lifeline
 from ..transport.errors import BatchyardError
 from . import providers
 from .ladder import Ladder
@@ -100,9 +100,7 @@ def _worker_number() -> int:
 def _rungs(asked: str) -> list[str]:
     """The providers to try, best first. Raises BatchyardError where there is none."""
     if find_spec("onnxruntime") is None:
-        raise BatchyardError(
-            "onnxruntime is not installed here: pip install onnxruntime (or another runtime, but only one)"
-        )
+        raise BatchyardError(f"{extras.missing('onnxruntime')} (or another runtime, but only one)")
     found = providers.installed()
     if "cpu" not in found:  # a runtime that somebody built, under another name
         found = [*found, "cpu"]

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from wsgiref.simple_server import WSGIServer
 
-from ..transport import endpoints, lifeline
+from ..transport import endpoints, extras, lifeline
 from ..transport.errors import BatchyardError
 from ..transport.keys import KeyFolder
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _serve(options)
     except ImportError as error:
-        text = f"{error.name} is not installed here: pip install 'batchyard[sidecar]'"
+        text = f"{error.name} is not installed: {extras.install('sidecar')}"
     except BatchyardError as error:
         text = str(error)
     except OSError as error:

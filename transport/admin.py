@@ -62,7 +62,10 @@ def _receive(url: str, socket: Socket, monitor: Socket, timeout_s: float, patien
     started_s = time.monotonic()
     connected = False
     within_s = min(timeout_s, CONNECT_TIMEOUT_S)
-    text = f"no broker answers at {url} within {within_s:g} s"
+    text = (
+        f"no broker answers at {url} within {within_s:g} s; start one with "
+        "`batchyard up`, or set BATCHYARD_URL to the one that runs"
+    )
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)
     poller.register(monitor, zmq.POLLIN)

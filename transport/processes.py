@@ -109,6 +109,11 @@ class ChildProcess:
         except subprocess.TimeoutExpired:
             return None
 
+    def ask_to_end(self) -> None:
+        """SIGTERM, and no waiting: `terminate` is still to come."""
+        if self._process is not None and self.poll() is None:
+            self._process.terminate()
+
     def terminate(self, grace_s: float = 2.0) -> int | None:
         """Ask the child to end (SIGTERM), kill it after `grace_s`, and reap it; its exit code."""
         if self._process is None:

@@ -19,6 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from batchyard.cli.demo import direct, findings
+from batchyard.cli.demo_tally import Tally
+from batchyard.client import Priority
 
 pytestmark = [
     pytest.mark.integration,
@@ -323,6 +326,36 @@ def test_up_with_only_a_broken_model_fails_with_its_reason(url: str, tmp_path: P
     assert "bad: FAILED: " in done.stdout
     assert "no model can be served" in done.stderr
     eventually(lambda: not processes_of(url), f"gone: {processes_of(url)}")
+
+
+def test_a_client_of_the_demo_that_is_refused_asks_again(url: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "small.toml").write_text(
+        f"models_root = {json.dumps(str(CONFIG.parent))}\n"
+        '[models.digits]\nfile = "digits.onnx"\n'
+        "[limits]\nclient_rows_max = 150\n"  # less than the 4 x 64 scans of LOW alone
+    )
+    with np.load(SCANS, allow_pickle=False) as scans:
+        images, labels = scans["images"], scans["labels"]
+    expected = direct(CONFIG.parent / "digits.onnx", images)
+    np.savez(tmp_path / "data.npz", images=images, expected=expected, labels=labels)
+    up = Up(url, tmp_path / "log", "--config", str(tmp_path / "small.toml"))
+    try:
+        up.wait_until_it_says("listening at")
+        client = [sys.executable, "-m", "batchyard.cli.demo_client", "--url", url, "--model", "digits"]
+        client += ["--data", str(tmp_path / "data.npz"), "--tally", str(tmp_path / "tally.npz")]
+        # stdin is its lifeline: it stays open until the client has ended.
+        command = [*client, "--seconds", "1"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.wait(PATIENCE_S) == 0, process.stderr and process.stderr.read()
+    finally:
+        up.end()
+    tally = Tally.load(tmp_path / "tally.npz", expected, labels)
+    assert tally.refused[Priority.LOW] > 0
+    assert tally.rows[Priority.LOW] > 0
+    assert tally.seen.all()
+    assert tally.unequal == 0
+    assert "there was more to do than time" in "\n".join(findings(tally, 1.0))
 
 
 def test_the_demo_passes_and_says_what_it_found() -> None:

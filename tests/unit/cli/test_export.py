@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from batchyard.cli import export as cli_export
 from batchyard.cli.main import main
+from batchyard.transport.extras import install
 
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript")
 
@@ -57,9 +59,19 @@ def test_a_mistake_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_torch_a_folder_that_needs_it_ends_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(cli_export, "find_spec", lambda name: None)
+    (tmp_path / "net.py").write_text("import no_such_torch\n")
+    assert main(["export", "--all", str(tmp_path), str(tmp_path / "out")]) == 1
+    assert f"torch is not installed, which models from PyTorch need: {install('cpu,export')}" in capsys.readouterr().err
+
+
 def test_without_torch_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # an import of it raises ModuleNotFoundError
     assert main(["export", "zoo:cnn", str(tmp_path / "cnn.onnx"), "--input", "1,3"]) == 1
-    assert "torch is not installed: pip install" in capsys.readouterr().err
+    assert f"torch is not installed: {install('cpu,export')}" in capsys.readouterr().err

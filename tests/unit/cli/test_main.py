@@ -58,11 +58,19 @@ def test_every_verbs_help_has_an_example(verb: str, capsys: pytest.CaptureFixtur
     assert f"\n  batchyard {verb}" in said
 
 
+@pytest.mark.parametrize("order", sorted(models.ORDER_EXAMPLES))
+def test_every_order_about_models_has_an_example(order: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        shell.main(["models", order, "--help"])
+    assert end.value.code == 0
+    assert f"example:\n  batchyard models {order} " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
         (BrokerLost("no broker answers"), 1, "batchyard: no broker answers\n"),
-        (PermissionError(13, "Permission denied", "x"), 1, "batchyard: [Errno 13] Permission denied: 'x'\n"),
+        (PermissionError(13, "Permission denied", "x"), 1, "batchyard: x: Permission denied\n"),
         (KeyboardInterrupt(), 130, ""),
         (shell.Terminated(), 143, ""),
     ],

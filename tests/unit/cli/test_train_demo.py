@@ -1,13 +1,9 @@
-"""What `demo --train` says of batches, and where it sends its reader next."""
+"""What `demo --train` says of batches."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 from batchyard.broker.counters import Histogram
-from batchyard.cli import train_demo
-from batchyard.cli.train_demo import batch_sizes, next_steps
+from batchyard.cli.train_demo import batch_sizes
 
 
 def counters(*rows: int) -> dict[str, object]:
@@ -27,13 +23,3 @@ def test_batch_sizes_are_the_brokers_own_of_this_model() -> None:
     )
     assert batch_sizes(counters(1, 5, 5), "digits").endswith("of up to 5 scans, the largest of 5")
     assert batch_sizes(counters(1), "another").startswith("0: ")
-
-
-def test_the_reader_is_sent_only_to_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = next_steps(Path("yard.toml"))
-    assert [line.split()[0] for line in everything] == ["batchyard", "batchyard", "docker"]
-    assert everything[0].split()[:6] == ["batchyard", "up", "--config", "yard.toml", "--metrics", "9877"]
-    monkeypatch.setattr(train_demo, "VERBS", {"up": ("", "")})
-    monkeypatch.setattr(train_demo, "GRAFANA", "grafana/absent.yml")
-    (up,) = next_steps(Path("yard.toml"))
-    assert "--metrics" not in up

@@ -39,7 +39,7 @@ def test_an_unknown_provider_and_a_missing_runtime_are_told_in_a_sentence(
     with pytest.raises(BatchyardError, match="there is: auto, directml, webgpu, cuda, cpu"):
         worker._rungs("vulkan")
     monkeypatch.setattr(worker, "find_spec", lambda name: None)
-    with pytest.raises(BatchyardError, match="onnxruntime is not installed here"):
+    with pytest.raises(BatchyardError, match="onnxruntime is not installed: "):
         worker._rungs("auto")
 
 

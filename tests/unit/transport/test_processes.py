@@ -79,6 +79,15 @@ def test_terminate_asks_first_and_reaps() -> None:
 
 
 @posix_only
+def test_a_child_that_was_asked_to_end_ends_without_being_waited_for() -> None:
+    child = started(WAITING_CHILD)
+    child.ask_to_end()
+    assert child.wait(10) == -signal.SIGTERM
+    child.ask_to_end()  # nobody else's process by now
+    assert child.terminate() == -signal.SIGTERM
+
+
+@posix_only
 def test_a_deaf_child_is_killed_after_the_grace() -> None:
     child = started(STUBBORN_CHILD)
     assert child.terminate(grace_s=0.01) == -signal.SIGKILL

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from batchyard.cli import export_benchmark
 from batchyard.export.benchmark.plot import Point, draw
+from batchyard.transport.extras import install
 
 FOUND = {
     "provider": "CPUExecutionProvider",
@@ -51,7 +52,7 @@ def test_without_matplotlib_the_plot_is_said_to_be_missing(
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # an import of it raises ModuleNotFoundError
     said: list[str] = []
     export_benchmark.plot(FOUND, tmp_path / "pareto.png", said.append)
-    assert said == ["no plot: matplotlib is not installed (pip install 'batchyard[plot]')"]
+    assert said == [f"no plot: matplotlib is not installed: {install('plot')}"]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,54 @@
+"""How a package that is missing is had: the command to type, in the Python that runs here.
+
+Owns which extra of pyproject.toml brings what. Standard library only: it is asked where things are missing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parents[1]
+# import name -> the extra that brings it, where there is one that is no larger
+BROUGHT_BY = {
+    "fastapi": "gateway",
+    "google": "gateway",  # protobuf
+    "grpc": "gateway",
+    "httptools": "gateway",
+    "matplotlib": "plot",
+    "onnx": "bench",
+    "onnxruntime": "cpu",
+    "onnxscript": "export",
+    "optuna": "train",
+    "prometheus_client": "sidecar",
+    "psutil": "sidecar",
+    "rich": "top",
+    "sklearn": "train",
+    "torch": "export",
+    "uvicorn": "gateway",
+}
+
+
+def install(extras: str) -> str:
+    """The command that installs `extras` ("cpu,top") into this very Python, from where batchyard lies."""
+    here = Path.cwd()
+    if (SOURCE / "pyproject.toml").is_file():
+        package = f'-e "{_seen_from(here, SOURCE)}[{extras}]"'
+    else:
+        package = f'"batchyard[{extras}]"'
+    if os.environ.get("VIRTUAL_ENV") == sys.prefix:  # an activated environment's pip is its own
+        return f"pip install {package}"
+    python = _seen_from(here, Path(sys.executable))
+    return f"{python} -m pip install {package}"
+
+
+def missing(package: str) -> str:
+    """A sentence on a package that could not be imported, by its import name."""
+    extra = BROUGHT_BY.get(package.partition(".")[0])
+    return f"{package} is not installed: {install(extra)}" if extra else f"{package} is not installed"
+
+
+def _seen_from(here: Path, path: Path) -> str:
+    """Relative where that is shorter to type."""
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
