@@ -18,9 +18,10 @@ import msgspec
 
 from ..client import Operator
 from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded
+from ..transport.snapshot import Snapshot, read
 from .arguments import add_yard, parser, seconds
 from .keyboard import Keyboard
-from .rates import Interval, Snapshot, between, read
+from .rates import Interval, between
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -43,7 +43,6 @@ from .demo import (
     verdict,
 )
 from .demo_tally import Array, Tally
-from .main import VERBS
 from .text import GAP, plural
 
 TRIALS_DEFAULT = 12
@@ -135,6 +134,7 @@ def exported(data: Dataset, trained: Trained, out: Path, measure_s: float) -> Re
         validation_data=data.validation.images,
         output_names=[OUTPUT],
         measure_s=measure_s,
+        say=detail,
     )
     for line in report.lines():
         detail(line)
@@ -199,9 +199,7 @@ def batch_sizes(counters: dict[str, Any], model: str) -> str:
 
 def next_steps(config: Path) -> list[str]:
     """What to do with it now, and where to look at it: only what is there."""
-    serve_it, look = f"batchyard up --config {config}", []
-    if "top" in VERBS:
-        look.append(("batchyard top", "what it does now"))
+    serve_it, look = f"batchyard up --config {config}", [("batchyard top", "what it does now")]
     if (Path(__file__).resolve().parents[1] / GRAFANA).is_file():  # not in an installed package
         serve_it += f" --metrics {METRICS_PORT}"
         look.append((f"docker compose -f {GRAFANA} up -d", "and over time: Grafana at http://127.0.0.1:3000"))

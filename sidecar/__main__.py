@@ -14,6 +14,7 @@ from pathlib import Path
 from ..transport import endpoints, lifeline
 from ..transport.errors import BatchyardError
 from ..transport.keys import KeyFolder
+from ..transport.snapshot import pull
 
 PORT = 9877
 ANSWER_WITHIN_S = 2.0  # below any sensible scrape_timeout: a page that says "no broker" must be in time
@@ -48,7 +49,6 @@ def _serve(options: argparse.Namespace) -> int:
 
     from .collector import YardCollector
     from .sensors import readers
-    from .snapshot import pull
 
     endpoint = endpoints.Endpoint.parse(options.url or endpoints.default_url())
     keys = KeyFolder(options.keys) if options.keys is not None else None
