@@ -6,7 +6,6 @@ so what they send goes through shared memory as any program's would.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from ..transport.processes import ChildProcess
 from .arguments import PRIORITIES, count, parser, seconds
 from .demo_client import STREAMS
 from .demo_tally import TOLERANCE, Array, Tally
+from .extras import require
 from .text import GAP, plural, table
 
 SECONDS_DEFAULT = 8.0
@@ -60,8 +60,7 @@ def main(argv: list[str]) -> int:
     options = arguments.parse_args(argv)
     if options.seconds > SECONDS_MAX or options.clients > CLIENTS_MAX:
         arguments.error(TOO_MUCH)
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise BatchyardError("the demo needs onnxruntime: pip install onnxruntime")
+    require("the demo", "onnxruntime")
     with (
         resources.as_file(resources.files("batchyard.examples")) as examples,
         tempfile.TemporaryDirectory(prefix="batchyard-demo-") as folder,

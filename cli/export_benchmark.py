@@ -13,9 +13,9 @@ from typing import Any
 
 from ..transport.errors import InvalidRequest
 from .arguments import count, counts, seconds
+from .extras import install
 from .text import size, table
 
-PLOT_INSTALL = "pip install 'batchyard[plot]'"
 OPTIONS = ("evaluate", "batches", "baseline", "jobs", "limit", "plot", "force")  # only with --benchmark
 
 
@@ -117,6 +117,6 @@ def plot(found: dict[str, Any], path: Path, say: Callable[[str], None]) -> None:
     except ModuleNotFoundError as missing:
         if (missing.name or "").split(".")[0] != "matplotlib":
             raise
-        say(f"no plot: matplotlib is not installed ({PLOT_INSTALL})")
+        say(f"no plot: matplotlib is not installed ({install('matplotlib')})")
     else:
         print(f"plotted in {os.fspath(path)}")

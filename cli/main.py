@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(module: str, arguments: list[str]) -> int:
     from ..transport.errors import BatchyardError
+    from .extras import missing
 
     before = None
     if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses
@@ -87,7 +88,7 @@ def _run(module: str, arguments: list[str]) -> int:
     except (BatchyardError, OSError) as error:
         return _fail(str(error))
     except ImportError as error:  # also what onnxruntime makes of a Ctrl-C while it loads
-        return _fail(f"{error.name or 'a package'} cannot be imported ({error}); see `batchyard doctor`")
+        return _fail(missing(error))
     except KeyboardInterrupt:
         return INTERRUPTED
     except Terminated:

@@ -7,6 +7,7 @@ Owns the asking: a snapshot every interval, what is said while there is no broke
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import sys
 import time
@@ -20,6 +21,7 @@ from ..client import Operator
 from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded
 from ..transport.snapshot import Snapshot, read
 from .arguments import add_yard, parser, seconds
+from .extras import install
 from .keyboard import Keyboard
 from .rates import Interval, between
 
@@ -100,10 +102,10 @@ def _print_json(source: _Source, every_s: float, once: bool) -> None:
 
 def _show(source: _Source, every_s: float, once: bool, svg: Path | None) -> None:
     """Draw, or print, and leave a picture of what was shown last."""
-    try:
-        from rich.console import Console
-    except ImportError:
-        raise BatchyardError("the view needs rich: pip install rich; --json does without") from None
+    if importlib.util.find_spec("rich") is None:
+        raise BatchyardError(f"the view needs rich: {install('rich')}; --json does without")
+    from rich.console import Console
+
     from .view import Screen
 
     if isinstance(sys.stdout, io.TextIOWrapper):
