@@ -8,19 +8,28 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 PRIORITIES = ("urgent", "high", "normal", "low")  # by transport.messages.Priority
 
 
 def parser(verb: str, purpose: str, examples: str) -> argparse.ArgumentParser:
     """A verb's parser; `examples` are shown below its help, as they are written."""
-    return argparse.ArgumentParser(
-        prog=f"batchyard {verb}",
-        description=purpose,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # a script's --max would break with the next option that starts so
-    )
+    return argparse.ArgumentParser(prog=f"batchyard {verb}", description=purpose, **_shape(examples))
+
+
+def order(orders: Any, name: str, does: str, examples: str) -> argparse.ArgumentParser:
+    """The parser of a word behind a verb; `orders`: what add_subparsers has given."""
+    made: argparse.ArgumentParser = orders.add_parser(name, help=does, description=does, **_shape(examples))
+    return made
+
+
+def _shape(examples: str) -> dict[str, Any]:
+    return {
+        "epilog": examples,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,  # a script's --max would break with the next option that starts so
+    }
 
 
 def add_yard(parser: argparse.ArgumentParser, default: object = None) -> None:

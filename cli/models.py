@@ -18,7 +18,7 @@ from ..transport.errors import UnknownModel
 from ..transport.messages import ModelInfo, ModelState, Origin
 from ..transport.tensors import TensorSpec
 from . import watch
-from .arguments import add_yard, count, difference, parser, seconds
+from .arguments import add_yard, count, difference, order, parser, seconds
 from .text import duration, plural, table
 
 EXAMPLES = """examples:
@@ -72,29 +72,32 @@ def _parser() -> argparse.ArgumentParser:
     add_yard(arguments)
     arguments.add_argument("--json", action="store_true", help="for programs: a list of objects")
     orders = arguments.add_subparsers(dest="order", metavar="ORDER")
-    show = orders.add_parser("show", help="one model, with its file's variant, digest, checks and times")
+    show = order(orders, "show", "one model, with its file's variant, digest, checks and times", EXAMPLES)
     show.add_argument("name", metavar="NAME")
     show.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="for programs")
-    load = orders.add_parser("load", help="serve one more model, from a file inside the yard's models_root")
+    load = order(orders, "load", "serve one more model, from a file inside the yard's models_root", EXAMPLES)
     load.add_argument("name", metavar="NAME")
     load.add_argument("file", metavar="FILE", help="relative to models_root; file.py:function where allowed")
     load.add_argument("--max-batch", type=count, metavar="ROWS", help="in one run (the yard's default)")
-    swap = orders.add_parser(
-        "swap", help="serve it from another file; no request fails, and a bad file changes nothing"
+    swap = order(
+        orders,
+        "swap",
+        "serve it from another file; no request fails, and a bad file changes nothing",
+        EXAMPLES,
     )
     swap.add_argument("name", metavar="NAME")
     swap.add_argument("file", metavar="FILE", nargs="?", help="(the file that it has, read anew)")
     swap.add_argument(
         "--tolerance", type=difference, metavar="D", help="greatest difference of a canary's answers (any)"
     )
-    unload = orders.add_parser("unload", help="serve it no longer; what waits for it is still run")
+    unload = order(orders, "unload", "serve it no longer; what waits for it is still run", EXAMPLES)
     unload.add_argument("name", metavar="NAME")
-    follow = orders.add_parser("watch", help="load, swap and unload as the .onnx files of a folder do")
+    follow = order(orders, "watch", "load, swap and unload as the .onnx files of a folder do", EXAMPLES)
     follow.add_argument("folder", metavar="FOLDER", type=Path, help="the yard's models_root")
-    for order in (show, load, swap, unload, follow):
-        add_yard(order, argparse.SUPPRESS)
-    for order in (load, swap, unload):
-        order.add_argument("--timeout", type=seconds, default=TIMEOUT_S, metavar="S", help="(%(default)g s)")
+    for each in (show, load, swap, unload, follow):
+        add_yard(each, argparse.SUPPRESS)
+    for each in (load, swap, unload):
+        each.add_argument("--timeout", type=seconds, default=TIMEOUT_S, metavar="S", help="(%(default)g s)")
     return arguments
 
 

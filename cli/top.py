@@ -153,21 +153,26 @@ def _draw(source: _Source, screen: Screen, console: Console) -> None:
 
     lost_s = 0.0
     screen.below = KEYS
-    with Keyboard() as keyboard, Live(screen, console=console, screen=True, auto_refresh=False) as live:
-        while True:
-            live.refresh()
-            if _pause(screen.every_s, keyboard, live):
-                return
-            seen = source.next()
-            if seen is None:
-                lost_s = lost_s or time.monotonic()
-                waited_s = time.monotonic() - lost_s
-                screen.below = f"waiting for the broker… {waited_s:.0f} s; this is how it was"
-            else:
-                lost_s = 0.0
-                screen.below = KEYS
-                screen.show(seen)
-            screen.is_stale = seen is None
+    live = Live(screen, console=console, screen=True, auto_refresh=False)
+    with Keyboard() as keyboard:
+        try:
+            live.start()
+            while True:
+                live.refresh()
+                if _pause(screen.every_s, keyboard, live):
+                    return
+                seen = source.next()
+                if seen is None:
+                    lost_s = lost_s or time.monotonic()
+                    waited_s = time.monotonic() - lost_s
+                    screen.below = f"waiting for the broker… {waited_s:.0f} s; this is how it was"
+                else:
+                    lost_s = 0.0
+                    screen.below = KEYS
+                    screen.show(seen)
+                screen.is_stale = seen is None
+        finally:
+            live.stop()  # `with` would leave the terminal as it is where a signal meets the first frame
 
 
 def _pause(for_s: float, keyboard: Keyboard, live: Live) -> bool:

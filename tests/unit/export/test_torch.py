@@ -13,7 +13,9 @@ from batchyard.cli.main import main
 from batchyard.export import InputSpec, export_to_onnx
 from batchyard.transport.errors import InvalidRequest, ModelFailed
 
-torch: Any = pytest.importorskip("torch", reason="needs the extra `export`: pip install -e '.[cpu,export]'")
+from ...required import module
+
+torch: Any = module("torch")
 torch.set_num_threads(1)
 
 QUICK_S = 0.02  # of measuring: figures that nothing here depends on
