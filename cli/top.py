@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,34 +155,51 @@ def _draw(source: _Source, screen: Screen, console: Console) -> None:
 
     lost_s = 0.0
     screen.below = KEYS
-    live = Live(screen, console=console, screen=True, auto_refresh=False)
-    with Keyboard() as keyboard:
-        try:
-            live.start()
-            while True:
-                live.refresh()
-                if _pause(screen.every_s, keyboard, live):
-                    return
-                seen = source.next()
-                if seen is None:
-                    lost_s = lost_s or time.monotonic()
-                    waited_s = time.monotonic() - lost_s
-                    screen.below = f"waiting for the broker… {waited_s:.0f} s; this is how it was"
-                else:
-                    lost_s = 0.0
-                    screen.below = KEYS
-                    screen.show(seen)
-                screen.is_stale = seen is None
-        finally:
-            live.stop()  # `with` would leave the terminal as it is where a signal meets the first frame
+    with (
+        _signals_noted() as came,
+        Keyboard() as keyboard,
+        Live(screen, console=console, screen=True, auto_refresh=False) as live,
+    ):
+        while True:
+            live.refresh()
+            if _pause(screen.every_s, keyboard, live, came):
+                return
+            seen = source.next()
+            if seen is None:
+                lost_s = lost_s or time.monotonic()
+                waited_s = time.monotonic() - lost_s
+                screen.below = f"waiting for the broker… {waited_s:.0f} s; this is how it was"
+            else:
+                lost_s = 0.0
+                screen.below = KEYS
+                screen.show(seen)
+            screen.is_stale = seen is None
 
 
-def _pause(for_s: float, keyboard: Keyboard, live: Live) -> bool:
+@contextmanager
+def _signals_noted() -> Iterator[list[int]]:
+    """The signals that have come; they take effect at the end. One that was raised between two of rich's
+    lines would leave the terminal in its alternate screen."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+def _pause(for_s: float, keyboard: Keyboard, live: Live, came: Sequence[int]) -> bool:
     """Wait, and draw again when the terminal has another size. True: it is to end."""
     until_s = time.monotonic() + for_s
     size = live.console.size
     while (left_s := until_s - time.monotonic()) > 0:
-        if keyboard.pressed(min(left_s, LOOK_S)) in QUIT:
+        if keyboard.pressed(min(left_s, LOOK_S)) in QUIT or came:
             return True
         if live.console.size != size:
             size = live.console.size
