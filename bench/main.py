@@ -78,9 +78,7 @@ def _suite(arguments: list[str]) -> int:
     parser.add_argument(
         "--only", type=_names(BENCHMARKS), default=BENCHMARKS, metavar="A,B", help=", ".join(BENCHMARKS)
     )
-    parser.add_argument(
-        "--rounds", type=positive_int, default=5, help="rounds of a comparison (%(default)s)"
-    )
+    parser.add_argument("--rounds", type=positive_int, default=5, help="rounds of a comparison (%(default)s)")
     parser.add_argument(
         "--seconds", type=positive, default=1.0, help="of each contender in each round (%(default)s)"
     )

@@ -96,7 +96,7 @@ def _many(options: argparse.Namespace) -> int:
     if options.benchmark:
         return export_benchmark.main(options, _common(options), _progress)
     found = entries(options.all)
-    with importable(options.all if options.all.is_dir() else options.all.parent):
+    with importable(options.all):
         outcomes = export_many(found, Path(options.places[0]), _progress, **_common(options))
     rows = [["model", "fp32", "off by", "best", "size", "time", "nodes", ""]]
     for outcome in outcomes:

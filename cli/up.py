@@ -26,7 +26,7 @@ from ..transport.errors import BrokerLost, DeadlineExceeded, EndpointInUse, Inva
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelState
 from . import watch
-from .arguments import add_yard, count, parser, port
+from .arguments import PORT_MAX, add_yard, count, parser, port
 from .extras import require
 from .models import batching
 from .text import plural
@@ -36,7 +36,6 @@ BROKER_PATIENCE_S = 20.0
 MODELS_PATIENCE_S = 120.0  # a big model's load and warm-up
 WORKERS_PATIENCE_S = 10.0  # for the other workers, once some worker has loaded every model
 LOOK_S = 0.1
-PORT_MAX = 65535
 EXAMPLES = """examples:
   batchyard up
   batchyard up --config examples/batchyard.toml --workers 2 --watch

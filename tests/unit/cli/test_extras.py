@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from batchyard.cli import extras
-from batchyard.cli.up import PORT_MAX, check_port
+from batchyard.cli.arguments import PORT_MAX
+from batchyard.cli.up import check_port
 from batchyard.transport.errors import BatchyardError, EndpointInUse, InvalidRequest
 
 ROOT = Path(__file__).resolve().parents[3]
