@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ..transport import endpoints, lifeline
-from ..transport.errors import BatchyardError
+from ..transport.errors import BatchyardError, EndpointInUse
 from ..transport.keys import KeyFolder
 from ..transport.snapshot import pull
 
@@ -36,10 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         return _serve(options)
     except ImportError as error:
         text = f"{error.name} is not installed here: pip install 'batchyard[sidecar]'"
-    except BatchyardError as error:
+    except (BatchyardError, OSError) as error:
         text = str(error)
-    except OSError as error:
-        text = f"cannot listen at {options.host}:{options.port}: {error.strerror or error}"
     print(f"sidecar: {text}", file=sys.stderr)
     return 1
 
@@ -59,7 +57,11 @@ def _serve(options: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    server, thread = start_http_server(options.port, options.host, registry)
+    try:
+        server, thread = start_http_server(options.port, options.host, registry)
+    except OSError as error:
+        text = f"cannot listen at {options.host}:{options.port}: {error.strerror or error}"
+        raise EndpointInUse(text) from None
     log.info("http://%s:%d/metrics, of the broker at %s", options.host, server.server_port, endpoint.url)
     if options.lifeline:
         lifeline.hold(stop.set)
