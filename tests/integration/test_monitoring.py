@@ -124,6 +124,8 @@ def scene(slow_model: Path, tmp_path_factory: pytest.TempPathFactory, tools: Any
             started.append(sidecar)
             tools.until(lambda: scraped(server), 30, "Prometheus has scraped the sidecar")
             measured, ended = load(yard)
+            all_of_them = sum(ended.values())  # a page that was shared with Prometheus may be a little older
+            tools.until(lambda: figure(page, "batchyard_requests_total") == all_of_them, 10, "all are counted")
             yield Scene(yard, page, sidecar, server, measured, ended)
     finally:
         for process in started:
