@@ -33,7 +33,9 @@ A variant is published (model.VARIANT.onnx) only if it is smaller than fp32, not
 enough to PyTorch; else it is refused with its figures. model.json has all figures."""
 
 INSTALL = "pip install 'batchyard[cpu,export]', or in the repository: pip install -e '.[cpu,export]'"
-NEEDED = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
+NO_TORCH = "an .onnx source needs no torch: pip install onnx onnxscript"
+FOR_ONNX = ("onnx", "onnxscript", "onnx_ir")
+NEEDED = ("torch", "onnxruntime", *FOR_ONNX)
 
 
 def main(argv: list[str]) -> int:
@@ -49,8 +51,11 @@ def main(argv: list[str]) -> int:
             raise InvalidRequest("--benchmark goes with --all: name a folder or list of candidates")
         return _many(options) if options.all else _one(options)
     except ModuleNotFoundError as missing:
-        if (missing.name or "").split(".")[0] in NEEDED:
-            raise InvalidRequest(f"{missing.name} is not installed: {INSTALL}") from None
+        name = (missing.name or "").split(".")[0]
+        if name in NEEDED:
+            is_onnx = not options.all and options.places[0].endswith(".onnx")
+            how = NO_TORCH if is_onnx and name in FOR_ONNX else INSTALL
+            raise InvalidRequest(f"{missing.name} is not installed: {how}") from None
         raise
 
 
