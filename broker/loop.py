@@ -55,11 +55,14 @@ class Loop:
         self._keys = keys
         self._poller = zmq.Poller()
         descriptors_max = raise_limit()
-        self._frontend = self._bind(endpoint.clients)
-        self._backend = self._bind(endpoint.workers)
-        self._admin_socket = self._bind(endpoint.admin, codec.PAYLOAD_BYTES_MAX)  # no frames there
+        self._frontend, self._backend = self._socket(), self._socket()
+        self._admin_socket = self._socket(codec.PAYLOAD_BYTES_MAX)  # no frames there
+        # Before they listen: a connection that nobody reported would count as one that has ended.
         self._frontend_monitor = self._monitor(self._frontend, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._backend_monitor = self._monitor(self._backend, zmq.EVENT_DISCONNECTED)
+        self._bind(self._frontend, endpoint.clients)
+        self._bind(self._backend, endpoint.workers)
+        self._bind(self._admin_socket, endpoint.admin)
         self._arenas = Arenas(descriptors_max)
         self._front = Front(
             self._frontend,
@@ -134,7 +137,7 @@ class Loop:
 
     # ---- sockets ------------------------------------------------------------------------------
 
-    def _bind(self, address: str, frame_bytes_max: int = m.INLINE_BYTES_MAX) -> Socket:
+    def _socket(self, frame_bytes_max: int = m.INLINE_BYTES_MAX) -> Socket:
         socket = self._context.socket(zmq.ROUTER)
         configure(socket, self._endpoint)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer is an error, not silence
@@ -142,6 +145,11 @@ class Loop:
         socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
         if self._keys is not None:
             self._keys.apply_server(socket)
+        self._poller.register(socket, zmq.POLLIN)
+        return socket
+
+    @staticmethod
+    def _bind(socket: Socket, address: str) -> None:
         try:
             socket.bind(address)
         except zmq.ZMQError as error:
@@ -150,8 +158,6 @@ class Loop:
                     f"{address} is in use by another process: stop it, or choose another --url"
                 ) from None
             raise
-        self._poller.register(socket, zmq.POLLIN)
-        return socket
 
     def _monitor(self, socket: Socket, events: int) -> Socket:
         monitor: Socket = socket.get_monitor_socket(events)
