@@ -17,6 +17,7 @@ from types import TracebackType
 
 import zmq
 
+from .. import BatchyardError
 from .loops import WARM_UP_S
 from .statistics import Measured
 
@@ -30,7 +31,7 @@ class Relay:
     """A relay, an echoing worker behind it, and a DEALER in this process; a context manager.
 
     The processes are started afresh by `subprocess`, so nothing of this process is in them, and are
-    killed on the way out, whatever happened. Raises RuntimeError when they don't come up, TimeoutError
+    killed on the way out, whatever happened. Raises BatchyardError when they don't come up, TimeoutError
     when an answer stays away.
     """
 
@@ -66,7 +67,7 @@ class Relay:
         front_url, back_url = self._line(relay).split()
         self._spawn("worker", back_url)
         if self._line(relay) != "ready":
-            raise RuntimeError(f"the worker did not reach the {self.kind} relay")
+            raise BatchyardError(f"the worker did not reach the {self.kind} relay")
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.RCVTIMEO, ANSWER_MS)
@@ -87,7 +88,7 @@ class Relay:
         assert child.stdout is not None
         line = child.stdout.readline()  # bounded: the child speaks within relay.START_MS, or ends
         if not line:
-            raise RuntimeError(f"the {self.kind} relay ended with code {child.wait()}")
+            raise BatchyardError(f"the {self.kind} relay ended with code {child.wait()}")
         return line.strip()
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from .. import BatchyardError
 from . import models, suite
 from .bare import Bare
 from .compare import Contender, Slice, interleave
@@ -63,5 +64,5 @@ def _open_http(targets: Targets, model: str, in_flight: int) -> Iterator[Slice]:
             HttpLoad(port, request_of(model, name, x), in_flight) as load,
         ):
             if not np.allclose(output_of(load.once()), Bare(target.path, x).run(), atol=suite.TOLERANCE):
-                raise RuntimeError("the gateway's answer is not that of the bare runtime")
+                raise BatchyardError("the gateway's answer is not that of the bare runtime")
             yield load.slice

@@ -1,6 +1,6 @@
 """`batchyard bench`: arguments in, a table out. Owns the command line and the exit code, nothing measured.
 
-Exit codes: 0 all went well, 1 a request failed, 2 the arguments are wrong or something isn't installed.
+Exit codes: 0 all went well, 1 a request failed or a package isn't installed, 2 the arguments are wrong.
 No time decides about the exit code: what is fast enough depends on the machine.
 """
 
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import BatchyardError
-from ..transport import extras
+from .arguments import positive, positive_int, positive_ints
 from .report import Finding, machine, machine_line, table, write_json
 
 BENCHMARKS = ("tiny-latency", "tiny-throughput", "cnn", "frame", "idle")
@@ -68,9 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = verbs.get(arguments[0]) if arguments else None
     try:
         return verb(arguments[1:]) if verb else _suite(arguments)
-    except ModuleNotFoundError as error:
-        print(f"batchyard: {extras.missing(error.name or 'a package')}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
@@ -81,14 +78,12 @@ def _suite(arguments: list[str]) -> int:
     parser.add_argument(
         "--only", type=_names(BENCHMARKS), default=BENCHMARKS, metavar="A,B", help=", ".join(BENCHMARKS)
     )
+    parser.add_argument("--rounds", type=positive_int, default=5, help="rounds of a comparison (%(default)s)")
     parser.add_argument(
-        "--rounds", type=_positive_int, default=5, help="rounds of a comparison (%(default)s)"
+        "--seconds", type=positive, default=1.0, help="of each contender in each round (%(default)s)"
     )
     parser.add_argument(
-        "--seconds", type=_positive, default=1.0, help="of each contender in each round (%(default)s)"
-    )
-    parser.add_argument(
-        "--max-batch", type=_positive_ints, default=(8,), metavar="8,16", help="of the cnn's yards (8)"
+        "--max-batch", type=positive_ints, default=(8,), metavar="8,16", help="of the cnn's yards (8)"
     )
     options = parser.parse_args(arguments)
 
@@ -128,7 +123,7 @@ def _open(arguments: list[str]) -> int:
     parser.add_argument(
         "--rate", type=rate, default=Rate(0.8, True), help="per second, or as a share of capacity: 0.8x"
     )
-    parser.add_argument("--seconds", type=_positive, default=10.0, help="(%(default)s)")
+    parser.add_argument("--seconds", type=positive, default=10.0, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the arrivals (%(default)s)")
     parser.add_argument(
         "--priorities",
@@ -137,7 +132,7 @@ def _open(arguments: list[str]) -> int:
         metavar="A,B",
         help="drawn evenly (NORMAL)",
     )
-    parser.add_argument("--max-batch", type=_positive_int, default=8, help="(%(default)s)")
+    parser.add_argument("--max-batch", type=positive_int, default=8, help="(%(default)s)")
     options = parser.parse_args(arguments)
     targets = Targets(options.url, options.workers, options.threads)
     try:
@@ -161,9 +156,9 @@ def _monitoring(arguments: list[str]) -> int:
     from .target import Targets
 
     parser = _parser("batchyard bench monitoring", "What a sidecar costs the requests.", MONITORING_EPILOG)
-    parser.add_argument("--rounds", type=_positive_int, default=5, help="(%(default)s)")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="(%(default)s)")
     parser.add_argument(
-        "--seconds", type=_positive, default=4.0, help="of each state in each round (%(default)s)"
+        "--seconds", type=positive, default=4.0, help="of each state in each round (%(default)s)"
     )
     options = parser.parse_args(arguments)
     targets = Targets(options.url, options.workers, options.threads)
@@ -174,7 +169,12 @@ def _monitoring(arguments: list[str]) -> int:
 def _models(arguments: list[str]) -> int:
     from . import models
 
-    parser = argparse.ArgumentParser("batchyard bench models", description="Write the benchmark models.")
+    parser = argparse.ArgumentParser(
+        "batchyard bench models",
+        description="Write the benchmark models, to serve them yourself.",
+        epilog="example:\n  batchyard bench models ./models",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args(arguments).folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,10 +189,10 @@ def _gateway(arguments: list[str]) -> int:
 
     parser = _parser("batchyard bench gateway", "A model over HTTP, with binary tensors.", GATEWAY_EPILOG)
     parser.add_argument("--model", choices=MODELS, default="cnn", help="(%(default)s)")
-    parser.add_argument("--in-flight", type=_positive_int, default=16, help="connections (%(default)s)")
-    parser.add_argument("--rounds", type=_positive_int, default=5, help="(%(default)s)")
+    parser.add_argument("--in-flight", type=positive_int, default=16, help="connections (%(default)s)")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="(%(default)s)")
     parser.add_argument(
-        "--seconds", type=_positive, default=2.0, help="of each contender in each round (%(default)s)"
+        "--seconds", type=positive, default=2.0, help="of each contender in each round (%(default)s)"
     )
     options = parser.parse_args(arguments)
     targets = Targets(options.url, options.workers, options.threads)
@@ -242,9 +242,9 @@ def _parser(name: str, purpose: str, epilog: str) -> argparse.ArgumentParser:
         name, description=purpose, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--url", help="of a running yard that serves the models (else one is embedded)")
-    parser.add_argument("--workers", type=_positive_int, default=1, help="of an embedded yard (%(default)s)")
+    parser.add_argument("--workers", type=positive_int, default=1, help="of an embedded yard (%(default)s)")
     parser.add_argument(
-        "--threads", type=_positive_int, default=1, help="of a worker and of the bare runtime (%(default)s)"
+        "--threads", type=positive_int, default=1, help="of a worker and of the bare runtime (%(default)s)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     return parser
@@ -259,24 +259,6 @@ def _names(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
         return names
 
     return parse
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, and is {text}")
-    return value
-
-
-def _positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, and is {text}")
-    return value
-
-
-def _positive_ints(text: str) -> tuple[int, ...]:
-    return tuple(_positive_int(part) for part in text.split(","))
 
 
 def _say(line: str) -> None:

@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 
-from .. import BatchyardError
 from . import models
 from .compare import Comparison, Contender, Slice, interleave
 from .loops import closed_loop
 from .report import Finding, Line
+from .served import free_port, wait_for
 from .statistics import Measured, format_ratio, format_time, percentile
 from .target import Target, Targets
 
@@ -32,7 +29,6 @@ SLICES = 2  # in a round: a scrape a second needs slices of seconds
 NONE = "no sidecar"
 STATES = ("scraped", *(("stopped",) if hasattr(signal, "SIGSTOP") else ()), "killed")
 PERCENTS = (50.0, 99.0, 99.9)
-START_TIMEOUT_S = 20.0
 
 
 def monitoring(targets: Targets, rounds: int, seconds: float, say: Callable[[str], None]) -> Finding:
@@ -57,16 +53,14 @@ def _open(target: Target, url: str, state: str) -> Iterator[Slice]:
 @contextmanager
 def _watched(url: str, state: str, duration_s: float) -> Iterator[None]:
     """A sidecar in this state, and who scrapes it; both gone afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     page = f"http://127.0.0.1:{port}/metrics"
     module = [sys.executable, "-m"]
     sidecar = subprocess.Popen([*module, "batchyard.sidecar", "--url", url, "--port", str(port), "-q"])
     scraper = None
     killer = threading.Timer(duration_s / 2, sidecar.kill)
     try:
-        _wait_for(page, sidecar)
+        wait_for(page, sidecar, "the sidecar")
         scraper = subprocess.Popen([*module, "batchyard.bench.scraper", page], stdout=subprocess.PIPE)
         assert scraper.stdout is not None
         scraper.stdout.readline()
@@ -81,20 +75,6 @@ def _watched(url: str, state: str, duration_s: float) -> Iterator[None]:
             if process is not None:
                 process.kill()
                 process.communicate()
-
-
-def _wait_for(page: str, sidecar: subprocess.Popen[bytes]) -> None:
-    give_up_s = time.monotonic() + START_TIMEOUT_S
-    while True:
-        try:
-            with urllib.request.urlopen(page, timeout=START_TIMEOUT_S) as answer:
-                answer.read()
-            return
-        except OSError:
-            if sidecar.poll() is not None or time.monotonic() > give_up_s:
-                text = "the sidecar has not started; is batchyard[sidecar] installed?"
-                raise BatchyardError(text) from None
-        time.sleep(0.02)
 
 
 def _percentile(percent: float, measured: Measured) -> float:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import BatchyardError
+from .arguments import positive
 
 DASHBOARD = Path("grafana/dashboards/batchyard.json")
 RATE_INTERVAL = "20s"  # what Grafana makes of a scrape interval of 5 s
@@ -47,12 +48,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("picture", type=Path, help="a PNG to write")
     parser.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL", help="(%(default)s)")
     parser.add_argument("--dashboard", type=Path, default=DASHBOARD, metavar="FILE", help="(%(default)s)")
-    parser.add_argument("--minutes", type=float, default=15.0, help="up to now (%(default)s)")
+    parser.add_argument("--minutes", type=positive, default=15.0, help="up to now (%(default)s)")
     parser.add_argument("--rows", default="", metavar="A,B", help="rows of the dashboard (all)")
     options = parser.parse_args(arguments)
-    panels = chosen(
-        json.loads(options.dashboard.read_text()), options.rows.split(",") if options.rows else []
-    )
+    panels = chosen(read(options.dashboard), options.rows.split(",") if options.rows else [])
     until_s = time.time()
     from_s = until_s - options.minutes * 60
 
@@ -66,6 +65,16 @@ def main(arguments: list[str]) -> int:
     draw(panels, answers, (from_s, until_s), options.picture)
     print(f"{options.picture}: {options.picture.stat().st_size:,} bytes")
     return 0
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Raises BatchyardError. The dashboard is in the repository alone, and in no wheel."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise BatchyardError(
+            f"{path} is no readable dashboard ({error}): start in the repository, or name it with --dashboard"
+        ) from None
 
 
 def chosen(dashboard: dict[str, Any], rows: list[str]) -> list[dict[str, Any]]:

@@ -15,13 +15,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import BatchyardError
 from . import models
+from .arguments import positive_ints
 from .bare import Bare
 from .report import Finding, Line
 from .served import gateway
@@ -72,13 +73,14 @@ def main(
     )
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where it is (%(default)s)")
     parser.add_argument("--fetch", action="store_true", help="fetch it first, with pip and apt-get")
-    parser.add_argument("--concurrency", default="1,4,16", metavar="A,B", help="(%(default)s)")
+    parser.add_argument(
+        "--concurrency", type=positive_ints, default="1,4,16", metavar="A,B", help="(%(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     options = parser.parse_args(arguments)
     if options.fetch:
         fetch(options.folder, say)
-    steps = [int(text) for text in options.concurrency.split(",")]
-    return finish(options, [sweep(options.folder, steps, say)])
+    return finish(options, [sweep(options.folder, options.concurrency, say)])
 
 
 def fetch(folder: Path, say: Callable[[str], None]) -> None:
@@ -114,7 +116,7 @@ def _run(command: list[str], folder: Path) -> None:
         raise BatchyardError(f"{' '.join(command[:3])} failed: {''.join(said)}")
 
 
-def sweep(folder: Path, steps: list[int], say: Callable[[str], None]) -> Finding:
+def sweep(folder: Path, steps: Sequence[int], say: Callable[[str], None]) -> Finding:
     """`cnn` at every concurrency, every way, between slices of the bare runtime."""
     if not (folder / "perf_analyzer").exists():
         raise BatchyardError(f"perf_analyzer is not in {folder}: add --fetch, or --folder")
@@ -163,9 +165,12 @@ def _point(folder: Path, port: int, protocol: str, shared: bool, concurrency: in
             *(["--shared-memory", "system"] if shared else []),
         ]  # fmt: skip
         environment = dict(os.environ, LD_LIBRARY_PATH=str(folder))
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=SWEEP_WITHIN_S, check=False
-        )
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=SWEEP_WITHIN_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BatchyardError(f"perf_analyzer at {concurrency} over {protocol}: {error}") from None
         if done.returncode or not table.exists():
             said = " ".join((done.stdout + done.stderr).split())[-300:]
             raise BatchyardError(f"perf_analyzer failed at {concurrency} over {protocol}: {said}")

@@ -1,4 +1,4 @@
-"""A gateway beside the yard under test. Owns its process, started as a user would and gone afterwards."""
+"""Processes with a page beside the yard under test, started as a user would and gone afterwards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,15 +21,11 @@ LOOK_S = 0.05
 def gateway(url: str, *arguments: str) -> Iterator[int]:
     """The port of a gateway of the yard at `url`; gRPC listens at the next one. Raises BatchyardError when
     it does not start."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "batchyard.gateway", "--url", url, "--port", str(port), "-q", *arguments]
     process = subprocess.Popen(command)
     try:
-        give_up_s = time.monotonic() + START_WITHIN_S
-        while not _ready(port):
-            if process.poll() is not None or time.monotonic() > give_up_s:
-                raise BatchyardError("the gateway did not start; what it said is above")
-            time.sleep(LOOK_S)
+        wait_for(f"http://127.0.0.1:{port}/v2/health/ready", process, "the gateway")
         yield port
     finally:
         process.terminate()
@@ -41,15 +36,25 @@ def gateway(url: str, *arguments: str) -> Iterator[int]:
             process.wait()
 
 
-def _ready(port: int) -> bool:
+def wait_for(address: str, process: subprocess.Popen[bytes], what: str) -> None:
+    """Return when the page is there. Raises BatchyardError when `process` has ended, or time is over."""
+    give_up_s = time.monotonic() + START_WITHIN_S
+    while not _answers(address):
+        if process.poll() is not None or time.monotonic() > give_up_s:
+            raise BatchyardError(f"{what} did not start; what it said is above")
+        time.sleep(LOOK_S)
+
+
+def _answers(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=5) as answer:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            answer.read()
             return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
+    except OSError:  # urllib's own among them
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """The first of two free ports in a row."""
     for _ in range(100):
         with socket.socket() as first, socket.socket() as second:

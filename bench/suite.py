@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import BatchyardError
 from . import idle, models
 from .bare import Bare
 from .baselines import KINDS, Relay
@@ -239,7 +240,7 @@ def open_bare(model: str, rows: int, threads: int) -> Iterator[Slice]:
 def _check_answer(target: Target, model: str, x: Any) -> None:
     """A fast wrong answer is no result: ours must be the bare runtime's."""
     if not np.allclose(target.client.infer(model, x), Bare(target.path, x).run(), atol=TOLERANCE):
-        raise RuntimeError(f"the yard's answer to {model} is not that of the bare runtime")
+        raise BatchyardError(f"the yard's answer to {model} is not that of the bare runtime")
 
 
 def finding_of(name: str, comparison: Comparison) -> Finding:

@@ -63,13 +63,14 @@ class Loop:
         self._poller.register(self._woken.fileno(), zmq.POLLIN)
         self.wake_fd = self._wake.fileno()
         descriptors_max = raise_limit()
-        self._frontend, self._backend, self._admin_socket = (self._socket() for _ in range(3))
-        # Before anybody can connect: a client that was accepted unseen would count as gone.
+        self._frontend, self._backend = self._socket(), self._socket()
+        self._admin_socket = self._socket(codec.PAYLOAD_BYTES_MAX)  # no frames there
+        # Before they listen: a connection that nobody reported would count as one that has ended.
         self._frontend_monitor = self._monitor(self._frontend, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._backend_monitor = self._monitor(self._backend, zmq.EVENT_DISCONNECTED)
         self._bind(self._frontend, endpoint.clients)
         self._bind(self._backend, endpoint.workers)
-        self._bind(self._admin_socket, endpoint.admin, codec.PAYLOAD_BYTES_MAX)  # no frames there
+        self._bind(self._admin_socket, endpoint.admin)
         self._arenas = Arenas(descriptors_max)
         self._front = Front(
             self._frontend,
@@ -146,17 +147,18 @@ class Loop:
 
     # ---- sockets ------------------------------------------------------------------------------
 
-    def _socket(self) -> Socket:
+    def _socket(self, frame_bytes_max: int = m.INLINE_BYTES_MAX) -> Socket:
         socket = self._context.socket(zmq.ROUTER)
         configure(socket, self._endpoint)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer is an error, not silence
         socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
         if self._keys is not None:
             self._keys.apply_server(socket)
+        self._poller.register(socket, zmq.POLLIN)
         return socket
 
-    def _bind(self, socket: Socket, address: str, frame_bytes_max: int = m.INLINE_BYTES_MAX) -> None:
-        socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max)
+    @staticmethod
+    def _bind(socket: Socket, address: str) -> None:
         try:
             socket.bind(address)
         except zmq.ZMQError as error:
@@ -165,7 +167,6 @@ class Loop:
                     f"{address} is in use by another process: stop it, or choose another --url"
                 ) from None
             raise
-        self._poller.register(socket, zmq.POLLIN)
 
     def _monitor(self, socket: Socket, events: int) -> Socket:
         monitor: Socket = socket.get_monitor_socket(events)

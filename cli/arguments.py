@@ -8,19 +8,29 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
+PORT_MAX = 65535
 PRIORITIES = ("urgent", "high", "normal", "low")  # by transport.messages.Priority
 
 
 def parser(verb: str, purpose: str, examples: str) -> argparse.ArgumentParser:
     """A verb's parser; `examples` are shown below its help, as they are written."""
-    return argparse.ArgumentParser(
-        prog=f"batchyard {verb}",
-        description=purpose,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # a script's --max would break with the next option that starts so
-    )
+    return argparse.ArgumentParser(prog=f"batchyard {verb}", description=purpose, **_shape(examples))
+
+
+def order(orders: Any, name: str, does: str, examples: str) -> argparse.ArgumentParser:
+    """The parser of a word behind a verb; `orders`: what add_subparsers has given."""
+    made: argparse.ArgumentParser = orders.add_parser(name, help=does, description=does, **_shape(examples))
+    return made
+
+
+def _shape(examples: str) -> dict[str, Any]:
+    return {
+        "epilog": examples,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,  # a script's --max would break with the next option that starts so
+    }
 
 
 def add_yard(parser: argparse.ArgumentParser, default: object = None) -> None:
@@ -34,23 +44,21 @@ def add_yard(parser: argparse.ArgumentParser, default: object = None) -> None:
 
 def count(text: str) -> int:
     """A whole number of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
-    return value
+    return _whole(text, math.inf, "a whole number of 1 or more")
 
 
 def port(text: str) -> int:
     """A TCP port."""
+    return _whole(text, PORT_MAX, f"a port, 1 to {PORT_MAX}")
+
+
+def _whole(text: str, most: float, expected: str) -> int:
     try:
         value = int(text)
     except ValueError:
         value = 0
-    if not 0 < value < 1 << 16:
-        raise argparse.ArgumentTypeError(f"expected a port, 1 to 65535, found {text!r}")
+    if not 1 <= value <= most:
+        raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
     return value
 
 

@@ -6,7 +6,6 @@ so what they send goes through shared memory as any program's would.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import tempfile
 import time
@@ -58,8 +57,7 @@ def main(argv: list[str]) -> int:
     options = arguments.parse_args(argv)
     if options.seconds > SECONDS_MAX or options.clients > CLIENTS_MAX:
         arguments.error(TOO_MUCH)
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise BatchyardError(extras.missing("onnxruntime"))
+    extras.require("the demo", "onnxruntime")
     with (
         resources.as_file(resources.files("batchyard.examples")) as examples,
         tempfile.TemporaryDirectory(prefix="batchyard-demo-") as folder,

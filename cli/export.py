@@ -36,7 +36,9 @@ A variant is published (model.VARIANT.onnx) only if it is smaller than fp32, not
 enough to PyTorch; else it is refused with its figures. model.json has all figures."""
 
 EXTRAS = "cpu,export"
-NEEDED = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
+NO_TORCH = "an .onnx source needs no torch: pip install onnx onnxscript"
+FOR_ONNX = ("onnx", "onnxscript", "onnx_ir")
+NEEDED = ("torch", "onnxruntime", *FOR_ONNX)
 
 
 def main(argv: list[str]) -> int:
@@ -57,8 +59,11 @@ def main(argv: list[str]) -> int:
             _progress(f"torch is not installed, which models from PyTorch need: {extras.install(EXTRAS)}")
         return status
     except ModuleNotFoundError as missing:
-        if (missing.name or "").split(".")[0] in NEEDED:
-            raise InvalidRequest(f"{missing.name} is not installed: {extras.install(EXTRAS)}") from None
+        name = (missing.name or "").split(".")[0]
+        if name in NEEDED:
+            is_onnx = not options.all and options.places[0].endswith(".onnx")
+            how = NO_TORCH if is_onnx and name in FOR_ONNX else extras.install(EXTRAS)
+            raise InvalidRequest(f"{missing.name} is not installed: {how}") from None
         raise
 
 
@@ -104,7 +109,7 @@ def _many(options: argparse.Namespace) -> int:
     if options.benchmark:
         return export_benchmark.main(options, _common(options), _progress)
     found = entries(options.all)
-    with importable(options.all if options.all.is_dir() else options.all.parent):
+    with importable(options.all):
         outcomes = export_many(found, Path(options.places[0]), _progress, **_common(options))
     rows = [["model", "fp32", "off by", "best", "size", "time", "nodes", ""]]
     for outcome in outcomes:

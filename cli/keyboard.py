@@ -5,29 +5,27 @@ from __future__ import annotations
 import os
 import sys
 import time
+from types import TracebackType
+from typing import Self
 
 KEY_BYTES_MAX = 64
 LOOK_S = 0.05  # how often Windows, which cannot wait for a key and a time at once, is asked
 
 
 class Keyboard:
-    """From `start` to `stop` keys need no Enter and are not echoed. Ctrl-C stays what it is. Where stdin
-    is no terminal no key is ever pressed."""
+    """A context manager: inside, keys need no Enter and are not echoed. Ctrl-C stays what it is. Where
+    stdin is no terminal no key is ever pressed."""
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdin is not None and sys.stdin.isatty()
-        if sys.platform != "win32" and self._is_terminal:
-            import termios
-
-            self._before = termios.tcgetattr(sys.stdin)
 
     if sys.platform == "win32":
         import msvcrt
 
-        def start(self) -> None:
-            pass
+        def __enter__(self) -> Self:
+            return self
 
-        def stop(self) -> None:
+        def __exit__(self, *_: object) -> None:
             pass
 
         def pressed(self, within_s: float) -> str:
@@ -40,14 +38,18 @@ class Keyboard:
 
     else:
 
-        def start(self) -> None:
+        def __enter__(self) -> Self:
             if self._is_terminal:
+                import termios
                 import tty
 
+                self._before = termios.tcgetattr(sys.stdin)
                 tty.setcbreak(sys.stdin)
+            return self
 
-        def stop(self) -> None:
-            """Also where `start` was interrupted half-way."""
+        def __exit__(
+            self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        ) -> None:
             if self._is_terminal:
                 import termios
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from ..transport.errors import Unauthorized
 from ..transport.keys import KeyFolder
-from .arguments import parser
+from .arguments import order, parser
 
 EXAMPLES = """example:
   batchyard keys create keys
@@ -20,13 +19,7 @@ def main(argv: list[str]) -> int:
     arguments = parser("keys", purpose, EXAMPLES)
     verbs = arguments.add_subparsers(dest="verb", required=True, metavar="create")
     what = "make a folder with a yard's and a client's pair of keys"
-    create = verbs.add_parser(
-        "create",
-        help=what,
-        description=what,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    create = order(verbs, "create", what, EXAMPLES)
     create.add_argument("folder", type=Path, help="made if it isn't there; keys in it are never replaced")
     folder: Path = arguments.parse_args(argv).folder
     try:

@@ -18,7 +18,7 @@ from ..transport.errors import UnknownModel
 from ..transport.messages import ModelInfo, ModelState, Origin
 from ..transport.tensors import TensorSpec
 from . import watch
-from .arguments import add_yard, count, difference, parser, seconds
+from .arguments import add_yard, count, difference, order, parser, seconds
 from .text import duration, plural, table
 
 ORDER_EXAMPLES = {
@@ -80,27 +80,25 @@ def _parser() -> argparse.ArgumentParser:
     arguments.add_argument("--json", action="store_true", help="for programs: a list of objects")
     orders = arguments.add_subparsers(dest="order", metavar="ORDER")
 
-    def order(name: str, purpose: str) -> argparse.ArgumentParser:
-        example = f"example:\n  {ORDER_EXAMPLES[name]}"
-        raw = argparse.RawDescriptionHelpFormatter
-        return orders.add_parser(name, help=purpose, description=purpose, epilog=example, formatter_class=raw)
+    def order_of(name: str, purpose: str) -> argparse.ArgumentParser:
+        return order(orders, name, purpose, f"example:\n  {ORDER_EXAMPLES[name]}")
 
-    show = order("show", "one model, with its file's variant, digest, checks and times")
+    show = order_of("show", "one model, with its file's variant, digest, checks and times")
     show.add_argument("name", metavar="NAME")
     show.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="for programs")
-    load = order("load", "serve one more model, from a file inside the yard's models_root")
+    load = order_of("load", "serve one more model, from a file inside the yard's models_root")
     load.add_argument("name", metavar="NAME")
     load.add_argument("file", metavar="FILE", help="relative to models_root; file.py:function where allowed")
     load.add_argument("--max-batch", type=count, metavar="ROWS", help="in one run (the yard's default)")
-    swap = order("swap", "serve it from another file; no request fails, and a bad file changes nothing")
+    swap = order_of("swap", "serve it from another file; no request fails, and a bad file changes nothing")
     swap.add_argument("name", metavar="NAME")
     swap.add_argument("file", metavar="FILE", nargs="?", help="(the file that it has, read anew)")
     swap.add_argument(
         "--tolerance", type=difference, metavar="D", help="greatest difference of a canary's answers (any)"
     )
-    unload = order("unload", "serve it no longer; what waits for it is still run")
+    unload = order_of("unload", "serve it no longer; what waits for it is still run")
     unload.add_argument("name", metavar="NAME")
-    follow = order("watch", "load, swap and unload as the .onnx files of a folder do")
+    follow = order_of("watch", "load, swap and unload as the .onnx files of a folder do")
     follow.add_argument("folder", metavar="FOLDER", type=Path, help="the yard's models_root")
     for each in (show, load, swap, unload, follow):
         add_yard(each, argparse.SUPPRESS)

@@ -12,40 +12,12 @@ from typing import TypeVar
 
 import msgspec
 
-from ..sidecar import snapshot
-from ..sidecar.snapshot import Histogram, Natural
-from ..transport.errors import MalformedMessage
 from ..transport.histograms import quantile
 from ..transport.messages import ModelState, Priority
+from ..transport.snapshot import Histogram, Snapshot
 
 _STATES = {state.value: state.name.lower() for state in ModelState}
 Key = TypeVar("Key", bound=Hashable)
-
-
-class Snapshot(snapshot.Snapshot, frozen=True):
-    """What the sidecar reads of a snapshot, and what only people look at."""
-
-    epoch: Natural
-    batches: Natural
-    rows: Natural
-    bytes_under_way: Natural
-    arenas: Natural
-    inline_used_bytes: Natural
-    lanes: list[tuple[str, list[list[Natural]], Natural]]
-    # ^ model, shapes of the inputs without their rows, rows that wait
-    leases: list[tuple[Natural, Natural, dict[str, str], list[tuple[str, Natural]]]]
-    # ^ worker, pid, provider by model, (model, rows) of what it runs and what follows
-
-
-def read(counters: object) -> Snapshot:
-    """Raises MalformedMessage for the snapshot of a broker of another version."""
-    try:
-        found = msgspec.convert(counters, Snapshot)
-        if any(len(waiting) != len(Priority) for _, _, _, waiting, _ in found.models):
-            raise msgspec.ValidationError("rows do not wait by our priorities")
-    except msgspec.ValidationError as error:
-        raise MalformedMessage(f"this is not the snapshot of a broker of our version: {error}") from None
-    return found
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -109,6 +81,7 @@ class Worker(msgspec.Struct, frozen=True):
     providers: list[str]
     runs: Run | None  # None: idle
     follows: Run | None  # bound to it already
+    fallen: str = ""  # why it is on no better provider, where it might be
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -133,9 +106,10 @@ class Interval(msgspec.Struct, frozen=True):
     copied_bytes_per_s: float | None  # by workers, into and out of batches
     models: list[Model]  # the busiest first
     workers: list[Worker]
-    workers_lost: int  # these five since the broker started
+    workers_lost: int  # these six since the broker started
     workers_restarted: int
     workers_hung: int
+    workers_left: int  # by themselves: their device was lost, or a better one works again
     batches_failed: int
     requeued: int
     arenas: int
@@ -152,6 +126,7 @@ def between(
     if before is not None and before.epoch != after.epoch:
         before = None
     over = _Over(before, after, interval_s)
+    fallen = dict(after.workers_fallen)
     models = [over.model(*entry) for entry in after.models]
     models.sort(key=lambda model: (-(model.rows_per_s or 0.0), model.name))
     batches = over.rate(after.batches, before.batches if before else 0)
@@ -180,10 +155,11 @@ def between(
         rows_per_batch=rows / batches if rows and batches else None,
         copied_bytes_per_s=over.rate(after.copied_bytes, before.copied_bytes if before else 0),
         models=models,
-        workers=[_worker(*entry) for entry in after.leases],
+        workers=[_worker(*entry, fallen.get(entry[0], "")) for entry in after.leases],
         workers_lost=after.workers_lost,
         workers_restarted=after.workers_restarted,
         workers_hung=after.workers_hung,
+        workers_left=after.workers_left,
         batches_failed=after.batches_failed,
         requeued=after.requeued,
         arenas=after.arenas,
@@ -274,7 +250,9 @@ class _Over:
         )
 
 
-def _worker(worker: int, pid: int, providers: dict[str, str], leases: list[tuple[str, int]]) -> Worker:
+def _worker(
+    worker: int, pid: int, providers: dict[str, str], leases: list[tuple[str, int]], fallen: str
+) -> Worker:
     runs = [Run(*lease) for lease in leases[:2]]
     return Worker(
         worker,
@@ -282,6 +260,7 @@ def _worker(worker: int, pid: int, providers: dict[str, str], leases: list[tuple
         sorted(set(providers.values())),
         runs[0] if runs else None,
         runs[1] if len(runs) > 1 else None,
+        fallen,
     )
 
 

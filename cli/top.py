@@ -7,10 +7,13 @@ Owns the asking: a snapshot every interval, what is said while there is no broke
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +22,10 @@ import msgspec
 from ..client import Operator
 from ..transport import extras
 from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded
+from ..transport.snapshot import Snapshot, read
 from .arguments import add_yard, parser, seconds
 from .keyboard import Keyboard
-from .rates import Interval, Snapshot, between, read
+from .rates import Interval, between
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,10 +104,10 @@ def _print_json(source: _Source, every_s: float, once: bool) -> None:
 
 def _show(source: _Source, every_s: float, once: bool, svg: Path | None) -> None:
     """Draw, or print, and leave a picture of what was shown last."""
-    try:
-        from rich.console import Console
-    except ImportError:
-        raise BatchyardError(f"{extras.missing('rich')}; --json does without") from None
+    if importlib.util.find_spec("rich") is None:
+        raise BatchyardError(f"{extras.missing('rich')}; --json does without")
+    from rich.console import Console
+
     from .view import Screen
 
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -149,43 +153,53 @@ def _draw(source: _Source, screen: Screen, console: Console) -> None:
     """The live view, until a key or Ctrl-C ends it."""
     from rich.live import Live
 
-    screen.below = KEYS
-    keyboard = Keyboard()
-    live = Live(screen, console=console, screen=True, auto_refresh=False)
-    try:  # not `with`: a signal while the first screen is drawn would leave the terminal to the user
-        keyboard.start()
-        live.start()
-        _redraw(source, screen, keyboard, live)
-    finally:
-        live.stop()
-        keyboard.stop()
-
-
-def _redraw(source: _Source, screen: Screen, keyboard: Keyboard, live: Live) -> None:
-    """Show one interval after the other."""
     lost_s = 0.0
-    while True:
-        live.refresh()
-        if _pause(screen.every_s, keyboard, live):
-            return
-        seen = source.next()
-        if seen is None:
-            lost_s = lost_s or time.monotonic()
-            waited_s = time.monotonic() - lost_s
-            screen.below = f"waiting for the broker… {waited_s:.0f} s; this is how it was"
-        else:
-            lost_s = 0.0
-            screen.below = KEYS
-            screen.show(seen)
-        screen.is_stale = seen is None
+    screen.below = KEYS
+    with (
+        _signals_noted() as came,
+        Keyboard() as keyboard,
+        Live(screen, console=console, screen=True, auto_refresh=False) as live,
+    ):
+        while True:
+            live.refresh()
+            if _pause(screen.every_s, keyboard, live, came):
+                return
+            seen = source.next()
+            if seen is None:
+                lost_s = lost_s or time.monotonic()
+                waited_s = time.monotonic() - lost_s
+                screen.below = f"waiting for the broker… {waited_s:.0f} s; this is how it was"
+            else:
+                lost_s = 0.0
+                screen.below = KEYS
+                screen.show(seen)
+            screen.is_stale = seen is None
 
 
-def _pause(for_s: float, keyboard: Keyboard, live: Live) -> bool:
+@contextmanager
+def _signals_noted() -> Iterator[list[int]]:
+    """The signals that have come; they take effect at the end. One that was raised between two of rich's
+    lines would leave the terminal in its alternate screen."""
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+def _pause(for_s: float, keyboard: Keyboard, live: Live, came: Sequence[int]) -> bool:
     """Wait, and draw again when the terminal has another size. True: it is to end."""
     until_s = time.monotonic() + for_s
     size = live.console.size
     while (left_s := until_s - time.monotonic()) > 0:
-        if keyboard.pressed(min(left_s, LOOK_S)) in QUIT:
+        if keyboard.pressed(min(left_s, LOOK_S)) in QUIT or came:
             return True
         if live.console.size != size:
             size = live.console.size

@@ -136,6 +136,7 @@ def exported(data: Dataset, trained: Trained, out: Path, measure_s: float) -> Re
         validation_data=data.validation.images,
         output_names=[OUTPUT],
         measure_s=measure_s,
+        say=detail,
     )
     for line in report.lines():
         detail(line)

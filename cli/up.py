@@ -7,13 +7,12 @@ processes themselves are `client.yard.Yard`'s: a dead one comes back.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import zmq
@@ -23,11 +22,11 @@ from ..broker.config import YardConfig
 from ..client import ModelInfo, Yard
 from ..transport import endpoints, extras
 from ..transport.endpoints import Endpoint
-from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, EndpointInUse, InvalidRequest
+from ..transport.errors import BrokerLost, DeadlineExceeded, EndpointInUse, InvalidRequest
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelState
 from . import watch
-from .arguments import add_yard, count, parser, port
+from .arguments import PORT_MAX, add_yard, count, parser, port
 from .models import batching
 from .text import plural
 
@@ -56,8 +55,7 @@ def main(argv: list[str]) -> int:
     if not options.config.exists():
         raise InvalidRequest(NO_CONFIG.format(path=options.config))
     config = configuration.read(options.config)
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise BatchyardError(f"{extras.missing('onnxruntime')}; `batchyard doctor` knows what fits a GPU")
+    extras.require("a worker", "onnxruntime")
     url = options.url or endpoints.default_url()
     check_free(Endpoint.parse(url), options.keys)
     companions = companions_of(options)
@@ -111,31 +109,37 @@ def check_free(endpoint: Endpoint, keys: Path | None) -> None:
 
 
 def companions_of(options: argparse.Namespace) -> dict[str, list[str]]:
-    """The processes that are wanted beside the yard. Raises what keeps one of them from running."""
+    """The processes that are wanted beside the yard. Raises what keeps one of them from running: it would
+    be started again for ever."""
     companions = {}
+    ports: dict[int, str] = {}
     if options.metrics is not None:
-        check_companion("metrics", "sidecar", ("prometheus_client", "psutil"), options.metrics)
+        extras.require("--metrics", "prometheus_client", "psutil")
+        check_port("metrics", options.metrics, ports)
         companions["sidecar"] = ["batchyard.sidecar", "--port", str(options.metrics)]
     if options.gateway is not None:
-        check_companion("gateway", "gateway", ("fastapi", "uvicorn", "grpc"), options.gateway)
-        check_companion("gateway", "gateway", (), options.gateway + 1)
+        extras.require("--gateway", "fastapi", "uvicorn", "grpc")
+        check_port("gateway", options.gateway, ports)
+        check_port("gateway", options.gateway + 1, ports)
         companions["gateway"] = ["batchyard.gateway", "--port", str(options.gateway)]
     return companions
 
 
-def check_companion(option: str, extra: str, packages: Sequence[str], port: int) -> None:
-    """Raises BatchyardError or EndpointInUse where a process could not run; it would be started again
-    for ever."""
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise BatchyardError(f"--{option} needs {package}: {extras.install(extra)}")
+def check_port(option: str, port: int, taken: dict[int, str]) -> None:
+    """Note that `option` will listen at `port`. Raises InvalidRequest or EndpointInUse where it could not;
+    `taken`: option by port."""
+    if port > PORT_MAX:
+        raise InvalidRequest(f"gRPC listens at the port after --{option}, and there is no port {port}")
+    if port in taken:
+        raise InvalidRequest(f"port {port} is wanted by --{taken[port]} and --{option}: choose another one")
+    taken[port] = option
     with socket.socket() as probe:
         if os.name != "nt":  # there it would let two listen at once
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
-            text = f"port {port} is in use by another process: choose another --{option}"
+        except OSError as error:
+            text = f"cannot listen at port {port} ({error.strerror}): choose another --{option}"
             raise EndpointInUse(text) from None
 
 

@@ -271,6 +271,7 @@ def _workers(seen: Interval, lines: int) -> Panel:
             (seen.workers_lost, "lost"),
             (seen.workers_restarted, "restarted"),
             (seen.workers_hung, "hung"),
+            (seen.workers_left, "left"),
         )
         if count
     ]
@@ -286,7 +287,8 @@ def _worker_cells(worker: Worker) -> list[Text]:
         if worker.follows is not None:
             runs.append(f", then {_run(worker.follows)}", DIM)
     provider = ", ".join(worker.providers) or "loading"
-    return [Text(f"#{worker.worker}", "bold"), Text(f"pid {worker.pid}", DIM), Text(provider), runs]
+    on = Text(f"{provider} (fallen)", "yellow") if worker.fallen else Text(provider)
+    return [Text(f"#{worker.worker}", "bold"), Text(f"pid {worker.pid}", DIM), on, runs]
 
 
 def _run(run: Run) -> str:

@@ -63,10 +63,12 @@ def sentence(outcome: Outcome) -> str:
 
 
 @contextmanager
-def importable(folder: Path) -> Iterator[None]:
-    """Let `module:factory` find modules in `folder`, as `python -m` does with the current one."""
-    sys.path.insert(0, str(folder.resolve()))
+def importable(where: Path) -> Iterator[None]:
+    """Let `module:factory` find modules in a folder, or beside a list, as `python -m` does with the
+    current folder."""
+    folder = str((where if where.is_dir() else where.parent).resolve())
+    sys.path.insert(0, folder)
     try:
         yield
     finally:
-        sys.path.remove(str(folder.resolve()))
+        sys.path.remove(folder)

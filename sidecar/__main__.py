@@ -14,8 +14,9 @@ from pathlib import Path
 from wsgiref.simple_server import WSGIServer
 
 from ..transport import endpoints, extras, lifeline
-from ..transport.errors import BatchyardError
+from ..transport.errors import BatchyardError, EndpointInUse
 from ..transport.keys import KeyFolder
+from ..transport.snapshot import pull
 
 PORT = 9877
 ANSWER_WITHIN_S = 2.0  # below any sensible scrape_timeout: a page that says "no broker" must be in time
@@ -38,10 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         return _serve(options)
     except ImportError as error:
         text = f"{error.name} is not installed: {extras.install('sidecar')}"
-    except BatchyardError as error:
+    except (BatchyardError, OSError) as error:
         text = str(error)
-    except OSError as error:
-        text = f"cannot listen at {options.host}:{options.port}: {error.strerror or error}"
     print(f"sidecar: {text}", file=sys.stderr)
     return 1
 
@@ -51,7 +50,6 @@ def _serve(options: argparse.Namespace) -> int:
 
     from .collector import YardCollector
     from .sensors import readers
-    from .snapshot import pull
 
     endpoint = endpoints.Endpoint.parse(options.url or endpoints.default_url())
     keys = KeyFolder(options.keys) if options.keys is not None else None
@@ -62,7 +60,11 @@ def _serve(options: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    server, thread = start_http_server(options.port, options.host, registry)
+    try:
+        server, thread = start_http_server(options.port, options.host, registry)
+    except OSError as error:
+        text = f"cannot listen at {options.host}:{options.port}: {error.strerror or error}"
+        raise EndpointInUse(text) from None
     close_silent(server)
     log.info("http://%s:%d/metrics, of the broker at %s", options.host, server.server_port, endpoint.url)
     if options.lifeline:

@@ -19,9 +19,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ..transport.errors import BatchyardError
+from ..transport.snapshot import Snapshot
 from . import metrics
 from .sensors import Gpu, Reader, host
-from .snapshot import Snapshot
 
 SHARED_S = 0.2  # a page younger than this answers the next scrape as well
 

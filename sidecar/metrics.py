@@ -14,8 +14,8 @@ from prometheus_client.metrics_core import Metric
 
 from ..transport.errors import Code
 from ..transport.messages import Priority
+from ..transport.snapshot import Histogram, Snapshot
 from .buckets import ROWS, TIME, Bounds
-from .snapshot import Histogram, Snapshot
 
 PRIORITIES = tuple(priority.name.lower() for priority in Priority)
 STATUSES = (
@@ -121,6 +121,10 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
     yield _counter("worker_restarts", text, snapshot.workers_restarted)
     yield _counter("workers_lost", "Workers whose process or connection ended.", snapshot.workers_lost)
     yield _counter("workers_hung", "Workers that were killed over a batch.", snapshot.workers_hung)
+    text = "Workers that left by themselves: their device was lost, or a better one works again."
+    yield _counter("workers_left", text, snapshot.workers_left)
+    text = "Workers on a provider below the best one that is installed; the broker's log says why."
+    yield _gauge("workers_fallen", text, len(snapshot.workers_fallen))
     serving = GaugeMetricFamily("batchyard_model_workers", "Workers that serve a model.", labels=("model",))
     text = "By which provider workers run a model, and which revision of it is served; always 1."
     info = GaugeMetricFamily("batchyard_provider_info", text, labels=("model", "revision", "provider"))

@@ -11,12 +11,19 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from .required import required
+
 settings.register_profile(
     "batchyard",
     deadline=None,  # the machine is shared: a slow example is no counterexample
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("batchyard")
+
+
+def pytest_configure() -> None:
+    required()  # a misspelt part is told at once, and not by passing tests
+
 
 Axes = Sequence[int | str]
 Value = tuple[str, int, Axes]  # name, ONNX element type, axes

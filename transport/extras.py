@@ -1,13 +1,16 @@
 """How a package that is missing is had: the command to type, in the Python that runs here.
 
-Owns which extra of pyproject.toml brings what. Standard library only: it is asked where things are missing.
+Owns which extra of pyproject.toml brings what. Needs none that may be missing: it is asked where things are.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
+
+from .errors import BatchyardError
 
 SOURCE = Path(__file__).resolve().parents[1]
 # import name -> the extra that brings it, where there is one that is no larger
@@ -47,6 +50,13 @@ def missing(package: str) -> str:
     """A sentence on a package that could not be imported, by its import name."""
     extra = BROUGHT_BY.get(package.partition(".")[0])
     return f"{package} is not installed: {install(extra)}" if extra else f"{package} is not installed"
+
+
+def require(who: str, *packages: str) -> None:
+    """Raises BatchyardError, with the command, where one of them is not installed; imports none."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise BatchyardError(f"{who} needs a package: {missing(package)}")
 
 
 def _seen_from(here: Path, path: Path) -> str:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..arguments import positive, positive_int
 from ..idle import is_supported
 from ..report import machine, machine_line, without_nan
 from .campaign import Campaign
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
             group.add_argument(
                 f"--{campaign.name}.{field.name.replace('_', '-')}",
                 dest=f"{campaign.name}.{field.name}",
-                type=partial(_number, type(full)),
+                type=positive_int if isinstance(full, int) else positive,
                 metavar="N",
                 help=f"{field.metadata['meaning']} ({full:g}; quick: {quick:g})",
             )
@@ -107,13 +108,6 @@ def _name(text: str) -> str:
     if text not in CAMPAIGNS:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(CAMPAIGNS)}")
     return text
-
-
-def _number(kind: type[int] | type[float], text: str) -> float:
-    value = kind(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be above 0, and is {text}")
-    return value
 
 
 def _say(name: str, line: str) -> None:

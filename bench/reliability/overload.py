@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from ... import BatchyardError
 from ..loops import closed_loop
 from ..statistics import percentile, quotient, rate_per_s
 from . import crowd, field
@@ -206,7 +207,7 @@ def _arrivals(yard: field.Field, groups: list[list[Stream]], seconds: float, see
             _pipe(process.stdin).flush()
         for process, _ in processes:
             if process.wait() != 0:
-                raise RuntimeError(f"a crowd of arrivals ended with status {process.returncode}")
+                raise BatchyardError(f"a crowd of arrivals ended with status {process.returncode}")
         return np.concatenate([_read(records) for _, records in processes])
 
 

@@ -32,7 +32,7 @@ class Exporter:
         if first is None:
             return
         where, out = Path(first["where"]), Path(first["out"])
-        with importable(where if where.is_dir() else where.parent):
+        with importable(where):
             found = {entry.name: entry for entry in entries(where)}
             while (order := self._next()) is not None:
                 name, error = order["export"], None

@@ -55,7 +55,7 @@ def benchmark(plan: Plan, say: Say = lambda line: None) -> Json:
     if any(f"{entry.name}.json" == record.NAME for entry in found):
         raise InvalidRequest(f"a candidate cannot be called {Path(record.NAME).stem}: the record is")
     where = runtime.target(plan.common.get("provider", runtime.CPU), plan.common.get("provider_options"))
-    with importable(plan.where if plan.where.is_dir() else plan.where.parent):
+    with importable(plan.where):
         judge = evaluation(plan.evaluate) if plan.evaluate else None
         made_of = {entry.name: record.fingerprint(entry, plan.common) for entry in found}
         evaluated_by = (

@@ -69,21 +69,30 @@ def read(out: Path) -> Json:
         return {"candidates": []}
     except (OSError, ValueError):
         found = None
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not _is_sound(found.get("candidates")):
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not _is_sound(found):
         raise InvalidRequest(
             f"{path} is no record of an earlier benchmark: move it, or choose another folder"
         )
     return found
 
 
-def _is_sound(candidates: Any) -> bool:
+def _is_sound(found: Json) -> bool:
     """Whether it is what `write` was given once; what somebody has edited is not gone on with."""
-    return isinstance(candidates, list) and all(
-        isinstance(candidate, dict)
-        and candidate.keys() >= {"name", "fingerprint", "export_error", "files"}
-        and all(part.keys() >= {"variant", "file", "sha256", "bytes"} for part in candidate["files"])
-        for candidate in candidates
+    baseline, candidates = found.get("baseline"), found.get("candidates")
+    return (
+        (baseline is None or _has(baseline, "file", "sha256"))
+        and isinstance(candidates, list)
+        and all(
+            _has(candidate, "name", "fingerprint", "export_error", "files")
+            and isinstance(candidate["files"], list)
+            and all(_has(part, "variant", "file", "sha256", "bytes") for part in candidate["files"])
+            for candidate in candidates
+        )
     )
+
+
+def _has(table: Any, *keys: str) -> bool:
+    return isinstance(table, dict) and table.keys() >= set(keys)
 
 
 def write(out: Path, record: Mapping[str, Any]) -> None:

@@ -230,7 +230,7 @@ def test_up_with_metrics_serves_them_and_starts_the_sidecar_again_when_it_dies(
         eventually(is_up, f"{address} answers again: {up.said}")
         done = batchyard("up", "--url", f"{url}2", "--config", str(CONFIG), "--metrics", str(port))
         assert done.returncode == 1
-        assert f"port {port} is in use" in done.stderr
+        assert f"cannot listen at port {port} (Address already in use): choose another --metrics" in done.stderr
     finally:
         assert up.end() == 0
 

@@ -121,8 +121,10 @@ def test_a_key_ends_it_and_leaves_the_terminal_as_it_was(terminal: Terminal, key
     assert terminal.ended() == 0
 
 
-def test_a_terminal_is_left_as_it_was_when_something_else_ends_it(terminal: Terminal) -> None:
-    terminal.until("q ends it")
+@pytest.mark.parametrize("shown", [r"\x1b\[\?1049h", "q ends it", "q ends it.*q ends it"])
+def test_a_terminal_is_left_as_it_was_when_something_else_ends_it(terminal: Terminal, shown: str) -> None:
+    """Also where the end meets the first frame."""
+    terminal.until(shown)
     terminal.process.terminate()
     assert terminal.ended() == 143
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -9,16 +10,15 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
+from ..required import part
 
-WHY = "needs the extras `export` and `train`: pip install -e '.[cpu,export,train]'"
 BATCHYARD = [sys.executable, "-m", "batchyard.cli.main", "demo", "--train"]
 
 
 def test_from_data_to_a_served_model_in_one_command(tmp_path: Path) -> None:
     for name in ("torch", "sklearn", "optuna"):
-        pytest.importorskip(name, reason=WHY)
-    short = ["--trials", "2", "--epochs", "3", "--measure", "0.1", "--seconds", "2", "--clients", "1"]
+        part("torch", importlib.util.find_spec(name))
+    short = ["--trials", "2", "--epochs", "3", "--measure", "0.1", "--seconds", "1", "--clients", "1"]
     command = [*BATCHYARD, *short, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

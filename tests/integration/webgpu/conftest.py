@@ -23,6 +23,6 @@ def probed() -> Probed:
 def adapter() -> None:
     """Skips what needs an adapter where none answers."""
     if "webgpu" not in providers.installed():
-        part("webgpu", None, "python3 run test --webgpu, which has the runtime for it")
+        part("webgpu", None, "this environment has no runtime for it")
     found = probed()
-    part("webgpu", found if found.works else None, f"a GPU, or on Debian python3 run vulkan ({found.text})")
+    part("webgpu", found if found.works else None, found.text)

@@ -21,7 +21,7 @@ from batchyard.bench import main as command
 from batchyard.bench import models, suite, target
 from batchyard.bench.bare import Bare
 from batchyard.bench.target import Target
-from batchyard.transport.errors import BrokerLost, Overloaded
+from batchyard.transport.errors import BatchyardError, BrokerLost, Overloaded
 
 
 class StandIn:
@@ -83,7 +83,7 @@ def test_frame_reports_who_copied() -> None:
 def test_a_wrong_answer_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StandIn, "infer", lambda self, model, x: np.zeros((1, 3, 135, 240), np.float32))
     targets: Any = StandInTargets()
-    with pytest.raises(RuntimeError, match="not that of the bare runtime"):
+    with pytest.raises(BatchyardError, match="not that of the bare runtime"):
         suite.frame(targets, rounds=1, seconds=0.01, say=_quiet)
 
 
@@ -136,8 +136,11 @@ def test_models_can_be_written_to_be_served(tmp_path: Path, capsys: pytest.Captu
     ("arguments", "text"),
     [
         (["--only", "tiny"], "is not one of tiny-latency"),
-        (["--rounds", "0"], "must be 1 or more"),
+        (["--rounds", "0"], "must be a whole number, 1 or more, and is 0"),
+        (["--rounds", "x"], "must be a whole number, 1 or more, and is x"),
         (["--seconds", "inf"], "must be above 0"),
+        (["perf-analyzer", "--concurrency", "1,a"], "must be a whole number, 1 or more, and is a"),
+        (["panels", "p.png", "--minutes", "nan"], "must be above 0, and is nan"),
         (["open", "--rate", "-1"], "a rate is above 0"),
         (["open", "--priorities", "SOON"], "is not one of URGENT"),
     ],

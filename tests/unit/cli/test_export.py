@@ -75,3 +75,13 @@ def test_without_torch_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "torch", None)  # an import of it raises ModuleNotFoundError
     assert main(["export", "zoo:cnn", str(tmp_path / "cnn.onnx"), "--input", "1,3"]) == 1
     assert f"torch is not installed: {install('cpu,export')}" in capsys.readouterr().err
+
+
+def test_a_model_that_is_onnx_already_asks_for_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['onnx'] = None\n"
+        "from batchyard.cli.main import main; sys.exit(main(['export', 'a.onnx', 'b.onnx']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = "batchyard: onnx is not installed: an .onnx source needs no torch: pip install onnx onnxscript\n"
+    assert (done.returncode, done.stderr) == (1, said)

@@ -48,10 +48,18 @@ def test_an_unknown_verb_gets_a_suggestion(verb: str, hint: str, capsys: pytest.
     assert hint in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", sorted(shell.VERBS))
+ORDERS = [
+    *(f"models {order}" for order in ("show", "load", "swap", "unload", "watch")),
+    *(f"bench {verb}" for verb in ("open", "models", "gateway", "perf-analyzer", "monitoring", "panels", "reliability")),
+    "keys create",
+    "demo --train",
+]
+
+
+@pytest.mark.parametrize("verb", [*sorted(shell.VERBS), *ORDERS])
 def test_every_verbs_help_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        shell.main([verb, "--help"])
+        shell.main([*verb.split(), "--help"])
     assert end.value.code == 0
     said = capsys.readouterr().out
     assert "example" in said
@@ -135,6 +143,7 @@ def test_up_with_a_wrong_configuration_starts_nothing_and_names_the_key(
         (["models", "swap", "net", "--tolerance", "nan"], "expected a number of 0 or more, found 'nan'"),
         (["models", "unload", "net", "--timeout", "0"], "expected seconds above 0, found '0'"),
         (["models", "watch"], "the following arguments are required: FOLDER"),
+        (["models", "swap", "net", "--tol", "1"], "unrecognized arguments: --tol"),
     ],
 )
 def test_wrong_arguments_are_status_2_and_say_what_is_allowed(

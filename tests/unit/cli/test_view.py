@@ -26,7 +26,7 @@ def interval(models: list[Model], workers: int = 2) -> Interval:
         1.8e9, 1.0, "ipc:///run/user/1000/batchyard", "0.1.0", 4711, 1, 3, 2, 120, 200, 1_234.0,
         {"ok": 1_200.0, "deadline_exceeded": 34.0}, {"overloaded": 3.0}, 9_876.0, 600.0, 16.5, 2e6, models,
         [Worker(n + 1, 5_000 + n, ["cpu"], Run("digits", 16), Run("digits", 8)) for n in range(workers)],
-        3, 2, 1, 0, 0, 3, 3 << 26, 5 << 20, 0,
+        3, 2, 1, 0, 0, 0, 3, 3 << 26, 5 << 20, 0,
     )  # fmt: skip
 
 

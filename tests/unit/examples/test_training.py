@@ -16,9 +16,10 @@ from batchyard.examples.networks import cnn
 from batchyard.examples.search import Found, search
 from batchyard.examples.training import Epoch, Judged, Progress, Settings, judge, train
 
-WHY = "needs the extras `export` and `train`: pip install -e '.[cpu,export,train]'"
-torch: Any = pytest.importorskip("torch", reason=WHY)
-pytest.importorskip("sklearn", reason=WHY)
+from ...required import module
+
+torch: Any = module("torch")
+module("sklearn")
 
 QUICK = Settings(epochs=3, rows=64, width=8)
 
@@ -110,7 +111,7 @@ def test_the_network_takes_small_images_and_large_ones(shape: tuple[int, int, in
 
 
 def found(data: Dataset, trials: int, said: list[str]) -> Found:
-    pytest.importorskip("optuna", reason=WHY)
+    module("optuna")
     small = replace(
         data, train=data.train.take(np.arange(200)), validation=data.validation.take(np.arange(100))
     )

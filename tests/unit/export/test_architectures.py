@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from batchyard.export.benchmark import Plan, benchmark
 from batchyard.export.benchmark.order import ranked
 from batchyard.export.lists import entries
 
-pytest.importorskip("torch", reason="needs the extra `export`: pip install -e '.[cpu,export]'")
+from ...required import module
+
+module("torch")
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SMALL = """

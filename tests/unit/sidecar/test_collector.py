@@ -11,8 +11,8 @@ import pytest
 import zmq
 from batchyard.sidecar.collector import SHARED_S, YardCollector, gpu_metrics
 from batchyard.sidecar.sensors import Gpu
-from batchyard.sidecar.snapshot import Snapshot, read
 from batchyard.transport.errors import DeadlineExceeded
+from batchyard.transport.snapshot import Snapshot, read
 from prometheus_client.metrics_core import Metric
 
 

@@ -16,7 +16,7 @@ import pytest
 from batchyard.sidecar.collector import YardCollector
 from batchyard.sidecar.dashboard import dashboard
 from batchyard.sidecar.sensors import Gpu
-from batchyard.sidecar.snapshot import read
+from batchyard.transport.snapshot import read
 
 GRAFANA = Path(__file__).resolve().parents[3] / "grafana"
 BOARD: dict[str, Any] = json.loads((GRAFANA / "dashboards/batchyard.json").read_text())

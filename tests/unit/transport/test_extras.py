@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from batchyard.transport import extras
+from batchyard.transport.errors import BatchyardError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -40,3 +42,21 @@ def test_an_installed_package_is_named_by_its_name(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(extras, "SOURCE", tmp_path)
     assert extras.missing("onnx.helper").endswith('pip install "batchyard[bench]"')
     assert extras.missing("nobody_knows") == "nobody_knows is not installed"
+
+
+def test_what_somebody_asked_for_and_lacks_is_an_error_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    extras.require("pytest", "pytest")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BatchyardError, match=r"^--metrics needs a package: psutil is not installed: .*\[sidecar\]"):
+        extras.require("--metrics", "psutil", "prometheus_client")
+
+
+def test_a_verb_that_lacks_one_names_the_extra(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['onnx'] = None\n"
+        "from batchyard.cli.main import main; sys.exit(main(['bench', 'models', 'out']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("batchyard: onnx is not installed: ")
+    assert "[bench]" in done.stderr

@@ -60,7 +60,15 @@ def test_a_candidate_is_whole_while_its_files_are_as_they_were_written(tmp_path:
     assert not record.is_whole(tmp_path, {"files": []})
 
 
-EDITED = [{}, {"candidates": 3}, {"candidates": [{"name": "a"}]}, {"candidates": ["a"]}]
+EDITED = [
+    {},
+    {"candidates": 3},
+    {"candidates": [{"name": "a"}]},
+    {"candidates": ["a"]},
+    {"candidates": [{"name": "a", "fingerprint": "", "export_error": None, "files": None}]},
+    {"candidates": [{"name": "a", "fingerprint": "", "export_error": None, "files": ["m.onnx"]}]},
+    {"candidates": [], "baseline": "m"},
+]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""The broker's snapshot as the sidecar reads it: typed, because it is a peer's data.
+"""The broker's snapshot as whoever reads it gets it: typed, because it is a peer's data.
 
-Owns which of the snapshot's keys are read (docs/protocol.md lists them all), and the pull.
+Owns the keys (docs/protocol.md says what they mean) and their types. Keys that a later broker has besides
+are let be.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ from typing import Annotated
 
 import msgspec
 
-from ..transport import messages as m
-from ..transport.admin import ask
-from ..transport.endpoints import Endpoint
-from ..transport.errors import MalformedMessage
-from ..transport.keys import KeyFolder
+from . import messages as m
+from .admin import ask
+from .endpoints import Endpoint
+from .errors import MalformedMessage
+from .keys import KeyFolder
 
+_CLASSES = len(m.Priority)
 Natural = Annotated[int, msgspec.Meta(ge=0)]
-Class = Annotated[int, msgspec.Meta(ge=0, lt=len(m.Priority))]
+Class = Annotated[int, msgspec.Meta(ge=0, lt=_CLASSES)]
+ByClass = Annotated[list[Natural], msgspec.Meta(min_length=_CLASSES, max_length=_CLASSES)]
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """Counts by bucket of transport/histograms.py, and the sum of what was counted."""
+    """Counts by bucket of histograms.py, and the sum of what was counted."""
 
     counts: dict[Natural, Natural]
     sum: Natural
@@ -31,28 +34,40 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     version: str
     pid: Natural
-    requests: list[tuple[str, Class, str, Natural]]  # model, priority, status, count
+    epoch: Natural
+    requests: list[tuple[str, Class, str, Natural]]  # model, priority, outcome, count
     refused: dict[str, Natural]
     identical: list[tuple[str, str, Natural]]  # model, "joined" or "cached", count
     stages: list[tuple[str, Class, str, Histogram]]  # model, priority, "total" or "queue", ns
     batch_stages: list[tuple[str, str, Histogram]]  # model, "rows", "gather", "compute", "scatter"
-    models: list[tuple[str, Natural, Natural, list[Natural], dict[str, Natural]]]
+    models: list[tuple[str, Natural, Natural, ByClass, dict[str, Natural]]]
     # ^ name, revision, state, rows that wait by priority, workers by provider
+    lanes: list[tuple[str, list[list[Natural]], Natural]]
+    # ^ model, shapes of the inputs without their rows, rows that wait
+    leases: list[tuple[Natural, Natural, dict[str, str], list[tuple[str, Natural]]]]
+    # ^ worker, pid, provider by model, (model, rows) of what it runs and what follows
+    batches: Natural
     batches_failed: Natural
+    rows: Natural
     requeued: Natural
     copied_bytes: Natural
     inline_copied_bytes: Natural
     workers: Natural
     worker_pids: list[Natural]
+    workers_fallen: list[tuple[Natural, str]]  # worker, why it is on no better provider
     workers_lost: Natural
     workers_restarted: Natural
     workers_hung: Natural
+    workers_left: Natural
     clients: Natural
     credit: Natural
     batches_lent: Natural
     rows_under_way: Natural
+    bytes_under_way: Natural
+    arenas: Natural
     arena_bytes: Natural
     bytes_held: Natural
+    inline_used_bytes: Natural
 
 
 def pull(endpoint: Endpoint, keys: KeyFolder | None, timeout_s: float) -> Snapshot:

@@ -1,0 +1,31 @@
+"""The ports that `up` is asked to open."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from batchyard.cli.arguments import PORT_MAX
+from batchyard.cli.up import check_port
+from batchyard.transport.errors import EndpointInUse, InvalidRequest
+
+
+def test_two_companions_at_one_port_are_told_before_anything_starts() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    taken: dict[int, str] = {}
+    check_port("metrics", port, taken)
+    with pytest.raises(InvalidRequest, match=f"port {port} is wanted by --metrics and --gateway"):
+        check_port("gateway", port, taken)
+
+
+def test_a_port_that_is_taken_or_none_is_told_with_its_option() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = int(other.getsockname()[1])
+        with pytest.raises(EndpointInUse, match=rf"port {port} \(Address.*in use\): choose another --metrics"):
+            check_port("metrics", port, {})
+    with pytest.raises(InvalidRequest, match="port after --gateway, and there is no port 65536"):
+        check_port("gateway", PORT_MAX + 1, {})
