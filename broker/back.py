@@ -20,7 +20,7 @@ from ..transport.sockets import MORE_NOBLOCK, NOBLOCK, Socket
 from . import events as e
 from .arenas import Arenas
 from .core import Core
-from .peers import HAS_CREDENTIALS, Sentinels, credentials
+from .peers import Sentinels, credentials
 
 log = logging.getLogger("batchyard.broker")
 
@@ -39,7 +39,7 @@ class WorkerPeer:
 
 
 class Back:
-    """`act` carries out what the core wants; `settle_endings` reads the reports of ended connections."""
+    """`act` carries out what the core wants; `settle_endings` reads the reports of connections."""
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class Back:
     ) -> None:
         self.known: dict[bytes, WorkerPeer] = {}
         self._credentials = credentials
+        self._open: set[int] = set()  # descriptors of connections that have not ended
         self.sentinels = Sentinels()
         self._socket = socket
         self._endpoint = endpoint
@@ -103,12 +104,12 @@ class Back:
             self._core.counters.refuse("worker_registered")
             return peer
         self._settle_endings()  # the descriptor may be one that a former connection had; see front.py
-        found = self._credentials(fd)
-        if found is None and self._endpoint.is_ipc and HAS_CREDENTIALS:
-            # The connection ended before its greeting was read, and the report of that is read, too:
-            # nothing would ever tell of this worker's end.
+        if fd >= 0 and fd not in self._open:
+            # It ended before its greeting was read: nothing would ever tell of this worker's end. (What the
+            # kernel says of the number would not do: it may be another connection's by now.)
             self._core.counters.refuse("worker_gone")
             return None
+        found = self._credentials(fd)
         pid = found[0] if found else message.pid
         self._worker_sequence += 1
         peer = WorkerPeer(identity, fd, self._worker_sequence)
@@ -127,8 +128,13 @@ class Back:
         for worker in self.sentinels.dead():
             self._gone(worker, now_ns)
 
+    def accepted(self, fd: int) -> None:
+        """There is a connection on this descriptor."""
+        self._open.add(fd)
+
     def ended(self, fd: int, now_ns: int) -> None:
         """The kernel reports that the connection on this descriptor is closed."""
+        self._open.discard(fd)
         for peer in [peer for peer in self.known.values() if peer.fd == fd]:
             self._cut_off(peer, now_ns)
 

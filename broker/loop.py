@@ -66,8 +66,8 @@ class Loop:
         self._frontend, self._backend = self._socket(), self._socket()
         self._admin_socket = self._socket(codec.PAYLOAD_BYTES_MAX)  # no frames there
         # Before they listen: a connection that nobody reported would count as one that has ended.
-        self._frontend_monitor = self._monitor(self._frontend, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-        self._backend_monitor = self._monitor(self._backend, zmq.EVENT_DISCONNECTED)
+        self._frontend_monitor = self._monitor(self._frontend)
+        self._backend_monitor = self._monitor(self._backend)
         self._bind(self._frontend, endpoint.clients)
         self._bind(self._backend, endpoint.workers)
         self._bind(self._admin_socket, endpoint.admin)
@@ -82,7 +82,7 @@ class Loop:
             self._settle_clients,
             descriptors_max,
         )
-        self._back = Back(self._backend, endpoint, core, self._arenas, self._act, self._settle_ended_workers)
+        self._back = Back(self._backend, endpoint, core, self._arenas, self._act, self._settle_workers)
         self._admin = Admin(self._admin_socket, core, config, self._act, self._snapshot)
         if self._back.sentinels.fd is not None:
             self._poller.register(self._back.sentinels.fd, zmq.POLLIN)
@@ -168,8 +168,8 @@ class Loop:
                 ) from None
             raise
 
-    def _monitor(self, socket: Socket, events: int) -> Socket:
-        monitor: Socket = socket.get_monitor_socket(events)
+    def _monitor(self, socket: Socket) -> Socket:
+        monitor: Socket = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._poller.register(monitor, zmq.POLLIN)
         return monitor
 
@@ -202,7 +202,7 @@ class Loop:
     def _look_around(self, now_ns: int) -> None:
         """Processes that died, connections that ended, and the admin socket."""
         self._back.bury(now_ns)
-        self._settle_ended_workers()
+        self._settle_workers()
         self._settle_clients()
         self._front.hang_up(now_ns)
         self._admin.look(now_ns)
@@ -214,9 +214,12 @@ class Loop:
             else:
                 self._front.ended(fd, time.monotonic_ns())
 
-    def _settle_ended_workers(self) -> None:
-        for _, fd in _reports(self._backend_monitor):
-            self._back.ended(fd, time.monotonic_ns())
+    def _settle_workers(self) -> None:
+        for event, fd in _reports(self._backend_monitor):
+            if event == zmq.EVENT_ACCEPTED:
+                self._back.accepted(fd)
+            else:
+                self._back.ended(fd, time.monotonic_ns())
 
     def _snapshot(self) -> dict[str, Any]:
         rooms = self._core.snapshot() | self._arenas.snapshot() | self._front.inline.snapshot()

@@ -199,7 +199,9 @@ class SimBroker:
     def _settle_workers(self) -> None:
         reports, self.workers.reports = self.workers.reports, []
         for begun, fd in reports:
-            if not begun:
+            if begun:
+                self.back.accepted(fd)
+            else:
                 self.back.ended(fd, self.world.clock.now_ns)
 
     def _act(self, actions: list[e.Action]) -> None:

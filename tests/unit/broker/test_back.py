@@ -10,7 +10,6 @@ import zmq
 from batchyard.broker.back import Back
 from batchyard.broker.config import ModelConfig, YardConfig
 from batchyard.broker.core import Core
-from batchyard.broker.peers import HAS_CREDENTIALS
 from batchyard.transport import codec
 from batchyard.transport import messages as m
 from batchyard.transport.endpoints import Endpoint
@@ -23,19 +22,23 @@ class Silent:
         pass
 
 
-@pytest.mark.skipif(not HAS_CREDENTIALS, reason="the kernel does not say who a peer is")
-@pytest.mark.skipif(not zmq.has("ipc"), reason="no ipc here")
-def test_a_worker_whose_connection_has_ended_before_its_greeting_was_read_is_not_remembered() -> None:
+@pytest.mark.parametrize("ended", [False, True], ids=["unseen", "ended"])
+def test_a_worker_whose_connection_has_ended_before_its_greeting_was_read_is_not_remembered(ended: bool) -> None:
+    """Whatever the kernel says of its descriptor: that is another connection's by now."""
     core = Core(YardConfig({"net": ModelConfig("net", Path("/net.onnx"))}), 1, 2)
     socket: Any = Silent()
     nothing: Any = None
-    endpoint = Endpoint.parse("ipc:///tmp/nowhere")
-    back = Back(socket, endpoint, core, nothing, lambda actions: None, lambda: None, lambda fd: None)
+    endpoint = Endpoint.parse("tcp://127.0.0.1:9")
+    back = Back(socket, endpoint, core, nothing, lambda actions: None, lambda: None, lambda fd: (4711, 0))
     try:
+        if ended:
+            back.accepted(10)
+            back.ended(10, 0)
         back.receive(b"\0abcd", codec.encode([m.Register(1, ["cpu"])]), [], 10, 0)
         back.flush()
         assert not back.known
         assert not core.workers
+        assert core.counters.snapshot()["refused"]["worker_gone"] == 1
     finally:
         back.sentinels.close()
 
@@ -70,6 +73,7 @@ def test_a_worker_that_left_before_its_greeting_was_read_is_buried(errno: int, s
 
     back = Back(socket, endpoint, core, nothing, act, lambda: None, lambda fd: None)
     try:
+        back.accepted(7)
         back.receive(b"\0abcd", codec.encode([m.Register(4711, ["cpu"])]), [], 7, 0)
         assert len(core.workers) == 1
         back.flush()
