@@ -381,8 +381,11 @@ def test_a_request_that_makes_its_batch_fail_fails_alone(client: Client) -> None
 def saturate(client: Client, count: int = 100) -> list[Any]:
     """Keep both workers busy until these are cancelled: each takes a run of its own."""
     client.wait_ready("slow")
-    busy = [client.submit("slow", np.zeros((MAX_BATCH, 512), np.float32)) for _ in range(count)]
+    x = np.zeros((MAX_BATCH, 512), np.float32)
+    busy = [client.submit("slow", x, timeout=600) for _ in range(count)]
     busy[0].result(20)  # the I/O thread has sent them: what comes now comes after them
+    ended = [future for future in busy if future.done()]
+    assert len(ended) < count // 2, [future.exception() for future in ended]
     return busy
 
 
