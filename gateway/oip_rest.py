@@ -6,6 +6,7 @@ in the order in which the JSON names them. Raw requests in, raw responses out: n
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from math import prod
 from typing import Annotated, Any
@@ -114,13 +115,14 @@ def _too_long(bytes_max: int) -> Refusal:
     return Refusal(413, "TOO_LARGE", f"JSON has {bytes_max} bytes at most here; send tensors as bytes")
 
 
-class Tensors:
+class Tensors(ABC):
     """The bytes behind the JSON, to be taken in order."""
 
     left: int  # bytes that no input has claimed yet
 
+    @abstractmethod
     async def next(self, rooms: Rooms, info: ModelInfo, entry: InputTensor, nbytes: int) -> Array:
-        raise NotImplementedError
+        """The next input's tensor, of so many bytes. Raises Refusal."""
 
     def claim(self, entry: InputTensor, nbytes: int) -> None:
         if nbytes > self.left:

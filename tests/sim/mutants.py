@@ -253,6 +253,7 @@ MUTANTS = [
     Mutant("a worker is not told of an arena", BACK, "                    queue.append(m.Attach(item.arena, self._arenas.handle(item.arena)))\n", "                    pass\n"),
     Mutant("workers are not told that an arena is closed", BACK, "                self._outbox.setdefault(peer.worker, []).append(m.Detach(arena))\n", ""),
     Mutant("a worker that is cut off is not killed", BACK, "if not (holds_batches and self.sentinels.kill(peer.worker)):", "if True:"),
+    Mutant("a worker whose connection has ended is taken by its descriptor's number", BACK, "        if fd >= 0 and fd not in self._open:\n", "        if False:\n"),
     Mutant("a worker that died before its greeting was read is never buried", BACK, "            if peer is not None and error.errno == zmq.EHOSTUNREACH:\n                self._cut_off(peer, 0)\n", ""),
     Mutant("a dropped client is told half", FRONT, "        elif client.identity not in self.known:\n            return  # dropped; half of what it is owed would be worse than its connection's end\n", ""),
     Mutant("a message goes on after its client was dropped", FRONT, "            if client is not None and identity not in self.known:\n                return  # dropped while its own envelope was handled: it does not read, or is gone\n", ""),
