@@ -151,6 +151,7 @@ class Loop:
         socket = self._context.socket(zmq.ROUTER)
         configure(socket, self._endpoint)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer is an error, not silence
+        socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max)
         socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
         if self._keys is not None:
             self._keys.apply_server(socket)

@@ -26,6 +26,7 @@ MODEL = "gpuworker/model.py"
 CHANGES = "broker/changes.py"
 FRONT = "broker/front.py"
 BACK = "broker/back.py"
+LOOP = "broker/loop.py"
 CHANNEL = "client/channel.py"
 RESUBMIT = "client/resubmit.py"
 WINDOW = "client/window.py"
@@ -250,6 +251,7 @@ MUTANTS = [
     Mutant("rows are scattered to the wrong requests", RUNNER, "            rows_before += rows\n", "            rows_before += 1\n"),
     Mutant("rows are gathered over each other", RUNNER, "            at += nbytes\n", ""),
     # ---- the broker's two sides
+    Mutant("frames of any size are read", LOOP, "        socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max)\n", ""),
     Mutant("a worker is not told of an arena", BACK, "                    queue.append(m.Attach(item.arena, self._arenas.handle(item.arena)))\n", "                    pass\n"),
     Mutant("workers are not told that an arena is closed", BACK, "                self._outbox.setdefault(peer.worker, []).append(m.Detach(arena))\n", ""),
     Mutant("a worker that is cut off is not killed", BACK, "if not (holds_batches and self.sentinels.kill(peer.worker)):", "if True:"),

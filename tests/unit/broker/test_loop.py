@@ -78,3 +78,17 @@ def test_who_connects_while_the_broker_still_binds_is_welcomed(
 def test_a_loop_that_sleeps_ends_when_it_is_told_and_woken(endpoint: endpoints.Endpoint) -> None:
     with running(made(Loop, endpoint)):
         pass
+
+
+def test_a_frame_that_is_too_large_ends_its_connection_unread(
+    endpoint: endpoints.Endpoint, dealer: Any
+) -> None:
+    loop = made(Loop, endpoint)
+    assert [s.getsockopt(zmq.MAXMSGSIZE) for s in (loop._frontend, loop._backend)] == [m.INLINE_BYTES_MAX] * 2
+    with running(loop):
+        monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        dealer.connect(endpoint.admin)
+        dealer.send(bytes(codec.PAYLOAD_BYTES_MAX + 1))
+        assert monitor.poll(PATIENCE_MS)
+        dealer.disable_monitor()
+        monitor.close(0)
