@@ -11,23 +11,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .client import (
         AsyncClient,
-        AsyncInferenceQueue,
         Client,
         InferFuture,
-        JobPriority,
-        JobStatistics,
-        JobStatus,
         ModelChanged,
         ModelInfo,
         Operator,
         Priority,
         Receipt,
         Reply,
-        UnknownJob,
         Yard,
         model,
         serve,
     )
+    from .jobs import AsyncInferenceQueue, JobPriority, JobStatistics, JobStatus, UnknownJob
     from .transport.errors import (
         ArenaExhausted,
         BatchyardError,
@@ -102,7 +98,11 @@ if not TYPE_CHECKING:  # a type checker would take any misspelt name for an obje
             if value is None:
                 from . import client
 
-                value = getattr(client, name)
+                value = getattr(client, name, None)
+            if value is None:
+                from . import jobs
+
+                value = getattr(jobs, name)
         globals()[name] = value  # asked for once: __getattr__ isn't called again
         return value
 

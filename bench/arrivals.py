@@ -33,7 +33,7 @@ class Rate:
         is_share = text.endswith("x")
         value = float(text.removesuffix("x"))
         if not math.isfinite(value) or value <= 0:
-            raise ValueError(f"a rate is above 0, such as 250 or 0.8x, and not {text!r}")
+            raise ValueError(f"a rate must be above 0, such as 250 or 0.8x, not {text!r}")
         return cls(value, is_share)
 
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import cycle
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -233,6 +233,14 @@ def poisson_schedule(rate_per_s: float, duration_s: float, seed: int) -> list[in
     return [int(at_s * 1e9) for at_s in arrivals_s[arrivals_s < duration_s]]
 
 
+class Send(NamedTuple):
+    """One request of a schedule: when from the start, and how."""
+
+    at_ns: int
+    priority: Any = None
+    deadline_s: float | None = None
+
+
 def open_loop(
     client: Client,
     model: str,
@@ -247,14 +255,35 @@ def open_loop(
 ) -> Measured:
     """Send on a Poisson schedule, whatever the answers do; latency counts from the intended send time.
 
-    `priorities`, when given, are drawn evenly from the same seed, and each gets its own latencies in
-    `by_priority_ns`. Arrivals of the first `warm_up_s` are sent and not counted; `duration_s` comes on
-    top. A send that left more than LATE_NS after its time is counted in `late_sends`: many of them
-    mean that the sender, or the arena that it waits for, is the limit and not the yard.
+    `priorities`, when given, are drawn evenly from the same seed. Arrivals of the first `warm_up_s` are sent
+    and not counted; `duration_s` comes on top.
     """
-    clock = clock or WallClock()
     schedule_ns = poisson_schedule(rate_per_s, warm_up_s + duration_s, seed)
     draws = np.random.default_rng([seed, 1]).integers(0, max(1, len(priorities)), len(schedule_ns))
+    sends = [
+        Send(at_ns, priorities[draw] if priorities else None)
+        for at_ns, draw in zip(schedule_ns, draws, strict=True)
+    ]
+    return scheduled_loop(client, model, inputs, sends, duration_s, warm_up_s=warm_up_s, clock=clock)
+
+
+def scheduled_loop(
+    client: Client,
+    model: str,
+    inputs: Sequence[Any],
+    sends: Sequence[Send],
+    duration_s: float,
+    *,
+    warm_up_s: float = 0.5,
+    clock: Clock | None = None,
+) -> Measured:
+    """Send when the schedule says, whatever the answers do; latency counts from then.
+
+    Each priority gets its own latencies in `by_priority_ns`. A send that left more than LATE_NS after its
+    time is counted in `late_sends`: many of them mean that the sender, or the arena that it waits for, is the
+    limit and not the yard.
+    """
+    clock = clock or WallClock()
     measured = Measured()
     ended: list[None] = []
     turn = cycle(inputs)
@@ -275,7 +304,7 @@ def open_loop(
                     measured.by_priority_ns.setdefault(name, []).append(ended_ns - intended_ns)
         ended.append(None)
 
-    for offset_ns, draw in zip(schedule_ns, draws, strict=True):
+    for offset_ns, priority, deadline_s in sends:
         intended_ns = start_ns + offset_ns
         # Plain sleep, no spinning: on a small machine a spinning sender would take the yard's core. What
         # the sleep overshoots (about 60 us) is inside the latency, as it would be for a real user.
@@ -284,8 +313,9 @@ def open_loop(
         if -early_ns > LATE_NS and offset_ns >= warm_up_ns:
             measured.late_sends += 1
             measured.late_worst_ns = max(measured.late_worst_ns, -early_ns)
-        priority = priorities[draw] if priorities else None
         options = {} if priority is None else {"priority": priority}
+        if deadline_s is not None:
+            options["deadline"] = deadline_s
         try:
             future = client.submit(model, next(turn), **options)
         except Exception as error:
@@ -295,9 +325,9 @@ def open_loop(
         future.add_done_callback(partial(on_done, intended_ns, priority))
 
     give_up_ns = clock.now_ns() + int(DRAIN_S * 1e9)
-    while len(ended) < len(schedule_ns) and clock.now_ns() < give_up_ns:
+    while len(ended) < len(sends) and clock.now_ns() < give_up_ns:
         clock.sleep(0.001)
-    if len(ended) < len(schedule_ns):
-        measured.errors[UNANSWERED] += len(schedule_ns) - len(ended)
+    if len(ended) < len(sends):
+        measured.errors[UNANSWERED] += len(sends) - len(ended)
     measured.elapsed_ns = int(duration_s * 1e9)
     return measured

@@ -14,76 +14,59 @@ from functools import partial
 from pathlib import Path
 
 from .. import BatchyardError
-from .arguments import positive, positive_int, positive_ints
+from ..transport.arguments import count, counts, number
 from .report import Finding, machine, machine_line, table, write_json
 
-BENCHMARKS = ("tiny-latency", "tiny-throughput", "cnn", "frame", "idle")
+BENCHMARKS = ("tiny-latency", "tiny-throughput", "cnn", "frame")
 MODELS = ("tiny", "cnn", "frame")
 PRIORITIES = ("URGENT", "HIGH", "NORMAL", "LOW")
 SUITE_EPILOG = """\
 examples:
-  batchyard bench                                        everything, about two minutes
+  batchyard bench                                        everything, about a minute
   batchyard bench --only tiny-latency,frame --rounds 9   two of them, with more rounds to believe
   batchyard bench --only cnn --max-batch 8,16            two yards beside the runtime alone
   batchyard bench --json figures.json                    every figure, with the machine it holds on
   batchyard bench open --model cnn --rate 0.8x           what users feel at 80 % of capacity
-  batchyard bench gateway                                what HTTP costs, beside the client and the runtime
-  batchyard bench perf-analyzer --fetch                  NVIDIA's load generator against the gateway
+  batchyard bench load --processes 4 --out before        several clients, mixed classes, plots
   batchyard bench models ./models                        write the models, to serve them yourself
-  batchyard bench reliability --quick                    kill and overload a yard; its own --help
-  batchyard bench monitoring                             what a sidecar costs, scraped, stopped, or killed
-  batchyard bench panels panels.png                      the dashboard's panels, drawn from a Prometheus
   batchyard bench --url tcp://127.0.0.1:5555             a yard that already serves those models
-"""
-MONITORING_EPILOG = """\
-examples:
-  batchyard bench monitoring
-  batchyard bench monitoring --rounds 9 --seconds 6
-"""
-GATEWAY_EPILOG = """\
-examples:
-  batchyard bench gateway
-  batchyard bench gateway --in-flight 1 --rounds 9
-  batchyard bench gateway --model frame --in-flight 1
 """
 OPEN_EPILOG = """\
 examples:
   batchyard bench open --model cnn --rate 0.8x --seconds 10
   batchyard bench open --model tiny --rate 2000 --priorities URGENT,LOW
 """
+LOAD_EPILOG = """\
+examples:
+  batchyard bench load --rate 2000 --processes 4 --mix URGENT:1:0.05,NORMAL:8,LOW:1 --out before
+  batchyard bench load --trace arrivals.csv --out after
+  batchyard bench load --compare before after
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `batchyard bench` with `argv` (without the verb), and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verbs: dict[str, Callable[[list[str]], int]] = {
-        "open": _open,
-        "models": _models,
-        "gateway": _gateway,
-        "perf-analyzer": _perf_analyzer,
-        "monitoring": _monitoring,
-        "panels": _panels,
-        "reliability": _reliability,
-    }
+    verbs: dict[str, Callable[[list[str]], int]] = {"open": _open, "load": _load, "models": _models}
     verb = verbs.get(arguments[0]) if arguments else None
     try:
         return verb(arguments[1:]) if verb else _suite(arguments)
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         return 130
 
 
 def _suite(arguments: list[str]) -> int:
-    parser = _parser("batchyard bench", "Compare a yard with what it's built from.", SUITE_EPILOG)
+    parser = yard_parser("batchyard bench", "Compare a yard with onnxruntime alone.", SUITE_EPILOG)
     parser.add_argument(
         "--only", type=_names(BENCHMARKS), default=BENCHMARKS, metavar="A,B", help=", ".join(BENCHMARKS)
     )
-    parser.add_argument("--rounds", type=positive_int, default=5, help="rounds of a comparison (%(default)s)")
+    parser.add_argument("--rounds", type=count, default=5, help="rounds per comparison (%(default)s)")
     parser.add_argument(
-        "--seconds", type=positive, default=1.0, help="of each contender in each round (%(default)s)"
+        "--seconds", type=number, default=1.0, help="seconds per contender and round (%(default)s)"
     )
     parser.add_argument(
-        "--max-batch", type=positive_ints, default=(8,), metavar="8,16", help="of the cnn's yards (8)"
+        "--max-batch", type=counts, default=(8,), metavar="8,16", help="batch sizes for cnn (8)"
     )
     options = parser.parse_args(arguments)
 
@@ -96,16 +79,12 @@ def _suite(arguments: list[str]) -> int:
         "tiny-throughput": partial(suite.tiny_throughput, targets, options.rounds, options.seconds),
         "cnn": lambda say: suite.cnn(targets, options.rounds, options.seconds, say, options.max_batch),
         "frame": partial(suite.frame, targets, options.rounds, options.seconds),
-        "idle": partial(suite.idle_cost, targets),
     }
     findings = []
     for name in options.only:
-        _say(f"{name} ...")
-        try:
-            findings.append(runs[name](partial(_say_of, name)))
-        except BatchyardError as error:  # the others may still have something to say
-            findings.append(Finding(name, errors={type(error).__name__: str(error)}))
-    return _finish(options, findings)
+        say(f"{name} ...")
+        findings.append(attempt(name, runs[name]))
+    return finish(options, findings)
 
 
 def _open(arguments: list[str]) -> int:
@@ -118,25 +97,27 @@ def _open(arguments: list[str]) -> int:
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    parser = _parser("batchyard bench open", "Poisson arrivals that wait for nobody.", OPEN_EPILOG)
-    parser.add_argument("--model", choices=MODELS, default="cnn", help="(%(default)s)")
+    purpose = "Send requests on a Poisson schedule, whatever the answers do."
+    parser = yard_parser("batchyard bench open", purpose, OPEN_EPILOG)
+    parser.add_argument("--model", choices=MODELS, default="cnn", help="the model to load (%(default)s)")
     parser.add_argument(
-        "--rate", type=rate, default=Rate(0.8, True), help="per second, or as a share of capacity: 0.8x"
+        "--rate", type=rate, default=Rate(0.8, True), help="requests/s, or a share of capacity (0.8x)"
     )
-    parser.add_argument("--seconds", type=positive, default=10.0, help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the arrivals (%(default)s)")
+    parser.add_argument("--seconds", type=number, default=10.0, help="seconds of load (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the schedule (%(default)s)")
     parser.add_argument(
         "--priorities",
         type=_names(PRIORITIES),
         default=("NORMAL",),
         metavar="A,B",
-        help="drawn evenly (NORMAL)",
+        help="priorities to mix evenly (NORMAL)",
     )
-    parser.add_argument("--max-batch", type=positive_int, default=8, help="(%(default)s)")
+    parser.add_argument("--max-batch", type=count, default=8, help="largest batch (%(default)s)")
     options = parser.parse_args(arguments)
     targets = Targets(options.url, options.workers, options.threads)
-    try:
-        finding = arrivals(
+    finding = attempt(
+        "open-loop",
+        lambda say: arrivals(
             targets,
             options.model,
             options.rate,
@@ -144,26 +125,48 @@ def _open(arguments: list[str]) -> int:
             options.seed,
             options.priorities,
             options.max_batch,
-            partial(_say_of, "open"),
-        )
-    except BatchyardError as error:
-        finding = Finding("open-loop", errors={type(error).__name__: str(error)})
-    return _finish(options, [finding])
-
-
-def _monitoring(arguments: list[str]) -> int:
-    from .monitoring import monitoring
-    from .target import Targets
-
-    parser = _parser("batchyard bench monitoring", "What a sidecar costs the requests.", MONITORING_EPILOG)
-    parser.add_argument("--rounds", type=positive_int, default=5, help="(%(default)s)")
-    parser.add_argument(
-        "--seconds", type=positive, default=4.0, help="of each state in each round (%(default)s)"
+            say,
+        ),
     )
+    return finish(options, [finding])
+
+
+def _load(arguments: list[str]) -> int:
+    from . import schedule
+
+    def mix(text: str) -> list[schedule.Class]:
+        try:
+            return schedule.parse_mix(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    purpose = "Load a yard from several client processes, with mixed classes and deadlines."
+    parser = yard_parser("batchyard bench load", purpose, LOAD_EPILOG)
+    parser.add_argument("--model", choices=MODELS, default="cnn", help="(%(default)s)")
+    parser.add_argument("--rate", type=number, default=1000.0, help="requests/s, Poisson (%(default)g)")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="arrivals, as docs/benchmarks.md has them")
+    parser.add_argument(
+        "--mix",
+        type=mix,
+        default=mix("NORMAL"),
+        metavar="MIX",
+        help="class, share, and deadline in seconds: URGENT:1:0.05,NORMAL:8 (NORMAL)",
+    )
+    parser.add_argument("--processes", type=count, default=2, help="clients (%(default)s)")
+    parser.add_argument("--rounds", type=count, default=5, help="(%(default)s)")
+    parser.add_argument("--seconds", type=number, default=5.0, help="of each round (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the schedule (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("load"), metavar="FOLDER", help="(%(default)s)")
+    parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two such folders")
     options = parser.parse_args(arguments)
-    targets = Targets(options.url, options.workers, options.threads)
-    finding = monitoring(targets, options.rounds, options.seconds, partial(_say_of, "monitoring"))
-    return _finish(options, [finding])
+
+    from .recorded import compare, load
+
+    try:
+        return compare(*options.compare) if options.compare else load(options)
+    except (BatchyardError, OSError, ValueError) as error:
+        say(f"load: {error}")
+        return 1
 
 
 def _models(arguments: list[str]) -> int:
@@ -183,52 +186,16 @@ def _models(arguments: list[str]) -> int:
     return 0
 
 
-def _gateway(arguments: list[str]) -> int:
-    from .gateway import over_http
-    from .target import Targets
-
-    parser = _parser("batchyard bench gateway", "A model over HTTP, with binary tensors.", GATEWAY_EPILOG)
-    parser.add_argument("--model", choices=MODELS, default="cnn", help="(%(default)s)")
-    parser.add_argument("--in-flight", type=positive_int, default=16, help="connections (%(default)s)")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="(%(default)s)")
-    parser.add_argument(
-        "--seconds", type=positive, default=2.0, help="of each contender in each round (%(default)s)"
-    )
-    options = parser.parse_args(arguments)
-    targets = Targets(options.url, options.workers, options.threads)
+def attempt(name: str, measure: Callable[[Callable[[str], None]], Finding]) -> Finding:
+    """What `measure` finds, or the finding that it failed: others may still have something to say."""
     try:
-        finding = over_http(
-            targets,
-            options.model,
-            options.in_flight,
-            options.rounds,
-            options.seconds,
-            partial(_say_of, "gateway"),
-        )
+        return measure(partial(_say_of, name))
     except BatchyardError as error:
-        finding = Finding("gateway", errors={type(error).__name__: str(error)})
-    return _finish(options, [finding])
+        return Finding(name, errors={type(error).__name__: str(error)})
 
 
-def _perf_analyzer(arguments: list[str]) -> int:
-    from . import perf_analyzer
-
-    return perf_analyzer.main(arguments, _finish, partial(_say_of, "perf-analyzer"))
-
-
-def _reliability(arguments: list[str]) -> int:
-    from .reliability.main import main as reliability
-
-    return reliability(arguments)
-
-
-def _panels(arguments: list[str]) -> int:
-    from .panels import main as panels
-
-    return panels(arguments)
-
-
-def _finish(options: argparse.Namespace, findings: list[Finding]) -> int:
+def finish(options: argparse.Namespace, findings: list[Finding]) -> int:
+    """Print the table, write the figures where `--json` says, and return the exit code."""
     facts = machine()
     print(machine_line(facts))
     print(table(findings))
@@ -237,16 +204,22 @@ def _finish(options: argparse.Namespace, findings: list[Finding]) -> int:
     return 1 if any(finding.errors for finding in findings) else 0
 
 
-def _parser(name: str, purpose: str, epilog: str) -> argparse.ArgumentParser:
+def yard_parser(name: str, purpose: str, epilog: str) -> argparse.ArgumentParser:
+    """A command's parser with the options of a yard under test, and `--json`."""
     parser = argparse.ArgumentParser(
         name, description=purpose, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", help="of a running yard that serves the models (else one is embedded)")
-    parser.add_argument("--workers", type=positive_int, default=1, help="of an embedded yard (%(default)s)")
+    parser.add_argument("--url", help="a running yard that serves the models (default: start one)")
     parser.add_argument(
-        "--threads", type=positive_int, default=1, help="of a worker and of the bare runtime (%(default)s)"
+        "--workers", type=count, default=1, help="workers of the yard that is started (%(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    parser.add_argument(
+        "--threads",
+        type=count,
+        default=1,
+        help="threads per worker, and of the bare runtime (%(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
     return parser
 
 
@@ -261,9 +234,9 @@ def _names(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
 
 
 def _say_of(name: str, line: str) -> None:
-    _say(f"{name}: {line}")
+    say(f"{name}: {line}")

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..transport import extras
 from .statistics import Measured
 
 RUNTIMES = ("onnxruntime", "onnxruntime-directml", "onnxruntime-webgpu")  # one of them owns the import name
@@ -73,6 +74,7 @@ def machine() -> dict[str, Any]:
         "onnxruntime": next((f"{name} {found}" for name in RUNTIMES if (found := _version(name))), None),
         "pyzmq": _version("pyzmq"),
         "batchyard": _version("batchyard"),
+        "code": extras.code(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -80,7 +82,8 @@ def machine() -> dict[str, Any]:
 def machine_line(facts: dict[str, Any]) -> str:
     return (
         f"{facts['cpu']}, {facts['cores']} cores; {facts['system']}; Python {facts['python']}, "
-        f"{facts['onnxruntime'] or 'no onnxruntime'}, pyzmq {facts['pyzmq']}; {facts['date']}"
+        f"{facts['onnxruntime'] or 'no onnxruntime'}, pyzmq {facts['pyzmq']}; "
+        f"batchyard {facts['code']}; {facts['date']}"
     )
 
 

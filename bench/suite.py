@@ -5,7 +5,6 @@ Owns what is compared with what. The order of slices is compare.py's, the load i
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from .. import BatchyardError
-from . import idle, models
+from . import models
 from .bare import Bare
-from .baselines import KINDS, Relay
 from .compare import Comparison, Contender, Slice, interleave
 from .loops import closed_loop, mapped_loop
 from .report import Finding, Line
@@ -43,53 +41,58 @@ BARE = "bare onnxruntime"
 TINY_IN_FLIGHT = 64
 CNN_IN_FLIGHT = 16
 CNN_BARE_ROWS = 8
-IDLE_S = 10.0
-SETTLE_S = 1.0  # after the last request, before idleness is measured
 TOLERANCE = 1e-4  # one row alone and one in a batch may take different kernels
 
 
-def tiny_latency(targets: Targets, rounds: int, seconds: float, say: Say) -> Finding:
-    """`tiny`, one request in flight: the overhead of a request, beside that of a bare 100-byte message."""
-    contenders = [Contender(OURS, partial(open_yard, targets, "tiny", 8, 1))]
-    contenders += [Contender(kind, partial(_open_relay, kind, 1)) for kind in KINDS]
+def tiny_latency(
+    targets: Targets, rounds: int, seconds: float, say: Say, others: Sequence[Contender] = ()
+) -> Finding:
+    """`tiny`, one request in flight: the overhead of a request, beside `others` (else the runtime alone)."""
+    others = others or [bare_tiny(targets)]
+    contenders = [Contender(OURS, partial(open_yard, targets, "tiny", 8, 1)), *others]
     comparison = interleave(contenders, rounds, seconds, say=say)
     finding = finding_of("tiny-latency", comparison)
     ours = comparison.summary(OURS)
-    for kind in KINDS:
-        ratio = comparison.ratio(OURS, kind, p50_ns)
-        finding.figures["ratios"][f"p50, to {kind}"] = asdict(ratio)
+    for other in others:
+        ratio = comparison.ratio(OURS, other.name, p50_ns)
+        finding.figures["ratios"][f"p50, to {other.name}"] = asdict(ratio)
+        theirs_ns = comparison.summary(other.name).p50_ns
+        # Next to a model that computes next to nothing a ratio says little: the overhead is a time.
+        more = f"{format_time(ours.p50_ns - theirs_ns)} of overhead"
         finding.lines.append(
             Line(
                 "tiny, 1 in flight: p50",
                 f"{format_time(ours.p50_ns)} (p99 {format_time(ours.p99_ns)})",
-                kind,
-                format_time(comparison.summary(kind).p50_ns),
-                f"{format_ratio(ratio)} the time",
+                other.name,
+                format_time(theirs_ns),
+                more if other.name == BARE else f"{format_ratio(ratio)} the time",
             )
         )
     return finding
 
 
-def tiny_throughput(targets: Targets, rounds: int, seconds: float, say: Say) -> Finding:
-    """`tiny`, 64 in flight from one client process: requests per second, beside bare messages."""
+def tiny_throughput(
+    targets: Targets, rounds: int, seconds: float, say: Say, others: Sequence[Contender] = ()
+) -> Finding:
+    """`tiny`, 64 in flight from one client process: requests/s, beside `others` (else the runtime alone)."""
+    others = others or [bare_tiny(targets)]
     ways = {OURS: mapped_loop, FUTURES: closed_loop}
     contenders = [
         Contender(name, partial(open_yard, targets, "tiny", 32, TINY_IN_FLIGHT, loop=loop))
         for name, loop in ways.items()
     ]
-    contenders += [Contender(kind, partial(_open_relay, kind, TINY_IN_FLIGHT)) for kind in KINDS]
-    comparison = interleave(contenders, rounds, seconds, say=say)
+    comparison = interleave([*contenders, *others], rounds, seconds, say=say)
     finding = finding_of("tiny-throughput", comparison)
-    for kind, ours in product(reversed(KINDS), ways):
-        ratio = comparison.ratio(ours, kind, rate_per_s)
+    for other, ours in product(reversed(others), ways):
+        ratio = comparison.ratio(ours, other.name, rate_per_s)
         how = "map" if ours == OURS else "submit"
-        finding.figures["ratios"][f"requests/s by {how}, to {kind}"] = asdict(ratio)
+        finding.figures["ratios"][f"requests/s by {how}, to {other.name}"] = asdict(ratio)
         finding.lines.append(
             Line(
                 f"tiny, {TINY_IN_FLIGHT} in flight, {how}: requests",
                 format_rate(comparison.summary(ours).rate_per_s),
-                kind,
-                format_rate(comparison.summary(kind).rate_per_s),
+                other.name,
+                format_rate(comparison.summary(other.name).rate_per_s),
                 f"{format_ratio(ratio)} the rate",
             )
         )
@@ -186,27 +189,6 @@ def frame(targets: Targets, rounds: int, seconds: float, say: Say) -> Finding:
     return finding
 
 
-def idle_cost(targets: Targets, say: Say, idle_s: float = IDLE_S) -> Finding:
-    """CPU time of the broker and the workers while nobody asks, as a share of one core."""
-    finding = Finding("idle")
-    if targets.url is not None or not idle.is_supported():
-        why = "the yard isn't ours" if targets.url is not None else "needs /proc"
-        finding.lines.append(Line("idle: CPU", f"not measured: {why}"))
-        return finding
-    with targets.open("tiny") as target:
-        target.client.infer("tiny", models.sample("tiny"))
-        time.sleep(SETTLE_S)
-        say(f"idle for {idle_s:.0f} s")
-        shares = idle.idle_share(target.processes(), idle_s)
-    finding.figures["core_share"] = shares
-    finding.figures["idle_s"] = idle_s
-    shown = ", ".join(f"{name} {share * 100:.1f} %" for name, share in shares.items())
-    finding.lines.append(
-        Line(f"idle {idle_s:.0f} s: CPU of a core", shown or "not measured: no processes named")
-    )
-    return finding
-
-
 def tensor_bytes(model: str) -> int:
     return int(np.prod(models.ROW_SHAPES[model])) * np.dtype(np.float32).itemsize
 
@@ -224,10 +206,8 @@ def open_yard(
         yield lambda duration_s: loop(target.client, model, [x], in_flight, duration_s)
 
 
-@contextmanager
-def _open_relay(kind: str, in_flight: int) -> Iterator[Slice]:
-    with Relay(kind) as relay:
-        yield partial(relay.window, in_flight)
+def bare_tiny(targets: Targets) -> Contender:
+    return Contender(BARE, partial(open_bare, "tiny", 1, targets.threads))
 
 
 @contextmanager

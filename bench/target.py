@@ -5,7 +5,7 @@ Owns how the benchmarks reach a yard; the only room of bench/ that imports the c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,13 @@ ARENA_BYTES = 256 << 20  # two frames of 24.9 MB and 64 small requests, with roo
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A connected client and, where the yard is our own, the yard and the model file that it serves."""
+    """A connected client and, where the yard is our own, the yard and the model file that it serves. `where`:
+    the arguments that tell another program where the yard is."""
 
     client: Any
     yard: Any | None
     path: Path
+    where: Sequence[str] = ()
 
     def worker_copied_bytes(self) -> int | None:
         """Bytes that the workers have copied so far; None for a yard that is not ours."""
@@ -57,10 +59,10 @@ class Targets:
         with models.written(model) as path:
             if self.url is not None:
                 with Client(self.url, arena_bytes=ARENA_BYTES) as client:
-                    yield Target(client, None, path)
+                    yield Target(client, None, path, ("--url", self.url))
                 return
             with (
                 serve({model: path}, workers=self.workers, max_batch=max_batch, threads=self.threads) as yard,
                 yard.client(arena_bytes=ARENA_BYTES) as client,
             ):
-                yield Target(client, yard, path)
+                yield Target(client, yard, path, yard.where)

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..transport import segments
+from ..transport.errors import SegmentRefused
 from ..transport.segments import Segment, SegmentHandle
+
+BLOCK_BYTES = 512  # of st_blocks, whatever the file system
 
 
 @dataclass
@@ -27,16 +30,20 @@ class _Open:
 
 class Arenas:
     """Numbered open segments. Numbers are never reused. None is kept by a descriptor of
-    `descriptors_max` or more."""
+    `descriptors_max` or more. `named`: whether named segments are taken."""
 
-    def __init__(self, descriptors_max: int = sys.maxsize) -> None:
+    def __init__(self, descriptors_max: int = sys.maxsize, named: bool = True) -> None:
         self._descriptors_max = descriptors_max
+        self._named = named
         self._by_number: dict[int, _Open] = {}
         self._by_key: dict[object, int] = {}
         self._sequence = 0
 
-    def open(self, handle: SegmentHandle, pid: int, uid: int | None) -> tuple[int, bool]:
-        """(number, whether it is new) of the arena that process `pid` offers.
+    def open(
+        self, handle: SegmentHandle, pid: int, uid: int | None, descriptor: int | None = None
+    ) -> tuple[int, bool]:
+        """(number, whether it is new) of the arena that process `pid` offers. `descriptor`: the memfd itself,
+        if it came along; it is ours from now on.
 
         Raises SegmentRefused for anything that is not a segment as it must be, and OSError when there
         is no descriptor to keep it by.
@@ -44,9 +51,14 @@ class Arenas:
         if handle.backend == "memfd" and sys.platform == "linux":
             from ..transport.segments import memfd
 
-            fd = memfd.adopt_from(pid, handle, uid)
-            found = os.fstat(fd)
-            key: tuple[str, int, int] | tuple[str, str, int] = ("memfd", found.st_dev, found.st_ino)
+            if descriptor is None and pid <= 0:
+                raise SegmentRefused(
+                    "the kernel does not say which process offers this memory, and no descriptor came along: "
+                    'over tcp, or from another PID namespace, use segment="frames"'
+                )
+            fd = memfd.adopt_from(pid, handle, uid) if descriptor is None else memfd.judge(descriptor, handle)
+            status = os.fstat(fd)
+            key: tuple[str, int, int] | tuple[str, str, int] = ("memfd", status.st_dev, status.st_ino)
             if key in self._by_key:
                 os.close(fd)
                 return self._by_key[key], False
@@ -54,11 +66,19 @@ class Arenas:
                 os.close(fd)
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             return self._add(_Open(key, memfd.handle_of(fd, handle.nbytes), fd, None)), True
-        # Two clients could only share a name if one told the other: 128 random bits are the key.
+        if descriptor is not None:
+            os.close(descriptor)
+        if handle.backend == "named" and not self._named:
+            raise SegmentRefused(
+                "this yard takes no named segments, because a client can shrink one under a worker: leave "
+                'segment= out (memfd), use segment="frames", or set named_segments = true in batchyard.toml'
+            )
+        # Two clients share a name only if one gave it to the other: 128 random bits are the key.
         key = ("named", handle.name, pid)
         if key in self._by_key:
             return self._by_key[key], False
         segment = segments.attach(handle, pid, uid)
+        segment.unwatch()  # never read here; a descriptor more for each client
         return self._add(_Open(key, handle, None, segment)), True
 
     def add_own(self, segment: Segment) -> int:
@@ -101,7 +121,15 @@ class Arenas:
             self.close(number)
 
     def snapshot(self) -> dict[str, int]:
+        entries = self._by_number.values()
         return {
-            "arenas": len(self._by_number),
-            "arena_bytes": sum(entry.handle.nbytes for entry in self._by_number.values()),
+            "arenas": len(entries),
+            "arena_bytes": sum(entry.handle.nbytes for entry in entries),
+            "arena_committed_bytes": sum(map(_committed_bytes, entries)),
         }
+
+
+def _committed_bytes(entry: _Open) -> int:
+    """The pages that an arena has of the machine's memory: a memfd reserves far more address space."""
+    fd = entry.segment.descriptor if entry.segment is not None else entry.fd
+    return entry.handle.nbytes if fd is None else os.fstat(fd).st_blocks * BLOCK_BYTES

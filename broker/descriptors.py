@@ -1,16 +1,14 @@
 """How many descriptors this process may hold, and which of them are kept free.
 
-libzmq ends the whole process when it can't accept a connection over ipc for want of a descriptor
-(an assertion in its ipc listener), so the broker stays away from the limit: a client whose connection
-or arena has one of the last numbers is refused, and connections that never greet are closed.
+A client whose connection or arena has one of the last numbers is refused, and connections that never greet
+are closed, so that workers, operators, and who is there already go on.
 """
 
 from __future__ import annotations
 
-import socket
 import sys
 
-RESERVE_FRACTION = 8  # one in so many descriptors is kept for what comes and goes
+RESERVE_FRACTION = 8  # one in so many descriptors is kept for short-lived uses
 
 
 def raise_limit() -> int:
@@ -29,20 +27,3 @@ def raise_limit() -> int:
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
     return soft - soft // RESERVE_FRACTION
-
-
-def hang_up(fd: int) -> None:
-    """End the connection on a descriptor that another thread owns: it sees the end, and closes it.
-
-    Should the number be another's by now, then that connection's peer connects again.
-    """
-    try:
-        borrowed = socket.socket(fileno=fd)
-    except OSError:
-        return  # closed since, or no socket any more
-    try:
-        borrowed.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # it has ended by itself
-    finally:
-        borrowed.detach()

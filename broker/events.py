@@ -1,4 +1,4 @@
-"""What can happen to the core, and what the core wants done: the whole language of core.py.
+"""The language of core.py: the events that it handles, and the actions that it returns.
 
 Connections, workers, and arenas are the loop's numbers for them. `frames` are opaque here: the
 core hands them on and never looks inside.
@@ -45,6 +45,11 @@ class Submitted(msgspec.Struct, gc=False):
     arena: int
     message: m.Submit
     digest: bytes = b""  # of its content, where the model asks for it
+    shared: bytes = b""  # of the inputs that all rows of a batch have in common, where there are any
+
+
+class Stopping(msgspec.Struct, gc=False):
+    """The broker is to end: nothing more is admitted, what was admitted is run."""
 
 
 class CancelAsked(msgspec.Struct, gc=False):
@@ -60,7 +65,7 @@ class DescribeAsked(msgspec.Struct, gc=False):
 class WorkerJoined(msgspec.Struct, gc=False):
     worker: int
     pid: int
-    fallen: str = ""  # as in Register
+    fallback_reason: str = ""  # as in Register
 
 
 class WorkerGone(msgspec.Struct, gc=False):
@@ -69,11 +74,17 @@ class WorkerGone(msgspec.Struct, gc=False):
     worker: int
 
 
+class WorkerCutOff(msgspec.Struct, gc=False):
+    """The worker's connection has ended, or it does not read. Its process may live, and may still write."""
+
+    worker: int
+
+
 class WorkerSaid(msgspec.Struct, gc=False):
     """A message of a registered worker, with the frames that came behind it."""
 
     worker: int
-    message: m.Loaded | m.LoadFailed | m.Done | m.BatchFailed | m.Leaving
+    message: m.Loaded | m.LoadFailed | m.Done | m.BatchFailed | m.Leaving | m.RunsAlone | m.Yielded
     frames: Sequence[Any] = ()
 
 
@@ -102,6 +113,12 @@ class ModelUnwanted(msgspec.Struct, gc=False):
     model: str
 
 
+class SnapshotAsked(msgspec.Struct, gc=False):
+    """An operator wants the counters. The loop answers; the core never sees it."""
+
+    admin: int
+
+
 class Turn(msgspec.Struct, gc=False):
     """Everything readable has been read: drop what is late, and form batches."""
 
@@ -119,13 +136,21 @@ class ToWorker(msgspec.Struct, gc=False):
 
 class ToAdmin(msgspec.Struct, gc=False):
     admin: int
-    message: m.ModelChanged | m.Refused
+    message: m.ModelChanged | m.Refused | m.SnapshotTaken
 
 
 class KillWorker(msgspec.Struct, gc=False):
     """The worker is hung: end its process. WorkerGone follows when it is dead."""
 
     worker: int
+
+
+class CutOff(msgspec.Struct, gc=False):
+    """A worker whose connection has ended. `holds_batches`: its process must end, and WorkerGone follows when
+    it has; else the core has forgotten it already."""
+
+    worker: int
+    holds_batches: bool
 
 
 class Quarantine(msgspec.Struct, gc=False):
@@ -147,14 +172,17 @@ Event = (
     | ClientJoined
     | ClientGone
     | Submitted
+    | Stopping
     | CancelAsked
     | DescribeAsked
     | WorkerJoined
     | WorkerGone
+    | WorkerCutOff
     | WorkerSaid
     | Quarantined
     | ModelWanted
     | ModelUnwanted
+    | SnapshotAsked
     | Turn
 )
-Action = ToClient | ToWorker | ToAdmin | KillWorker | Quarantine | CloseArena
+Action = ToClient | ToWorker | ToAdmin | KillWorker | CutOff | Quarantine | CloseArena

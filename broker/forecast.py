@@ -1,4 +1,4 @@
-"""When a request that came now would be done: what waits before it, at the pace that is left for its class.
+"""When a request that comes now would be done: after the requests before it, at its class's pace.
 
 What is left depends on what higher classes will ask for, which is taken to be what they have asked for
 and been given lately (both: a burst that waits is counted as waiting, and is no habit yet). And a
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .batching import OVERDUE_SHARE
-from .registry import Model, Worker
+from .models import Model
+from .policy import OVERDUE_SHARE
+from .serving import Worker
 
 LATELY_NS = 100_000_000
 UPDATE_NS = 20_000_000
@@ -28,7 +29,8 @@ MET_FACTOR = 0.9999
 
 
 class Forecast:
-    """Is told what runs, and which deadlines were met; what is admitted is added to `asked_ns` by class."""
+    """Learns from the batches that run and the deadlines that are met. Admitted work is added to `asked_ns`,
+    by class."""
 
     def __init__(self, models: Mapping[str, Model], workers: Mapping[int, Worker]) -> None:
         self._models = models
@@ -36,7 +38,7 @@ class Forecast:
         self._caution = list(CAUTION_MIN)
         self.is_careful = False  # some deadline was missed, and that is not forgotten yet
         self._overhead = 1.0  # how many times its own time a batch keeps its worker from the next one
-        # By class, since the last update: the time of what was admitted, and of what has run.
+        # By class, since the last update: the time of the rows admitted, and of the rows run.
         self.asked_ns = [0.0] * len(CAUTION_MIN)
         self._served_ns = [0.0] * len(CAUTION_MIN)
         self._updated_ns = 0
@@ -44,12 +46,13 @@ class Forecast:
         self._asked = [0.0] * len(CAUTION_MIN)
         self._served = [0.0] * len(CAUTION_MIN)
 
-    # ---- what happens -------------------------------------------------------------------------
+    # ---- learning ----------------------------------------------------------------------------
 
     def ran(self, rows: Sequence[int], row_ns: float, took_ns: int, held_ns: int, now_ns: int) -> None:
         """A batch has run, of so many rows of each class. It took so long, and kept its worker for so
         long, as seen from here."""
-        self._look_back(now_ns)  # often, or a burst and its run would fall together
+        if now_ns - self._updated_ns > UPDATE_NS:
+            self._look_back(now_ns)  # often, or a burst and its run would fall together
         for priority, count in enumerate(rows):
             if count:
                 self._served_ns[priority] += count * row_ns
@@ -67,10 +70,10 @@ class Forecast:
             self._caution[priority] = max(CAUTION_MIN[priority], caution * MET_FACTOR)
             self.is_careful = tuple(self._caution) != CAUTION_MIN
 
-    # ---- what is expected ---------------------------------------------------------------------
+    # ---- predicting --------------------------------------------------------------------------
 
     def finish_ns(self, model: Model, rows: int, priority: int, now_ns: int) -> int:
-        """When so many more rows of a class would be done: after what is lent, and after what waits in
+        """When so many more rows of a class would be done: after the leases, and after the queue of
         its class and above, in full batches. `now_ns` when nothing is known.
 
         It takes every worker of this model for a worker of the others.
@@ -100,7 +103,7 @@ class Forecast:
         return sum(min(asked, served) for asked, served in pairs)
 
     def _look_back(self, now_ns: int) -> None:
-        """Bring up to date what was asked and served lately."""
+        """Bring the latest shares up to date."""
         passed_ns = now_ns - self._updated_ns
         if passed_ns <= UPDATE_NS:
             return
@@ -108,7 +111,7 @@ class Forecast:
         all_ns = passed_ns * max(1, len(self._workers))
         weight = min(1.0, passed_ns / LATELY_NS)
         for index in range(len(CAUTION_MIN)):
-            # Bounded: what comes in one moment is much, and says little about the next ones.
+            # Bounded: a burst says little about the next moments.
             asked = min(1.0, self.asked_ns[index] / all_ns)
             self._asked[index] += (asked - self._asked[index]) * weight
             self._served[index] += (self._served_ns[index] / all_ns - self._served[index]) * weight

@@ -14,10 +14,10 @@ from ..transport import segments
 from ..transport.arena import Arena
 from ..transport.errors import ArenaExhausted, InvalidRequest, Overloaded
 from ..transport.messages import Answer, BatchReceipt, Submit
-from ..transport.tensors import Slot, Tensor, nbytes_of
+from ..transport.tensors import ABSENT, Slot, Tensor, nbytes_of
 
 if TYPE_CHECKING:
-    from .registry import Model
+    from .models import Model
 
 INLINE_ARENA_BYTES = 1 << 30  # address space; pages are committed as they are needed
 RETRY_AFTER_S = 0.05
@@ -38,7 +38,7 @@ class InlineRequest:
 
 
 class InlineTensors:
-    """The arena and what lies in it, by (connection, request)."""
+    """The arena and its slots, by (connection, request)."""
 
     def __init__(self, register: Callable[[segments.Segment], int]) -> None:
         self.copied_bytes = 0
@@ -73,14 +73,16 @@ class InlineTensors:
         if message.request in self._requests.get(conn, ()):
             # Under way, or ended while a worker still holds its slots: they are not this one's.
             raise InvalidRequest(f"the slots of an earlier request {message.request} are still held")
+        if model is None or len(message.inputs) != len(model.inputs):
+            return  # the core says so; thousands of tensors are not copied for that
         offsets: list[int] = []
         try:
-            named = [tensor.frame for tensor in message.inputs]
+            named = [tensor.frame for tensor in message.inputs if tensor.dtype != ABSENT]
             if len(set(named)) != len(named):
                 raise InvalidRequest("two tensors name one frame")  # a few bytes would become many
             inputs = [self._lay_tensor(tensor, frames, offsets) for tensor in message.inputs]
-            rows = message.inputs[0].shape[0] if message.inputs[0].shape else 1
-            shapes = model.output_shapes(rows) if model is not None else None
+            rows = model.rows(inputs)
+            shapes = model.output_shapes(rows) if rows or not model.batchable else None
             outputs = []
             for dtype, shape in shapes or ():
                 nbytes = nbytes_of(dtype, shape)
@@ -94,16 +96,15 @@ class InlineTensors:
             raise
         message.inputs = inputs
         message.outputs = outputs
-        if model is not None:
-            entry = InlineRequest(model, offsets, outputs, shapes or [])
-            self._requests.setdefault(conn, {})[message.request] = entry
-        else:
-            self._free(offsets)  # the core will say that there is no such model
+        entry = InlineRequest(model, offsets, outputs, shapes or [])
+        self._requests.setdefault(conn, {})[message.request] = entry
 
     def _lay_tensor(self, tensor: Tensor, frames: Sequence[Any], offsets: list[int]) -> Tensor:
         assert self._arena is not None
         assert self._segment is not None
-        nbytes = nbytes_of(tensor.dtype, tensor.shape)
+        if tensor.dtype == ABSENT:
+            return tensor
+        nbytes = tensor.nbytes
         if not 1 <= tensor.frame <= len(frames):
             raise InvalidRequest(
                 f"a tensor refers to frame {tensor.frame} of {len(frames)}: a connection without an arena "
@@ -116,7 +117,7 @@ class InlineTensors:
         offsets.append(offset)
         self._segment.buffer[offset : offset + nbytes] = frame
         self.copied_bytes += nbytes
-        return Tensor(tensor.dtype, tensor.shape, offset)
+        return Tensor(tensor.dtype, tensor.shape, offset, 0, tensor.strings_nbytes)
 
     def answer(
         self, conn: int, number: int, queue_ns: int, batch: BatchReceipt

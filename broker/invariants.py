@@ -1,18 +1,18 @@
-"""What must hold of the core between any two events. For tests: it walks everything."""
+"""Invariants of the core between any two events. For tests: they walk everything."""
 
 from __future__ import annotations
 
 import itertools
 from typing import TYPE_CHECKING
 
-from .batching import CREDIT
+from .policy import CREDIT
 
 if TYPE_CHECKING:
     from .core import Core
 
 
 def check(core: Core) -> None:
-    """Raise AssertionError with what is wrong."""
+    """Raise AssertionError with the invariant that does not hold."""
     live = {id(r): r for c in core.connections.values() for r in c.requests.values()}
     covered: dict[int, list[tuple[int, int]]] = {key: [] for key in live}
     _check_waiting(core, covered)
@@ -27,12 +27,14 @@ def check(core: Core) -> None:
         if request.leader is not None:
             assert request.run is not None
             assert request in request.run.followers, f"request {request.id} is not waited for"
-            assert request.leader.rows_leased or id(request.leader) in live, f"{request.id} waits for nobody"
+            run = request.run
+            has_leader = request.leader.rows_leased or id(request.leader) in live or run.is_answered
+            assert has_leader, f"{request.id} waits for no leader"
         for (_, stop), (start, _) in itertools.pairwise(ranges):
             assert stop <= start, f"request {request.id}: rows {start}..{stop} are in two places"
     _check_totals(core, held_by_arena)
     for model in core.models.values():
-        model.identical.check()
+        model.sharing.check()
 
 
 def _check_waiting(core: Core, covered: dict[int, list[tuple[int, int]]]) -> None:
@@ -42,11 +44,14 @@ def _check_waiting(core: Core, covered: dict[int, list[tuple[int, int]]]) -> Non
             for part in lane.waiting():
                 waiting[part.request.priority] += part.stop - part.start
         assert model.waiting == waiting, f"{model.name} counts {model.waiting} waiting rows, not {waiting}"
+        users = sum(lane.users for lane in model.lanes.values())
+        assert model.users == users, f"{model.name} counts {model.users} users, not {users}"
         for lane in model.lanes.values():
             parts = lane.waiting()
             rows = sum(part.stop - part.start for part in parts)
             assert lane.rows == rows, f"a lane of {model.name} counts {lane.rows} rows and holds {rows}"
-            assert not parts or lane in core.lanes, f"a lane of {model.name} holds work and is not looked at"
+            seen = not parts or lane in core.policy.lanes
+            assert seen, f"a lane of {model.name} holds work and is not looked at"
             for part in parts:
                 covered[id(part.request)].append((part.start, part.stop))
 
@@ -57,24 +62,25 @@ def _check_leases(
     """(request -> rows that are leased, arena -> request that is leased -> its bytes)."""
     leased: dict[int, int] = {}
     held: dict[int, dict[int, int]] = {}
-    found = 0
+    count = 0
     for worker in core.workers.values():
         assert bool(worker.overdue_ns) <= bool(worker.leases), f"worker {worker.id} is watched for nothing"
         assert len(worker.leases) <= CREDIT, f"worker {worker.id} holds {len(worker.leases)} batches"
         for number, batch in worker.leases.items():
-            found += 1
+            count += 1
             assert core.batches[number] is batch
             assert batch.worker is worker
             assert batch.rows == sum(part.stop - part.start for part in batch.parts)
-            model = batch.lane.model
-            assert batch.revision != model.revision or batch.rows <= worker.rows_max[model.name]
+            model = batch.model
+            fits = batch.rows <= worker.rows_max[model.name] or batch.lane.is_alone
+            assert batch.revision != model.revision or fits
             for part in batch.parts:
                 key = id(part.request)
                 leased[key] = leased.get(key, 0) + part.stop - part.start
                 held.setdefault(part.request.arena, {})[key] = part.request.nbytes
                 if not part.request.ended:
                     covered[key].append((part.start, part.stop))
-    assert found == len(core.batches), "a batch is leased to nobody"
+    assert count == len(core.batches), "a batch is leased to no worker"
     return leased, held
 
 
@@ -91,6 +97,7 @@ def _check_totals(core: Core, held_by_arena: dict[int, dict[int, int]]) -> None:
         users = {id(r): r.nbytes for r in requests if r.arena == number} | held_by_arena.get(number, {})
         held_bytes += sum(users.values())
         assert arena.requests == len(users), f"arena {number}: {arena.requests} counted, {len(users)} use it"
-    assert core.held_bytes == held_bytes, f"{core.held_bytes} bytes counted as held, not {held_bytes}"
+    counted = core.books.held_bytes
+    assert counted == held_bytes, f"{counted} bytes counted as held, not {held_bytes}"
     for number in held_by_arena:
         assert number in core.arenas, f"arena {number} was closed under a lease"

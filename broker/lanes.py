@@ -1,292 +1,170 @@
-"""Requests, their parts, and the lanes in which they wait.
+"""Lanes: parts of requests that may share a batch, each class in order of virtual deadline.
 
-A lane holds the parts of one (model, shape signature), each class in order of virtual deadline. A request
-enters as one part covering all its rows; a batch may take a prefix, and the rest goes back as a
-part of its own, so a request larger than the model's maximum is split here and nowhere else.
-Ended requests leave their parts behind in their heap, withdrawn ones an empty part; they are skipped,
-and swept when they are the majority.
+A lane holds the parts of one (model, shape signature). It keeps parts in order, and decides nothing:
+taking.py takes them out of `heaps`. Ended requests leave their parts behind in their heap,
+withdrawn ones an empty part; they are skipped, and swept when they are the majority.
 
-Pure: no clock, no sockets. Must not import anything but transport.
+Pure: no clock, no sockets. It sees no model: the rows that wait are counted in a list that it is given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..transport.messages import Item, Priority, Submit
-from ..transport.tensors import Slot, Tensor
-
-if TYPE_CHECKING:
-    from .identical import Key, Run
-    from .registry import Model
-    from .timing import TimeModel
+from ..transport.heaps import AT_ONCE_MAX, tidy
+from ..transport.messages import Priority
+from ..transport.tensors import Tensor
+from .requests import NEVER_NS, Part, Request
 
 SWEEP_MIN = 64  # a smaller heap is not worth sweeping
-MIXED = -1  # a Request's revision
+LATE_MAX = 64  # parts that were set aside, and are looked at again
 
-Entry = tuple[int, int, "Part"]  # virtual deadline, sequence
-
-
-class Request:
-    """One admitted request, from Submit to its outcome and the release of its slots."""
-
-    __slots__ = (
-        "arena", "arrived_ns", "conn", "deadline_ns", "ended", "id", "inputs", "key", "lane", "losses",
-        "model", "nbytes", "outputs", "parts", "priority", "revision", "rows", "rows_done", "rows_leased",
-        "run", "virtual_ns",
-    )  # fmt: skip
-
-    def __init__(
-        self, conn: int, message: Submit, arena: int, lane: Lane, rows: int, nbytes: int, arrived_ns: int
-    ) -> None:
-        self.conn = conn
-        self.id = message.request
-        self.arena = arena
-        self.lane = lane
-        self.model = lane.model
-        self.priority = message.priority
-        self.rows = rows
-        self.nbytes = nbytes
-        self.inputs = message.inputs
-        self.outputs = message.outputs
-        self.arrived_ns = arrived_ns
-        self.deadline_ns = arrived_ns + message.deadline_ns if message.deadline_ns else 0  # 0: none
-        self.virtual_ns = 0
-        self.rows_done = 0
-        self.rows_leased = 0  # rows that a worker may be touching now
-        self.revision = 0  # of the model that has run parts of it; 0: none yet; MIXED: more than one
-        self.losses = 0  # workers that died while they ran nothing but a part of it
-        self.ended = False  # the client has been told its outcome
-        self.parts: list[tuple[int, list[Tensor], Sequence[Any]]] | None = None  # outputs not in its slots
-        self.key: Key | None = None  # of its content; see identical.py
-        self.run: Run | None = None  # that it leads, or whose result it waits for
-
-    def is_asked_by(self, message: Submit) -> bool:
-        """Whether a message says the same, but for the time that was left when it was sent."""
-        asked = (message.model, message.priority, message.inputs, message.outputs)
-        return (self.model.name, self.priority, self.inputs, self.outputs) == asked
-
-    @property
-    def leader(self) -> Request | None:
-        """Whose result it waits for, instead of waiting in its lane."""
-        run = self.run
-        return run.leader if run is not None and run.leader is not self else None
-
-    @property
-    def rows_waiting(self) -> int:
-        return self.rows - self.rows_done - self.rows_leased
+Entry = tuple[int, int, Part]  # virtual deadline, sequence
+NOTHING_FIRST = (len(Priority), NEVER_NS)
 
 
-class Part:
-    """Rows [start, stop) of a request."""
-
-    __slots__ = ("request", "start", "stop")
-
-    def __init__(self, request: Request, start: int, stop: int) -> None:
-        self.request = request
-        self.start = start
-        self.stop = stop
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing of it is to be run any more: its request has ended, or it was withdrawn."""
-        return self.request.ended or self.start == self.stop
-
-    def item(self) -> Item:
-        """The part as a worker sees it: the request's own descriptors, or a slice of their rows."""
-        request = self.request
-        rows = request.rows
-        if self.stop - self.start == rows:
-            if request.key is not None:  # others may want the result: it comes back as frames
-                return Item(request.arena, request.inputs, [], request.key[1])
-            return Item(request.arena, request.inputs, request.outputs)
-        taken = self.stop - self.start
-        inputs = [
-            Tensor(tensor.dtype, [taken, *tensor.shape[1:]], tensor.offset + self.start * stride)
-            for tensor, stride in zip(request.inputs, request.model.input_strides(request), strict=True)
-        ]
-        outputs = [
-            Slot(slot.offset + self.start * (slot.nbytes // rows), taken * (slot.nbytes // rows))
-            for slot in request.outputs
-        ]
-        return Item(request.arena, inputs, outputs)
-
-
-# What a lane would begin with, by either rule: the earliest virtual deadline and the priority of what has
-# it; the highest priority that waits, and its earliest virtual deadline. (A plain tuple: this is made for
-# every batch, and a named one costs more than finding it.)
-Heads = tuple[int, int, int, int]
+def _is_over(entry: Entry) -> bool:
+    return entry[2].is_over
 
 
 class Lane:
-    """Waiting parts that may share a batch: by priority, and there by virtual deadline."""
+    """`waiting`: rows that wait by class, counted for all lanes of the model `model_name`.
 
-    __slots__ = ("_heaps", "_late", "_sequence", "model", "retries", "rows", "signature", "users")
+    `due_ns` and `first` are never later than the truth: no part has an earlier virtual deadline; none has a
+    higher class, and none of that class an earlier virtual deadline. The policy makes them exact when it
+    looks. They are the same for all workers: a part that is too late for one of them counts, too.
+    `is_earlier`: one of them has become earlier since it was last looked up.
+    """
 
-    def __init__(self, model: Model, signature: tuple[tuple[int, ...], ...] = ()) -> None:
-        self.model = model
-        self.signature = signature
+    __slots__ = (
+        "_cursor", "_sequence", "due_ns", "first", "heaps", "is_alone", "is_earlier", "late", "model_name",
+        "place", "retries", "rows", "signature", "users", "waiting_rows",
+    )  # fmt: skip
+
+    def __init__(
+        self, model_name: str, waiting_rows: list[int], signature: Any = (), is_alone: bool = False
+    ) -> None:
+        self.model_name = model_name
+        self.waiting_rows = waiting_rows
+        self.signature = signature  # the shapes that its requests have in common
+        self.is_alone = is_alone  # a batch is one request, as it is
+        self.place = 0  # among the lanes that hold something; see waiting.py
+        self.due_ns = NEVER_NS
+        self.first = NOTHING_FIRST
+        self.is_earlier = False
         self.users = 0  # requests whose slots have not been released
         self.rows = 0  # of requests that have not ended
         self.retries: list[list[Part]] = []  # halves of failed batches, to be run as they are
-        self._heaps: list[list[Entry]] = [[] for _ in Priority]
-        self._late: list[Entry] = []  # what can't be in time any more: it goes when nothing else waits
+        self.heaps: list[list[Entry]] = [[] for _ in Priority]
+        self.late: list[Entry] = []  # parts that can't be in time any more: they go when nothing else waits
         self._sequence = 0
+        self._cursor = 0  # in a long heap that is tidied
 
-    def push(self, part: Part) -> None:
-        """Queue a part at its request's place."""
+    is_ragged = False  # see ragged.py
+
+    def sizes_of(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
+        """A request's sizes along padded axes; (): it has none."""
+        return ()
+
+    @property
+    def shapes(self) -> list[list[int]]:
+        """The shapes of its requests' inputs without their rows, for people."""
+        return [list(part) for part in self.signature if isinstance(part, tuple)]
+
+    # ---- queueing -----------------------------------------------------------------------------
+
+    def push(self, part: Part, in_front: bool = False) -> None:
+        """Queue a part at its request's place: behind those that have the same, or in front of them."""
         self._sequence += 1
         request = part.request
-        heappush(self._heaps[request.priority], (request.virtual_ns, self._sequence, part))
-        self._count(request, part.stop - part.start)
+        priority, virtual_ns = request.priority, request.virtual_ns
+        sequence = -self._sequence if in_front else self._sequence
+        heappush(self.heaps[priority], (virtual_ns, sequence, part))
+        if virtual_ns < self.due_ns:
+            self.due_ns = virtual_ns
+            self.is_earlier = True
+        if (priority, virtual_ns) < self.first:
+            self.first = priority, virtual_ns
+            self.is_earlier = True
+        rows = part.stop - part.start
+        self.rows += rows
+        self.waiting_rows[priority] += rows
 
     def push_front(self, part: Part) -> None:
-        """Queue a part ahead of what arrived later with the same virtual deadline."""
-        self._sequence += 1
-        request = part.request
-        heappush(self._heaps[request.priority], (request.virtual_ns, -self._sequence, part))
-        self._count(request, part.stop - part.start)
+        """Queue a part ahead of later arrivals with the same virtual deadline."""
+        self.push(part, in_front=True)
+
+    def retry(self, group: list[Part]) -> None:
+        """Queue parts that must run together and with no one else, before everything."""
+        self.retries.append(group)
+        for part in group:
+            self._count(part.request, part.stop - part.start)
+        requests = [part.request for part in group]
+        due_ns = min(request.virtual_ns for request in requests)
+        self.due_ns = min(self.due_ns, due_ns)
+        self.first = min(self.first, (min(request.priority for request in requests), due_ns))
+        self.is_earlier = True
 
     def _count(self, request: Request, rows: int) -> None:
         self.rows += rows
-        self.model.waiting[request.priority] += rows
+        self.waiting_rows[request.priority] += rows
 
-    def heads(self, starts_ns: int = 0, timing: TimeModel | None = None) -> Heads | None:
-        """What it would begin with; None when nothing waits.
+    # ---- leaving ------------------------------------------------------------------------------
 
-        With a time model: what could not be in time if it began at `starts_ns` is set aside, and counts
-        only when nothing else waits. It is looked at anew every time: another worker may be free
-        sooner, or quicker.
-        """
-        while self.retries:
-            live = [part.request for part in self.retries[0] if not part.request.ended]
-            if live:
-                due_ns = min(request.virtual_ns for request in live)
-                priority = min(request.priority for request in live)
-                return due_ns, priority, priority, due_ns
-            del self.retries[0]
-        if not self.rows:
-            return None
-        if self._late:
-            self._call_back()
-        far_ns = starts_ns + timing.longest_ns if timing is not None else 0
-        due_ns = first_ns = 0
-        due_class = first_class = -1
-        for priority, heap in enumerate(self._heaps):
-            while heap:
-                part = heap[0][2]
-                if part.is_over:
-                    heappop(heap)
-                elif 0 < part.request.deadline_ns < far_ns and self._is_late(part, starts_ns, timing):
-                    heappush(self._late, heappop(heap))
-                else:
-                    head_ns = heap[0][0]
-                    if first_class < 0:
-                        first_class, first_ns = priority, head_ns
-                    if due_class < 0 or head_ns < due_ns:
-                        due_ns, due_class = head_ns, priority
-                    break
-        if due_class < 0 and self._late:
-            due_ns = first_ns = self._late[0][0]
-            due_class = first_class = self._late[0][2].request.priority
-        return (due_ns, due_class, first_class, first_ns) if due_class >= 0 else None
+    def is_empty(self) -> bool:
+        """Whether nothing waits. Then nothing is due, either."""
+        if self.rows:
+            return False
+        self.due_ns = NEVER_NS
+        self.first = NOTHING_FIRST
+        self.retries.clear()
+        return True
 
-    def _call_back(self) -> None:
-        """What was set aside is in its class again."""
-        late, self._late = self._late, []
-        for entry in late:
+    def call_back(self) -> None:
+        """Put parts that were set aside as too late into their classes again: the first of them, if they are
+        many, because it is done at every look."""
+        late = self.late
+        if len(late) <= LATE_MAX:
+            self.late = []
+            called = late
+        else:
+            called = [heappop(late) for _ in range(LATE_MAX)]
+        for entry in called:
             if not entry[2].is_over:
-                heappush(self._heaps[entry[2].request.priority], entry)
+                heappush(self.heaps[entry[2].request.priority], entry)
 
-    def _is_late(self, part: Part, starts_ns: int, timing: TimeModel | None) -> bool:
-        rows = min(part.stop - part.start, self.model.max_batch)
-        return timing is not None and part.request.deadline_ns < starts_ns + timing.predict_ns(rows)
+    def put_back(self, entry: Entry) -> None:
+        """An entry that was looked at and not taken is where it was."""
+        heappush(self.heaps[entry[2].request.priority], entry)
 
-    def _next_heap(self, begin: int) -> list[Entry] | None:
-        """Where the next part comes from: the class to begin with, else the earliest virtual deadline."""
-        if begin >= 0 and self._heaps[begin]:
-            return self._heaps[begin]
-        best: list[Entry] | None = None
-        for heap in self._heaps:
-            if heap and (best is None or heap[0][0] < best[0][0]):
-                best = heap
-        return best
+    def split(self, entry: Entry, rows: int) -> None:
+        """Cut the part of an entry that was popped after so many rows; the rest waits in its place."""
+        part = entry[2]
+        self._sequence += 1
+        rest = Part(part.request, part.start + rows, part.stop)
+        heappush(self.heaps[part.request.priority], (entry[0], self._sequence, rest))
+        part.stop = part.start + rows
 
-    def take(
-        self,
-        rows_max: int,
-        starts_ns: int = 0,
-        timing: TimeModel | None = None,
-        begin: int = -1,
-        lower_max: int = 0,
-    ) -> list[Part]:
-        """Remove and return up to `rows_max` rows of parts; the last may be split. In order of virtual
-        deadline, but all of class `begin` first, unless that is -1.
-
-        With a time model: no more than are expected to be done by the nearest of their deadlines,
-        when the batch starts at `starts_ns`. What can't be in time any more goes only when nothing
-        else waits.
-        `lower_max`: what is not URGENT must not make the batch larger than so many rows; 0: it may.
-        """
-        taken: list[Part] = []
-        total = 0
-        nearest_ns = 0  # of the deadlines of what is taken; 0: none
-        far_ns = starts_ns + timing.longest_ns if timing is not None else 0
-        full = [heap for heap in self._heaps if heap]
-        only = full[0] if len(full) == 1 else None  # mostly there is but one class
-        while total < rows_max:
-            heap = only or self._next_heap(begin)
-            if heap is None:
-                if taken or not self._late:
-                    break
-                heap, timing = self._late, None
-            entry = heappop(heap)
-            part = entry[2]
-            request = part.request
-            rows = part.stop - part.start
-            if part.is_over:
-                continue
-            deadline_ns = request.deadline_ns
-            # Only where a deadline is nearer than the longest run does it matter how much nearer.
-            is_near = 0 < deadline_ns < far_ns
-            if is_near and self._is_late(part, starts_ns, timing):
-                heappush(self._late, entry)
-                continue
-            most = lower_max if lower_max and request.priority != Priority.URGENT else rows_max
-            room = most - total
-            if rows > room:
-                if taken and (rows <= rows_max or room <= 0):
-                    heappush(heap, entry)  # it fits into a batch whole: don't cut it in two
-                    break
-                rest = Part(request, part.start + room, part.stop)
-                self._sequence += 1
-                heappush(heap, (entry[0], self._sequence, rest))
-                part.stop = part.start + room
-                rows = room
-            if timing is not None and (is_near or nearest_ns):
-                ends_ns = starts_ns + timing.predict_ns(total + rows)
-                if taken and 0 < nearest_ns < ends_ns:
-                    heappush(heap, entry)
-                    break
-                if is_near and ends_ns <= deadline_ns and (not nearest_ns or deadline_ns < nearest_ns):
-                    nearest_ns = deadline_ns
-            taken.append(part)
-            total += rows
-            self._count(request, -rows)
-        return taken
+    def taken(self, part: Part) -> None:
+        """A part has left its heap for a batch."""
+        rows = part.stop - part.start
+        self.rows -= rows
+        self.waiting_rows[part.request.priority] -= rows
 
     def take_again(self, rows_max: int) -> list[Part]:
-        """Remove and return parts that are to run with no one else; empty: there are none. They may come
-        of a worker that takes more rows than this one: what is beyond `rows_max` waits for the next turn."""
+        """Remove and return parts that are to run with no one else; empty: there are none. The worker that
+        lost them may take more rows than this one: those beyond `rows_max` wait for the next turn."""
         while self.retries:
             waiting = [part for part in self.retries.pop(0) if not part.request.ended]
             taken: list[Part] = []
             room = rows_max
-            while waiting and room:
+            while waiting and room > 0:
                 part = waiting.pop(0)
                 rows = part.stop - part.start
+                if self.is_alone and not taken:
+                    room = rows
                 if rows > room and taken:
                     waiting.insert(0, part)  # it is whole in another batch
                     break
@@ -302,12 +180,6 @@ class Lane:
             if taken:
                 return taken
         return []
-
-    def retry(self, group: list[Part]) -> None:
-        """Queue parts that must run together and with no one else, before everything."""
-        self.retries.append(group)
-        for part in group:
-            self._count(part.request, part.stop - part.start)
 
     def forget(self, request: Request) -> None:
         """A request has just ended: its waiting rows no longer count."""
@@ -327,15 +199,17 @@ class Lane:
         return True
 
     def _sweep(self, priority: int) -> None:
-        heap = self._heaps[priority]
-        if len(heap) > SWEEP_MIN and self.model.waiting[priority] * 2 < len(heap):
+        heap = self.heaps[priority]
+        if len(heap) > AT_ONCE_MAX:
+            self._cursor = tidy(heap, self._cursor, _is_over)
+        elif len(heap) > SWEEP_MIN and self.waiting_rows[priority] * 2 < len(heap):
             live = [entry for entry in heap if not entry[2].is_over]
             if len(live) * 2 <= len(heap):
                 heapify(live)
-                self._heaps[priority] = live
+                self.heaps[priority] = live
 
     def waiting(self) -> list[Part]:
-        """Every live part, unordered; for validate()."""
-        parts = [entry[2] for heap in (*self._heaps, self._late) for entry in heap]
+        """Every live part, unordered; for invariants.py."""
+        parts = [entry[2] for heap in (*self.heaps, self.late) for entry in heap]
         parts += [part for group in self.retries for part in group]
         return [part for part in parts if not part.is_over]

@@ -1,266 +1,209 @@
-"""The broker's loop: the clock, the sockets, and the order of things; it decides nothing else.
+"""The broker's loop: the clock, the order of things, and the only one that holds the core.
 
-A turn: read from workers first, then from clients, at most DRAIN_MAX messages each; tell the core
-that the turn is over; send what it wants, workers first; sleep until the next message or deadline.
+    events = side.read(now_ns)             bytes become events (clients.py, workers.py, operators.py)
+    actions = core.handle(event, now_ns)   the core decides
+    side.write(action)                     actions become bytes, which leave with `flush`
 
-Waking up is the largest cost of a small request, so for `spin_ns` after the last message the loop
-polls instead of sleeping, giving way to whoever wants the processor (measured on 2 cores: a relayed
-round trip 41 us with it, 48 us without; zmq.proxy 40 us).
+A round reads from workers first, then from clients, at most DRAIN_MAX messages each. When something waits
+to be lent, or a deadline has passed, the core is told that the round is over. Then everything is sent,
+workers first. Rare things (deaths, strangers, operators) are looked at after that, never between a message
+and its answer. Between rounds the loop sleeps until the next message or deadline.
 """
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import metadata
-from socket import socketpair
 from typing import Any
-
-import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from ..transport import codec
 from ..transport import messages as m
 from ..transport.deadlines import sleep_ms
-from ..transport.endpoints import Endpoint
-from ..transport.errors import EndpointInUse
-from ..transport.keys import KeyFolder, start_zap
-from ..transport.sockets import POLLIN, Socket, configure, has_more, readable
 from . import events as e
-from .admin import Admin
+from . import gauges
 from .arenas import Arenas
-from .back import Back
-from .config import YardConfig
+from .clients import Clients
 from .core import Core
-from .descriptors import raise_limit
-from .front import FRAMES_MAX, Front
+from .operators import Operators
+from .spinning import Spinning
+from .workers import Workers
 
-DRAIN_MAX = 64  # messages from one socket in one turn
-DRAIN_BYTES_MAX = 1 << 20  # or so many bytes of payloads, whichever comes first
-QUEUE_MAX = 1_000  # messages to a peer that does not read; then it counts as gone
-SLOW_CHECK_NS = 5_000_000  # how often a busy loop looks at connections, deaths and the admin socket
+SLOW_CHECK_NS = 5_000_000  # how often a busy loop looks at deaths, strangers and the admin socket
+STOPPING_LOOK_MS = 20  # how often a loop that is stopped looks whether it is done
+STRANGERS_LOOK_MS = 1_000  # how often an idle one does, while a connection has not greeted
 TURN = e.Turn()
 
 
 class Loop:
-    """Binds the endpoint's three sockets and serves until `stop()`, or an exception.
+    """`wait(timeout_ms)` sleeps until a descriptor is ready. `spin_ns`: see spinning.py. `stop_ns`: for how
+    long a loop that is stopped goes on for the requests that it has admitted."""
 
-    `wake_fd`: a byte written to it, as `signal.set_wakeup_fd` does, ends the loop's sleep.
-    """
-
-    def __init__(self, endpoint: Endpoint, core: Core, config: YardConfig, keys: KeyFolder | None) -> None:
-        self._endpoint = endpoint
+    def __init__(
+        self,
+        core: Core,
+        clients: Clients,
+        workers: Workers,
+        operators: Operators,
+        arenas: Arenas,
+        wait: Callable[[int], int],
+        spin_ns: int = 0,
+        stop_ns: int = 0,
+    ) -> None:
         self._core = core
-        self._spin_ns = config.spin_ns
+        self._waiting = core.policy.lanes  # may hold something to lend
+        self._counters = core.counters
+        self._clients = clients
+        self._workers = workers
+        self._operators = operators
+        self._arenas = arenas
+        self._wait = wait
+        self._spinning = Spinning(spin_ns)
         self._version = metadata.version("batchyard")
-        self._context: zmq.Context[Socket] = zmq.Context()
-        self._zap = start_zap(self._context, keys) if keys is not None else None
-        self._keys = keys
-        self._poller = zmq.Poller()
-        self._woken, self._wake = socketpair()
-        self._wake.setblocking(False)
-        self._poller.register(self._woken.fileno(), zmq.POLLIN)
-        self.wake_fd = self._wake.fileno()
-        descriptors_max = raise_limit()
-        self._frontend, self._backend = self._socket(), self._socket()
-        self._admin_socket = self._socket(codec.PAYLOAD_BYTES_MAX)  # no frames there
-        # Before they listen: a connection that nobody reported would count as one that has ended.
-        self._frontend_monitor = self._monitor(self._frontend)
-        self._backend_monitor = self._monitor(self._backend)
-        self._bind(self._frontend, endpoint.clients)
-        self._bind(self._backend, endpoint.workers)
-        self._bind(self._admin_socket, endpoint.admin)
-        self._arenas = Arenas(descriptors_max)
-        self._front = Front(
-            self._frontend,
-            endpoint,
-            core,
-            self._arenas,
-            config.limits.clients_max,
-            self._act,
-            self._settle_clients,
-            descriptors_max,
-        )
-        self._back = Back(self._backend, endpoint, core, self._arenas, self._act, self._settle_workers)
-        self._admin = Admin(self._admin_socket, core, config, self._act, self._snapshot)
-        if self._back.sentinels.fd is not None:
-            self._poller.register(self._back.sentinels.fd, zmq.POLLIN)
-        self._stopping = False
+        self._writers: dict[type, Callable[[Any], None]] = {
+            e.ToClient: clients.write,
+            e.Quarantine: clients.read_content,
+            e.ToWorker: workers.write,
+            e.KillWorker: workers.kill,
+            e.CutOff: workers.cut_off,
+            e.ToAdmin: operators.write,
+            e.CloseArena: self._close_arena,
+        }
+        self._stop_ns = stop_ns
+        self._stops = 0  # how often it was told to
+        self._ends_ns: int | None = None  # at the latest; None: nobody has stopped it
+        self._due_ns: int | None = None
         self._slow_due_ns = 0
-        self._acted = False  # there may be something to lend or to send: a turn is due
 
     # ---- running ------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Serve. Returns after `stop()`."""
         clock = time.monotonic_ns
-        give_way = getattr(os, "sched_yield", lambda: None)  # not on Windows
-        core, front, back = self._core, self._front, self._back
-        poll = zmq.zmq_poll
-        both = [(self._backend, POLLIN), (self._frontend, POLLIN)]
-        awake_until_ns = 0
-        due_ns: int | None = None
-        while not self._stopping:
-            ready = poll(both, 0)
-            for socket, _ in ready:
-                if socket is self._backend:
-                    self._drain(socket, back.known, back.receive)
-                else:
-                    self._drain(socket, front.known, front.receive)
+        spinning = self._spinning
+        now_ns = clock()
+        polls_until_ns = 0
+        while not self._is_over(now_ns):
+            polls = now_ns < polls_until_ns
+            self._wait(0 if polls else self.sleep_ms(now_ns))
             now_ns = clock()
-            if now_ns >= self._slow_due_ns:
-                self._look_around(now_ns)
-                self._slow_due_ns = now_ns + SLOW_CHECK_NS
-            if ready or self._acted or (due_ns is not None and due_ns <= now_ns):
-                self._act(core.handle(TURN, now_ns))
-                self._acted = False  # before sending: who can't be reached is dropped, and that is acted on
-                back.flush()
-                front.flush()
-                core.tally()
-                due_ns = core.next_deadline_ns()
-                awake_until_ns = now_ns + self._spin_ns
-            elif now_ns < awake_until_ns:
-                give_way()
-            else:
-                self._poller.poll(sleep_ms(due_ns, now_ns))
-                self._slow_due_ns = 0
+            if self.round(now_ns):
+                polls_until_ns = now_ns + spinning.spin_ns
+            elif polls:
+                spinning.give_way()
 
     def stop(self) -> None:
-        """Make `run` return after its turn; for a signal's handler."""
-        self._stopping = True
+        """Make `run` return when what it has admitted is answered, or after `stop_ns`; told twice, after its
+        round. For a signal's handler."""
+        self._stops += 1
+
+    def halt(self) -> None:
+        """Make `run` return after its round."""
+        self._stops += 2
+
+    def _is_over(self, now_ns: int) -> bool:
+        if not self._stops:
+            return False
+        if self._ends_ns is None:
+            self._ends_ns = now_ns + self._stop_ns
+            self._handle(e.Stopping(), now_ns)
+        return self._stops > 1 or now_ns >= self._ends_ns or self._core.is_idle
 
     def close(self) -> None:
-        """Close every socket and arena. Workers and clients see the connection end."""
-        self._back.sentinels.close()
-        for watched in (self._frontend, self._backend):
-            watched.disable_monitor()
-        monitors = (self._frontend_monitor, self._backend_monitor)
-        for socket in (self._frontend, self._backend, self._admin_socket, *monitors):
-            socket.close(linger=0)
-        if self._zap is not None:
-            self._zap.stop()
-        self._context.term()
-        self._woken.close()
-        self._wake.close()
-        self._arenas.close_all()
+        """Idempotent. Sockets and arenas are closed by their owner."""
+        self._spinning.close()
 
-    # ---- sockets ------------------------------------------------------------------------------
+    def sleep_ms(self, now_ns: int) -> int:
+        """For how long nothing is to be done, unless a message comes."""
+        workers, clients, admin = self._workers, self._clients, self._operators.listener
+        if workers.listener.has_more or clients.listener.has_more or admin.has_more:
+            return 0
+        if workers.events or clients.events or clients.backlog:
+            return 0
+        most_ms = sleep_ms(self._due_ns, now_ns)
+        if self._ends_ns is not None:
+            return min(most_ms, STOPPING_LOOK_MS)
+        if workers.listener.strangers or clients.listener.strangers or admin.strangers:
+            return min(most_ms, STRANGERS_LOOK_MS)
+        return most_ms
 
-    def _socket(self, frame_bytes_max: int = m.INLINE_BYTES_MAX) -> Socket:
-        socket = self._context.socket(zmq.ROUTER)
-        configure(socket, self._endpoint)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an unknown peer is an error, not silence
-        socket.setsockopt(zmq.MAXMSGSIZE, frame_bytes_max)
-        socket.setsockopt(zmq.SNDHWM, QUEUE_MAX)
-        if self._keys is not None:
-            self._keys.apply_server(socket)
-        self._poller.register(socket, zmq.POLLIN)
-        return socket
+    # ---- one round ----------------------------------------------------------------------------
 
-    @staticmethod
-    def _bind(socket: Socket, address: str) -> None:
-        try:
-            socket.bind(address)
-        except zmq.ZMQError as error:
-            if error.errno == zmq.EADDRINUSE:
-                raise EndpointInUse(
-                    f"{address} is in use by another process: stop it, or choose another --url"
-                ) from None
-            raise
+    def round(self, now_ns: int) -> bool:
+        """Read, decide, write. Whether there was anything to do."""
+        workers, clients, due_ns = self._workers, self._clients, self._due_ns
+        is_due = happened = due_ns is not None and due_ns <= now_ns
+        if workers.events or workers.listener.has_more:
+            for event in workers.read(now_ns):
+                happened = True
+                self._handle(event, now_ns)
+        if clients.listener.has_more or clients.backlog:
+            for event in clients.read(now_ns):
+                happened = True
+                self._handle(event, now_ns)
+        if clients.events:  # connections that have ended
+            happened = True
+            self._settle(now_ns)
+        if is_due or (happened and self._waiting):
+            self._handle(TURN, now_ns)
+        if workers.outbox or workers.listener.unwritten:
+            workers.flush()
+        clients.hashed_bytes = 0
+        if clients.outbox or clients.listener.unwritten:
+            clients.flush()
+        if self._operators.listener.unwritten:  # a worker's message has answered an order
+            self._operators.flush()
+        if happened:
+            if self._counters.unaccounted:
+                self._counters.tally()
+            self._due_ns = self._core.next_deadline_ns()
+        if now_ns >= self._slow_due_ns or self._operators.listener.has_more:
+            self._look_around(now_ns)
+            self._slow_due_ns = now_ns + SLOW_CHECK_NS
+        return happened
 
-    def _monitor(self, socket: Socket) -> Socket:
-        monitor: Socket = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
-        self._poller.register(monitor, zmq.POLLIN)
-        return monitor
+    def _handle(self, event: e.Event, now_ns: int) -> None:
+        writers = self._writers
+        for action in self._core.handle(event, now_ns):
+            writers[type(action)](action)
+        if self._clients.events or self._workers.events:
+            self._settle(now_ns)
 
-    @staticmethod
-    def _drain(socket: Any, known: Mapping[bytes, Any], receive: Callable[..., None]) -> None:
-        """Read up to DRAIN_MAX messages: [identity, payload, frames...]."""
-        clock = time.monotonic_ns
-        nbytes = 0
-        for _ in range(DRAIN_MAX):
-            identity = socket.recv()
-            fd = -1
-            if identity in known:
-                payload: Any = socket.recv()
-            else:  # a copy would not know the descriptor that it came by
-                frame = socket.recv(copy=False)
-                payload = frame.bytes
-                fd = _source_fd(frame)
-            frames: list[Any] = []
-            while has_more(socket):
-                frame = socket.recv(copy=False)
-                if len(frames) <= FRAMES_MAX:  # one too many is kept, to be seen
-                    frames.append(frame.buffer)
-            receive(identity, payload, frames, fd, clock())
-            nbytes += len(payload)
-            if nbytes > DRAIN_BYTES_MAX or not readable(socket):
-                return
+    def _settle(self, now_ns: int) -> None:
+        """A side has events beside its messages: a connection that has ended, a content that was read."""
+        for side in (self._workers, self._clients):
+            events, side.events = side.events, []
+            for event in events:
+                self._handle(event, now_ns)
 
-    # ---- what is looked at now and then -------------------------------------------------------
+    def _close_arena(self, action: e.CloseArena) -> None:
+        self._arenas.close(action.arena)
+        self._workers.detach(action.arena)
+
+    # ---- now and then -------------------------------------------------------------------------
+
+    def look_soon(self) -> None:
+        """Some process has died."""
+        self._slow_due_ns = 0
 
     def _look_around(self, now_ns: int) -> None:
-        """Processes that died, connections that ended, and the admin socket."""
-        self._back.bury(now_ns)
-        self._settle_workers()
-        self._settle_clients()
-        self._front.hang_up(now_ns)
-        self._admin.look(now_ns)
-
-    def _settle_clients(self) -> None:
-        for event, fd in _reports(self._frontend_monitor):
-            if event == zmq.EVENT_ACCEPTED:
-                self._front.accepted(fd, time.monotonic_ns())
+        """Processes that died, connections that do not greet, and operators."""
+        workers, clients, operators = self._workers, self._clients, self._operators
+        self._spinning.look()
+        clients.look_around(now_ns)
+        for event in workers.look_around(now_ns):
+            self._handle(event, now_ns)
+            self._due_ns = now_ns  # there may be something to lend, or to send
+        taken: bytes | None = None
+        for event in operators.read(now_ns):
+            if isinstance(event, e.SnapshotAsked):
+                taken = taken or codec.encode([m.SnapshotTaken(self._snapshot())])  # one for all who ask now
+                operators.answer(event.admin, taken)
             else:
-                self._front.ended(fd, time.monotonic_ns())
-
-    def _settle_workers(self) -> None:
-        for event, fd in _reports(self._backend_monitor):
-            if event == zmq.EVENT_ACCEPTED:
-                self._back.accepted(fd)
-            else:
-                self._back.ended(fd, time.monotonic_ns())
+                self._handle(event, now_ns)
+                self._due_ns = now_ns
+        operators.flush()
 
     def _snapshot(self) -> dict[str, Any]:
-        rooms = self._core.snapshot() | self._arenas.snapshot() | self._front.inline.snapshot()
-        return rooms | {"version": self._version}
-
-    # ---- carrying out -------------------------------------------------------------------------
-
-    def _act(self, actions: list[e.Action]) -> None:
-        """Hand the core's wishes to the side that they are for; they are sent when the turn ends."""
-        self._acted = True  # even where nothing is to be sent: a lost worker's requests are to be lent
-        for action in actions:
-            if isinstance(action, e.ToClient):
-                self._front.reply(action)
-            elif isinstance(action, e.ToWorker):
-                self._back.tell(action)
-            elif isinstance(action, e.ToAdmin):
-                self._admin.answer(action)
-            elif isinstance(action, e.KillWorker):
-                self._back.kill(action.worker)
-            elif isinstance(action, e.Quarantine):
-                digest = self._front.digest(action.arena, action.inputs)
-                if digest:
-                    told = e.Quarantined(action.model, action.inputs, digest)
-                    self._core.handle(told, time.monotonic_ns())
-            else:
-                self._arenas.close(action.arena)
-                self._back.detach(action.arena)
-
-
-def _reports(monitor: Socket) -> list[tuple[int, int]]:
-    """(event, descriptor) of what has happened to a socket's connections, in order."""
-    reports = []
-    while readable(monitor):
-        said = recv_monitor_message(monitor)
-        reports.append((said["event"], said["value"]))
-    return reports
-
-
-def _source_fd(frame: Any) -> int:
-    try:
-        return int(frame.get(zmq.SRCFD))
-    except (zmq.ZMQError, KeyError, TypeError):
-        return -1
+        rooms = gauges.snapshot(self._core) | self._arenas.snapshot() | self._clients.inline.snapshot()
+        return rooms | {"version": self._version, "models_root": self._operators.models_root}

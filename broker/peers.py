@@ -1,7 +1,5 @@
-"""Who is at the other end: what the kernel says of a connection, never what the peer says.
-
-Over ipc a received frame names the socket that it came by; SO_PEERCRED on it gives the true pid and
-uid, and a pidfd on that pid tells of the death in milliseconds, with no pid to be reused meanwhile.
+"""Deaths of processes, as the kernel tells of them: a pidfd tells in milliseconds, and its pid is not used
+again meanwhile. Which process a connection is from, the wire says (`Peer.credentials`).
 """
 
 from __future__ import annotations
@@ -9,36 +7,9 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
-import struct
 import sys
 
-_UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
-HAS_CREDENTIALS = hasattr(socket, "SO_PEERCRED")
 HAS_PIDFD = sys.platform == "linux" and hasattr(os, "pidfd_open")
-
-
-def credentials(fd: int) -> tuple[int, int] | None:
-    """(pid, uid) of the process at the other end of a unix socket; None where the kernel can't say."""
-    if not HAS_CREDENTIALS:
-        return None
-    try:
-        duplicate = os.dup(fd)
-    except OSError:
-        return None  # closed since the message was read
-    try:
-        peer = socket.socket(fileno=duplicate)
-    except OSError:
-        os.close(duplicate)
-        return None  # closed since, and the number is no socket's now
-    with peer:
-        if peer.family != socket.AF_UNIX:
-            return None
-        try:
-            pid, uid, _ = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        except OSError:
-            return None
-    return pid, uid
 
 
 class Sentinels:

@@ -21,7 +21,37 @@ FASTER_WEIGHT = 0.125
 POINTS_MAX = 64  # sizes that are remembered; a model's maximum may be 1024
 CLAIM_NS_MAX = 1_000_000_000  # a file that claims more is taken to claim this
 CLAIM_BENT_MAX = 2  # times as much as in proportion to the rows: no claim makes a size look dearer than that
-CLAIM_FLAT_MAX = 8  # nor, so many times cheaper: a batch may be kept for 20 times what is expected of it
+CLAIM_FLAT_MAX = 8  # nor, so many times cheaper: a batch may be kept for 20 times its expected time
+
+# Two batches instead of one: what the second costs beside its run, and how much longer both may take.
+OWN_COST_NS = 100_000
+HALVES_SHARE = 1.15
+HALVED_NS_MAX = 10_000_000  # in a longer run what clients do between two requests counts for little
+
+# A run is a surprise when it took longer than so many times its expected time, and so long at all.
+SURPRISE_FACTOR = 4
+SURPRISE_MIN_NS = 250_000_000
+STEADY_RUNS = 16  # without a surprise, before a model counts as steady
+SURPRISE_RUNS = 1_000  # the same, after a surprise
+
+
+class Steadiness:
+    """Whether a model's runs have taken their expected times, on all its workers together."""
+
+    __slots__ = ("_runs_left", "is_steady")
+
+    def __init__(self) -> None:
+        self._runs_left = STEADY_RUNS
+        self.is_steady = False
+
+    def ran(self, expected_ns: int, took_ns: int) -> None:
+        """A run of which something measured was expected."""
+        if took_ns > SURPRISE_MIN_NS and took_ns > SURPRISE_FACTOR * expected_ns:
+            self._runs_left = SURPRISE_RUNS
+            self.is_steady = False
+        elif self._runs_left:
+            self._runs_left -= 1
+            self.is_steady = not self._runs_left
 
 
 class TimeModel:
@@ -30,6 +60,9 @@ class TimeModel:
     that the model's file says of itself."""
 
     __slots__ = ("_claims", "_measured", "_ns", "_rows", "buckets", "longest_ns")
+
+    worth: float = 0.0  # elements of padding that cost no more than a run of one's own; see elements.py
+    whole: bool = False  # whether batches are padded to sizes of the configuration
 
     def __init__(
         self,
@@ -48,7 +81,7 @@ class TimeModel:
 
     @property
     def is_measured(self) -> bool:
-        """Whether anything has been: else all that is predicted is what a file claims, or 0."""
+        """Whether anything has been: else every prediction is a file's claim, or 0."""
         return bool(self._measured)
 
     @property
@@ -56,7 +89,7 @@ class TimeModel:
         return self._claims is not None
 
     def _heed_claims(self) -> None:
-        """Put what is claimed of sizes outside of the measured ones into the table."""
+        """Put the claims for sizes outside of the measured ones into the table."""
         if self._claims is None:
             return
         measured = sorted(self._measured)
@@ -86,9 +119,9 @@ class TimeModel:
         if self.buckets:
             rows = self._padded(rows)
         known = self._rows
-        found = self._ns.get(rows)
-        if found is not None:
-            return int(found)
+        time_ns = self._ns.get(rows)
+        if time_ns is not None:
+            return int(time_ns)
         if not known:
             return 0
         index = bisect_left(known, rows)
@@ -99,6 +132,10 @@ class TimeModel:
         if len(known) == 1:
             return int(self._ns[known[0]] * rows / known[0])
         return int(self._between(known[-2], known[-1], rows))
+
+    def run_ns(self, rows: int, elements: int) -> int:
+        """The same of rows with so many elements along padded axes, in all."""
+        return self.predict_ns(rows)
 
     def _between(self, left: int, right: int, rows: int) -> float:
         low, high = self._ns[left], self._ns[right]
@@ -135,6 +172,18 @@ class TimeModel:
         if not self.buckets:
             return rows
         return self._cheapest(rows)[1]
+
+    def worth_halving(self, rows: int) -> int:
+        """Of so many rows that wait for an idle worker, how many to run first: half of them, where two runs
+        take hardly longer than one. Their answers come in half the time, and while their clients make the
+        next requests, the worker runs the other half."""
+        half = (rows + 1) // 2
+        whole_ns = self.predict_ns(rows)
+        if self.buckets or whole_ns > HALVED_NS_MAX:
+            return rows
+        # One slow run must not rule a size out for ever: it is expected to take no longer than its halves.
+        half_ns = min(self.predict_ns(half), 2 * self.predict_ns((half + 1) // 2))
+        return half if 2 * half_ns + OWN_COST_NS <= HALVES_SHARE * whole_ns else rows
 
     def _cheapest(self, rows: int) -> tuple[int, int]:
         """(time for all of these rows, how many of them to run first)."""

@@ -1,4 +1,4 @@
-"""Arrays from and to files, and what can be said of one in a line. Never a pickled object."""
+"""Read and write arrays, and summarize one in a line. Pickled objects are never loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VALUES_SHOWN = 8  # of an array that is shown whole
 def load(text: str) -> Array:
     """The array in `file.npy`, or of one name in `file.npz:name`.
 
-    Raises InvalidRequest that says what the file is instead.
+    Raises InvalidRequest, which names what the file is instead.
     """
     path, name = _split(text)
     try:
@@ -81,7 +81,7 @@ def summary(name: str, array: Array) -> list[str]:
 
 
 def _save_archive(file: IO[bytes], outputs: Mapping[str, Array]) -> None:
-    """As numpy.savez, which cannot write an array that is called `file`."""
+    """Like numpy.savez, but an array may be called `file`."""
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in outputs.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:

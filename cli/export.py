@@ -1,6 +1,6 @@
-"""`batchyard export SOURCE model.onnx`: PyTorch to ONNX, and only what is as good as it says.
+"""`batchyard export SOURCE model.onnx`: convert PyTorch to ONNX, and publish only what passes the checks.
 
-Owns the command line and its tables; everything else is batchyard.export's, which is loaded late.
+Owns the command line and its tables. batchyard.export does the work and is loaded late.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..transport import extras
+from ..transport.arguments import count, seconds
 from ..transport.errors import InvalidRequest
 from . import export_benchmark
-from .arguments import count, pair, parser, seconds
+from .arguments import pair, parser
 from .text import size, table
 
 EXAMPLES = """SOURCE is module:factory, a function without arguments that returns a torch.nn.Module (the
@@ -22,11 +23,13 @@ current folder is searched first), a torch.export program (.pt2), or an .onnx fi
 Pickles (.pt, .pth) are refused.
 
 examples:
-  batchyard export batchyard.examples.zoo:cnn out/cnn.onnx --input 1,3,32,32
-  batchyard export zoo:resnet18 resnet18.onnx --input 1,3,32,32 --quantize best    # zoo.py is here
+  batchyard export zoo:cnn out/cnn.onnx --input 1,3,32,32                         # zoo.py is here
+  batchyard export zoo:resnet18 resnet18.onnx --input 1,3,32,32 --quantize best
   batchyard export zoo:bert bert.onnx --input ids=int64:1,128:30000 --input mask=1,128 --quantize all
   batchyard export zoo:cnn cnn.onnx --input 1,3,32,32 --quantize static --calibration images.npy
   batchyard export model.pt2 model.onnx --input image=1,3,32,32
+  batchyard export zoo:bert bert.onnx --input ids=int64:1,128:30000 --dynamic ids:1=sequence
+  batchyard export zoo:lstm lstm.onnx --input x=20,4,64 --dynamic x:0=sequence --dynamic x:1=batch
   batchyard export plain.onnx out/small.onnx --quantize fp16-storage,int8-storage --provider webgpu
   batchyard export --all models.toml out/          # [models.NAME] source = "zoo:cnn", input = "1,3,32,32"
   batchyard export --all factories/ out/           # one .py per model: model() and INPUT = "1,3,32,32"
@@ -42,7 +45,7 @@ NEEDED = ("torch", "onnxruntime", *FOR_ONNX)
 
 
 def main(argv: list[str]) -> int:
-    """0 when everything that was asked for has been published; raises what is wrong as BatchyardError."""
+    """Return 0 if everything requested was published; raises BatchyardError otherwise."""
     arguments = _parser()
     options = arguments.parse_args(argv)
     try:
@@ -82,6 +85,7 @@ def _one(options: argparse.Namespace) -> int:
             source,
             target,
             parse_all(options.input) if options.input else None,
+            dynamic=options.dynamic,
             calibration=options.calibration,
             validation_data=options.validation,
             output_names=options.outputs.split(",") if options.outputs else None,
@@ -92,7 +96,7 @@ def _one(options: argparse.Namespace) -> int:
     print("\n".join(report.lines()))
     if report.missing:
         names = ", ".join(variant.name for variant in report.missing)
-        print(f"batchyard: {names} refused, {report.path} (fp32) is published", file=sys.stderr)
+        print(f"batchyard: {names} refused; {report.path} (fp32) is published", file=sys.stderr)
     return 1 if report.missing else 0
 
 
@@ -102,7 +106,7 @@ def _many(options: argparse.Namespace) -> int:
 
     if len(options.places) != 1:
         raise InvalidRequest("give the folder to write into, such as --all models.toml out/")
-    single = ("input", "outputs", "calibration", "validation", "weights")
+    single = ("input", "dynamic", "outputs", "calibration", "validation", "weights")
     given = [name for name in single if getattr(options, name)]
     if given:
         raise InvalidRequest(f"--{given[0]} is for one model: write it into {options.all}")
@@ -136,6 +140,7 @@ def _common(options: argparse.Namespace) -> dict[str, Any]:
         "optimize": options.optimize,
         "quantize": quantize.split(",") if quantize and "," in quantize else quantize,
         "calibration_method": options.calibration_method,
+        "task": options.task,
         "dynamic_batch": options.dynamic_batch,
         "batch_max": options.batch_max,
         "opset": options.opset,
@@ -163,6 +168,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     syntax = "1,3,32,32 or NAME=DTYPE:1,128[:BELOW]; once per input, in order"
     add("--input", action="append", default=[], metavar="SHAPE", help=syntax)
+    free = "a free axis besides the batch, or the batch: ids:1=sequence, x:1=batch; repeatable"
+    add("--dynamic", action="append", default=[], metavar="AXIS=NAME", help=free)
     add("--outputs", metavar="NAMES", help="the outputs' names, with commas between them")
     add("--optimize", action=argparse.BooleanOptionalAction, default=True, help="run the passes (default)")
     variants = "best, all, or of: fp16-storage, int8-storage, dynamic, static, with commas (none)"
@@ -172,6 +179,9 @@ def _parser() -> argparse.ArgumentParser:
     methods = ("minmax", "entropy", "percentile")
     add("--calibration-method", choices=methods, default="minmax", help="(%(default)s)")
     add("--validation", metavar="FILE", help="rows to compare with PyTorch, besides random ones")
+    compared = "what variants are compared by besides their error: top-1, cosine, nothing (%(default)s)"
+    tasks = ("auto", "classification", "embedding", "regression")
+    add("--task", choices=tasks, default="auto", help=compared)
     add("--weights", type=Path, metavar="FILE", help="a state dict for SOURCE; only tensors are read from it")
     fixed = "keep the input's own number of rows, instead of 1..batch-max"
     add("--fixed-batch", dest="dynamic_batch", action="store_false", help=fixed)
@@ -179,9 +189,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--opset", type=count, default=18, help="(%(default)s)")
     judge = "cpu, webgpu, directml, cuda: what variants are run and must not be slower on (%(default)s)"
     add("--provider", default="cpu", metavar="NAME", help=judge)
-    own = "an option of the provider, such as powerPreference=high-performance; may be given again"
+    own = "an option of the provider, such as powerPreference=high-performance; repeatable"
     add("--provider-option", type=pair, action="append", default=[], metavar="KEY=VALUE", help=own)
-    each = "time to measure each variant and batch size (%(default)g)"
+    each = "seconds to measure each variant and batch size (%(default)g)"
     add("--measure", type=seconds, default=1.0, metavar="S", help=each)
     export_benchmark.add_options(arguments)
     return arguments

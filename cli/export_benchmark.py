@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..transport import extras
+from ..transport.arguments import count, counts, seconds
 from ..transport.errors import InvalidRequest
-from .arguments import count, counts, seconds
 from .text import size, table
 
 OPTIONS = ("evaluate", "batches", "baseline", "jobs", "limit", "plot", "force")  # only with --benchmark
@@ -29,13 +29,13 @@ def add_options(arguments: argparse.ArgumentParser) -> None:
     add("--batches", type=counts, metavar="ROWS", help="rows to time; the first are ranked by (1,8)")
     add("--baseline", metavar="NAME", help="what times are relative to (the first candidate)")
     add("--jobs", type=count, metavar="N", help="exports at once; nothing is timed beside them (1)")
-    add("--limit", type=seconds, metavar="S", help="the longest that one export may take (600)")
+    add("--limit", type=seconds, metavar="S", help="seconds that one export may take (600)")
     add("--plot", type=Path, metavar="FILE", help=".png or .svg (OUT/pareto.png)")
-    add("--force", action="store_true", help="export and time anew what has not changed, too")
+    add("--force", action="store_true", help="export and time again even what has not changed")
 
 
 def main(options: argparse.Namespace, common: dict[str, Any], say: Callable[[str], None]) -> int:
-    """1 where some candidate has failed."""
+    """Return 1 if any candidate failed."""
     from ..export.benchmark import Plan, benchmark
 
     out = Path(options.places[0])
@@ -59,7 +59,7 @@ def main(options: argparse.Namespace, common: dict[str, Any], say: Callable[[str
 
 
 def failures(found: dict[str, Any]) -> dict[str, str]:
-    """Candidates of which something went wrong, and what."""
+    """The candidates that failed, each with the reason."""
     wrong = {}
     for candidate in found["candidates"]:
         errors = [candidate["export_error"], *(part.get("error") for part in candidate["files"])]
@@ -69,7 +69,7 @@ def failures(found: dict[str, Any]) -> dict[str, str]:
 
 
 def lines(found: dict[str, Any]) -> list[str]:
-    """The table, best first, and what it is ranked by."""
+    """The table, best first, and the ranking criterion."""
     from ..export.benchmark.order import ranked
 
     batches = found["batches"]

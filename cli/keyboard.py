@@ -1,4 +1,4 @@
-"""Single keys, as they are pressed: for a verb that draws on a terminal. Linux, macOS, and Windows."""
+"""Read single key presses, for a verb that draws on a terminal. Linux, macOS, and Windows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ LOOK_S = 0.05  # how often Windows, which cannot wait for a key and a time at on
 
 
 class Keyboard:
-    """A context manager: inside, keys need no Enter and are not echoed. Ctrl-C stays what it is. Where
-    stdin is no terminal no key is ever pressed."""
+    """A context manager: inside, keys need no Enter and are not echoed. Ctrl-C works as usual. If stdin is
+    not a terminal, no key is ever reported."""
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdin is not None and sys.stdin.isatty()

@@ -14,13 +14,13 @@ EXAMPLES = """example:
 
 
 def main(argv: list[str]) -> int:
-    """0 when the folder has been made; raises Unauthorized where keys lie already."""
-    purpose = "Make keys: a yard beyond this machine is encrypted, and closed to strangers."
+    """Return 0 once the folder is created; raises Unauthorized if it already has keys."""
+    purpose = "Create keys. A yard that other machines can reach is encrypted and admits known keys only."
     arguments = parser("keys", purpose, EXAMPLES)
     verbs = arguments.add_subparsers(dest="verb", required=True, metavar="create")
-    what = "make a folder with a yard's and a client's pair of keys"
+    what = "create a folder with key pairs for a yard and a client"
     create = order(verbs, "create", what, EXAMPLES)
-    create.add_argument("folder", type=Path, help="made if it isn't there; keys in it are never replaced")
+    create.add_argument("folder", type=Path, help="created if missing; existing keys are never replaced")
     folder: Path = arguments.parse_args(argv).folder
     try:
         keys = KeyFolder.create(folder)
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
 
 
 def said(folder: Path) -> str:
-    """What lies in the folder now, and what goes where."""
+    """The folder's contents, and where each file belongs."""
     return f"""made {folder} (mode 0700):
   server.key, server.key_secret   the yard's pair: the secret never leaves this machine
   client.key, client.key_secret   a client's pair

@@ -1,7 +1,7 @@
-"""`batchyard <verb>`: finds the verb, runs it, and turns what goes wrong into one sentence.
+"""`batchyard <verb>`: finds the verb, runs it, and turns errors into one sentence.
 
-Owns the list of verbs and the exit codes that they share. Loads a verb's file only when it is asked
-for, so that `batchyard --help` is instant.
+Owns the list of verbs and their shared exit codes. Loads a verb's module only when it runs, so that
+`batchyard --help` is instant.
 
     0    done
     1    it failed, and stderr says why in one sentence
@@ -13,6 +13,7 @@ for, so that `batchyard --help` is instant.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -21,17 +22,22 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from ..transport.processes import NO_TELEMETRY, open_standard_streams
+
 # verb -> (the module whose main(argv) runs it, what it does)
 VERBS = {
-    "demo": ("batchyard.cli.demo", "serve a small model, send it real images, check every answer"),
-    "up": ("batchyard.cli.up", "a yard on this machine: broker and workers, until Ctrl-C"),
+    "demo": ("batchyard.cli.demo.main", "serve a small model, send it real images, check every answer"),
+    "up": ("batchyard.cli.up", "run a yard on this machine until Ctrl-C"),
     "infer": ("batchyard.cli.infer", "run a model on an array from a file"),
-    "models": ("batchyard.cli.models", "what a yard serves, and by which workers"),
-    "top": ("batchyard.cli.top", "what a yard does now: rates, latencies, workers, memory"),
-    "doctor": ("batchyard.cli.doctor", "look for what is wrong on this machine"),
-    "export": ("batchyard.cli.export", "make ONNX files of PyTorch models, and judge them"),
-    "bench": ("batchyard.bench.main", "measure, and compare with the runtime alone"),
-    "keys": ("batchyard.cli.keys", "make the keys of a yard that other machines may use"),
+    "check": ("batchyard.cli.check", "examine an ONNX file: inputs, batching, speed"),
+    "models": ("batchyard.cli.models", "show what a yard serves, or change it"),
+    "top": ("batchyard.cli.top", "watch a yard: rates, latencies, workers, memory"),
+    "doctor": ("batchyard.cli.doctor.main", "find problems on this machine"),
+    "export": ("batchyard.cli.export", "convert PyTorch models to ONNX and check them"),
+    "frigate": ("batchyard.adapters.frigate.__main__", "be Frigate's detector, on this machine's hardware"),
+    "bench": ("batchyard.bench.main", "measure a yard beside onnxruntime alone"),
+    "fleet": ("batchyard.cli.fleet.main", "many nodes behind one address, by Envoy"),
+    "keys": ("batchyard.cli.keys", "create keys for a yard that other machines may use"),
 }
 HELP = """usage: batchyard <verb> [arguments]
 
@@ -48,12 +54,18 @@ TERMINATED = 143
 
 
 class Terminated(BaseException):
-    """SIGTERM. Not an Exception: what a verb has started is ended on the way out, nothing goes on."""
+    """SIGTERM. Not an Exception, so that no handler swallows it: `finally` blocks clean up on the way out."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `batchyard` with `argv` (default: the process's own), and return the exit code."""
+    os.environ.setdefault(NO_TELEMETRY, "1")
+    open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return _guarded(lambda: _main(arguments), arguments[0] if arguments else "")
+
+
+def _main(arguments: list[str]) -> int:
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help", "help"):
         print(HELP.format(verbs="\n".join(f"  {name:<8}{does}" for name, (_, does) in VERBS.items())))
@@ -67,29 +79,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean `batchyard {near[0]}`?" if near else f"there is: {', '.join(VERBS)}"
         return _fail(f"no verb {verb!r}; {hint}", 2)
-    return _run(VERBS[verb][0], arguments[1:])
+    return _verb(VERBS[verb][0], arguments[1:])
 
 
-def _run(module: str, arguments: list[str]) -> int:
-    from ..transport import extras
-    from ..transport.errors import BatchyardError
+def run(module: str, arguments: list[str]) -> int:
+    """Run `module`.main(arguments) and return the exit code; errors become one sentence on stderr."""
+    return _guarded(lambda: _verb(module, arguments))
 
+
+def _verb(module: str, arguments: list[str]) -> int:
+    verb: Callable[[list[str]], int] = import_module(module).main
+    # Until here a signal ends the process, which holds nothing yet. An exception amid the first lines of
+    # numpy or onnxruntime could be swallowed there, or be a crash.
     before = None
     if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses
         before = signal.signal(signal.SIGTERM, _terminate)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see __init__.py
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        run: Callable[[list[str]], int] = import_module(module).main
-        status = run(arguments)
+        return verb(arguments)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _guarded(action: Callable[[], int], verb: str = "") -> int:
+    from ..transport import extras
+    from ..transport.errors import BatchyardError
+
+    try:
+        status = action()
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # `batchyard models | head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()
+        if verb == "up":
+            return _fail("stopped: nobody reads what it prints any more; send that to a file to go on")
         return 1
     except BatchyardError as error:
         return _fail(str(error))
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except ImportError as error:  # also what onnxruntime makes of a Ctrl-C while it loads
+        if error.errno == errno.ENOSPC:
+            _let_go_of_stdout()  # or the end of the program would try once more
+        said = error.strerror or str(error)
+        return _fail(f"{error.filename}: {said}" if error.filename else said)
+    except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name:
             return _fail(extras.missing(error.name))
         return _fail(f"{error.name or 'a package'} cannot be imported ({error}); see `batchyard doctor`")
@@ -97,9 +131,11 @@ def _run(module: str, arguments: list[str]) -> int:
         return INTERRUPTED
     except Terminated:
         return TERMINATED
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+
+
+def _let_go_of_stdout() -> None:
+    """What is still to be written there is dropped."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:

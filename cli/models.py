@@ -1,4 +1,4 @@
-"""`batchyard models`: what a yard serves, how it batches, and which workers run it; and how to change it."""
+"""`batchyard models`: show what a yard serves, how it batches and which workers run it; or change it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from typing import Any
 from msgspec import structs
 
 from ..client import Client, ModelChanged, Operator
-from ..client.admin import TIMEOUT_S
+from ..client.operator import TIMEOUT_S
 from ..transport import dtypes
+from ..transport.arguments import add_yard, count, seconds
 from ..transport.errors import UnknownModel
-from ..transport.messages import ModelInfo, ModelState, Origin
+from ..transport.messages import ModelInfo, ModelState, Provenance
 from ..transport.tensors import TensorSpec
 from . import watch
-from .arguments import add_yard, count, difference, order, parser, seconds
+from .arguments import difference, order, parser, seconds_or_none, setting
 from .text import duration, plural, table
 
 ORDER_EXAMPLES = {
     "show": "batchyard models show resnet18",
-    "load": "batchyard models load resnet18 resnet18.onnx --max-batch 16",
+    "load": "batchyard models load resnet18 resnet18.onnx --max-batch 16 --set warmup=false",
     "swap": "batchyard models swap resnet18 resnet18-int8.onnx --tolerance 0.5",
     "unload": "batchyard models unload resnet18",
     "watch": "batchyard models watch models/",
@@ -40,68 +41,107 @@ HEADING = ("MODEL", "STATE", "REVISION", "BATCHING", "WORKERS")
 
 
 def main(argv: list[str]) -> int:
-    """0 when the yard answered, whatever state its models are in, or has made the change."""
+    """Return 0 if the yard answered (whatever its models' states) or made the change."""
     options = _parser().parse_args(argv)
     if options.order in (None, "show"):
         return _show(options)
     operator = Operator(options.url, options.keys)
     if options.order == "watch":
-        served = partial(_served, options)
-        served()  # whatever is wrong with the folder or the yard is told at once
+        watch.listing(options.folder)  # raises what is wrong with it
+        watch.check_root(options.folder, operator)
+        served = partial(watch.served_from, options.folder, operator)
         print(f"following {options.folder}; Ctrl-C ends it", flush=True)
         watch.follow(options.folder, served, operator, threading.Event().wait, partial(print, flush=True))
     elif options.order == "load":
-        said_of("loaded", operator.load(options.name, options.file, options.max_batch, options.timeout))
+        loaded = operator.load(
+            options.name,
+            options.file,
+            options.max_batch,
+            options.timeout,
+            dict(options.set),
+            run_seconds_max=options.run_seconds_max,
+        )
+        said_of("loaded", loaded)
     elif options.order == "swap":
-        said_of("swapped", operator.swap(options.name, options.file, options.tolerance, options.timeout))
+        swapped = operator.swap(
+            options.name,
+            options.file,
+            options.tolerance,
+            options.timeout,
+            dict(options.set),
+            run_seconds_max=options.run_seconds_max,
+        )
+        said_of("swapped", swapped)
     else:
         said_of("unloaded", operator.unload(options.name, options.timeout))
     return 0
 
 
-def _served(options: argparse.Namespace) -> dict[str, str]:
-    """Files of the watched folder whose models the yard has, by name. Raises OSError."""
-    files = watch.listing(options.folder)
-    with Client(options.url, keys=options.keys, segment="frames") as client:
-        names = {model.name for model in client.models()}
-    return {file: name for file in files if (name := file.removesuffix(watch.SUFFIX)) in names}
-
-
 def said_of(done: str, changed: ModelChanged) -> None:
-    """One line about a change."""
+    """One line that describes a change."""
     canary = f"; a canary's answers differ by up to {changed.difference:.3g}" if changed.difference else ""
     print(f"{changed.model}: {done}, revision {changed.revision}{canary}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    purpose = "What a yard serves: states, inputs, outputs, batching, workers; and how to change it."
+    purpose = "Show what a yard serves (states, inputs, outputs, batching, workers), or change it."
     arguments = parser("models", purpose, EXAMPLES)
     add_yard(arguments)
-    arguments.add_argument("--json", action="store_true", help="for programs: a list of objects")
+    arguments.add_argument("--json", action="store_true", help="print a JSON list")
     orders = arguments.add_subparsers(dest="order", metavar="ORDER")
 
     def order_of(name: str, purpose: str) -> argparse.ArgumentParser:
         return order(orders, name, purpose, f"example:\n  {ORDER_EXAMPLES[name]}")
 
-    show = order_of("show", "one model, with its file's variant, digest, checks and times")
+    show = order_of("show", "show one model with its file's variant, digest, checks and times")
     show.add_argument("name", metavar="NAME")
-    show.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="for programs")
-    load = order_of("load", "serve one more model, from a file inside the yard's models_root")
+    show.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
+    load = order_of("load", "serve another model from a file inside models_root")
     load.add_argument("name", metavar="NAME")
     load.add_argument("file", metavar="FILE", help="relative to models_root; file.py:function where allowed")
-    load.add_argument("--max-batch", type=count, metavar="ROWS", help="in one run (the yard's default)")
-    swap = order_of("swap", "serve it from another file; no request fails, and a bad file changes nothing")
-    swap.add_argument("name", metavar="NAME")
-    swap.add_argument("file", metavar="FILE", nargs="?", help="(the file that it has, read anew)")
-    swap.add_argument(
-        "--tolerance", type=difference, metavar="D", help="greatest difference of a canary's answers (any)"
+    load.add_argument("--max-batch", type=count, metavar="ROWS", help="largest batch (default: the yard's)")
+    swap = order_of(
+        "swap", "switch a model to another file; no request fails, and a bad file changes nothing"
     )
-    unload = order_of("unload", "serve it no longer; what waits for it is still run")
+    swap.add_argument("name", metavar="NAME")
+    swap.add_argument(
+        "file", metavar="FILE", nargs="?", help="the new file (default: read the current one again)"
+    )
+    swap.add_argument(
+        "--tolerance",
+        type=difference,
+        metavar="D",
+        help="largest allowed difference between old and new answers (default: any)",
+    )
+    unload = order_of("unload", "stop serving a model once its waiting requests have run")
     unload.add_argument("name", metavar="NAME")
-    follow = order_of("watch", "load, swap and unload as the .onnx files of a folder do")
+    follow = order_of(
+        "watch", "follow a folder: load, swap and unload models as its .onnx files appear, change and vanish"
+    )
     follow.add_argument("folder", metavar="FOLDER", type=Path, help="the yard's models_root")
+    load.add_argument(
+        "--run-seconds-max",
+        type=seconds,
+        metavar="S",
+        help="kill a worker whose batch runs longer (default: no limit)",
+    )
+    swap.add_argument(
+        "--run-seconds-max",
+        type=seconds_or_none,
+        metavar="S",
+        help="kill a worker whose batch runs longer; 0: no limit (default: unchanged)",
+    )
     for each in (show, load, swap, unload, follow):
         add_yard(each, argparse.SUPPRESS)
+    for each in (load, swap):
+        each.add_argument(
+            "--set",
+            type=setting,
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="any key of the model's table in batchyard.toml, such as batch_axis=0 (repeatable)",
+        )
     for each in (load, swap, unload):
         each.add_argument("--timeout", type=seconds, default=TIMEOUT_S, metavar="S", help="(%(default)g s)")
     return arguments
@@ -115,8 +155,14 @@ def _show(options: argparse.Namespace) -> int:
         if not found:
             names = ", ".join(model.name for model in models) or "none"
             raise UnknownModel(f"no model is called {options.name!r}; this yard has: {names}")
-        lines = [*as_text(found), *(f"  {line}" for line in origin_lines(found[0].origin))]
-        print(json.dumps(as_json(found[0]), indent=2) if options.json else "\n".join(lines))
+        files = Operator(options.url, options.keys).snapshot().get("model_files", {})
+        file = files.get(options.name, "")
+        if options.json:
+            print(json.dumps(as_json(found[0]) | {"file": file}, indent=2))
+        else:
+            lines = [*as_text(found), f"  file     {file}"]
+            lines += [line for line in map("  {}".format, origin_lines(found[0].origin)) if line not in lines]
+            print("\n".join(lines))
     elif options.json:
         print(json.dumps([as_json(model) for model in models], indent=2))
     else:
@@ -124,8 +170,8 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-def origin_lines(origin: Origin | None) -> list[str]:
-    """What is known of the file, and what it says of itself."""
+def origin_lines(origin: Provenance | None) -> list[str]:
+    """The file's facts, and the metadata it carries."""
     if origin is None:
         return []
     lines = [f"sha256   {origin.sha256}"]
@@ -162,6 +208,13 @@ def as_json(model: ModelInfo) -> dict[str, Any]:
         "outputs": [_spec(spec) for spec in model.outputs],
         "batchable": model.batchable,
         "alone_reason": model.alone_reason,
+        "batch_axes": model.batch_axes,
+        "evidence": model.evidence,
+        "padded_axes": model.padded_axes,
+        "pad_reason": model.pad_reason,
+        "elements": model.elements,
+        "padding": model.padding,
+        "streams": model.streams,
         "max_batch": model.max_batch,
         "idempotent": model.idempotent,
         "origin": None if model.origin is None else structs.asdict(model.origin),
@@ -171,7 +224,7 @@ def as_json(model: ModelInfo) -> dict[str, Any]:
                 "pid": worker.pid,
                 "provider": worker.provider,
                 "placement": worker.placement,
-                "fallen": worker.fallen,
+                "fallback_reason": worker.fallback_reason,
                 "warmup_ns": {str(rows): run_ns for rows, run_ns in sorted(worker.warmup_ns.items())},
             }
             for worker in model.workers
@@ -185,7 +238,7 @@ def state(model: ModelInfo) -> str:
 
 
 def batching(model: ModelInfo) -> str:
-    """How many rows go into one run; nothing is known of a model that no worker has loaded."""
+    """How many rows share a run; unknown until a worker has loaded the model."""
     if model.state != ModelState.READY:
         return "-"
     return f"up to {plural(model.max_batch, 'row')}" if model.batchable else "alone"
@@ -198,17 +251,26 @@ def _head(model: ModelInfo) -> tuple[str, ...]:
 def _details(model: ModelInfo) -> list[str]:
     details = [f"reason   {model.reason}"] if model.state == ModelState.FAILED and model.reason else []
     if model.origin is not None and model.origin.variant:
-        details.append(f"file     {model.origin.variant}, of {model.origin.source}")
+        details.append(f"variant  {model.origin.variant}, of {model.origin.source}")
     details += [f"input    {spec}" for spec in model.inputs]
     details += [f"output   {spec}" for spec in model.outputs]
     if model.state == ModelState.READY and not model.batchable:
         details.append(f"alone    {model.alone_reason or 'its configuration says so'}")
+    elif model.evidence:
+        details.append(f"batches  {model.evidence}")
+    if model.padded_axes:
+        share = f"; {model.padding / model.elements:.1%} of what ran was padding" if model.elements else ""
+        details.append(f"pads     {', '.join(model.padded_axes)}: {model.pad_reason}{share}")
+    elif model.pad_reason:
+        details.append(f"no padding, though it is asked for: {model.pad_reason}")
     for worker in model.workers:
         where = f"process {worker.pid}, {worker.provider} ({worker.placement})"
         details.append(f"worker   {worker.worker}: {where}")
-        if worker.fallen:
-            details.append(f"  on no better provider  {worker.fallen}")
-        if worker.warmup_ns:
+        if worker.fallback_reason:
+            details.append(f"  on no better provider  {worker.fallback_reason}")
+        if not worker.warmup_ns:
+            details.append("  not measured at load: its times are learned from requests")
+        else:
             runs = (f"{rows}: {duration(run_ns)}" for rows, run_ns in sorted(worker.warmup_ns.items()))
             details.append(f"  time of a run by rows  {', '.join(runs)}")
     return details

@@ -1,8 +1,8 @@
-"""What a yard did between two of its broker's snapshots: rates, quantiles, who waits, and who works.
+"""What a yard did between two broker snapshots: rates, quantiles, queues, and workers.
 Pure: no socket, no clock, no terminal.
 
-Everything that a broker counts is cumulative, so an interval is a difference; quantiles are of what was
-counted in the interval alone, and lie in the right bucket, which is 25 % wide at most.
+Broker counters are cumulative, so an interval is a difference. Quantiles cover only the interval; they are
+exact to a bucket, which is at most 25 % wide.
 """
 
 from __future__ import annotations
@@ -64,24 +64,26 @@ class Model(msgspec.Struct, frozen=True):
     scatter: Times | None
     tracks: list[Track]  # those that have had a request, by priority
     lanes: list[Lane]
+    padding_share: float | None = None  # of its batches' elements along padded axes; None: none are padded
+    lanes_omitted: int = 0  # that it has besides
 
 
 class Run(msgspec.Struct, frozen=True):
-    """A batch that a worker has."""
+    """A batch on a worker."""
 
     model: str
     rows: int
 
 
 class Worker(msgspec.Struct, frozen=True):
-    """One worker, as it was when the second snapshot was taken."""
+    """One worker at the time of the second snapshot."""
 
     worker: int
     pid: int
     providers: list[str]
     runs: Run | None  # None: idle
     follows: Run | None  # bound to it already
-    fallen: str = ""  # why it is on no better provider, where it might be
+    fallback_reason: str = ""  # why it is on no better provider, where it might be
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -113,7 +115,8 @@ class Interval(msgspec.Struct, frozen=True):
     batches_failed: int
     requeued: int
     arenas: int
-    arena_bytes: int
+    arena_bytes: int  # of address space
+    arena_committed_bytes: int  # of it, pages
     held_bytes: int  # in slots of requests that have not been released
     inline_used_bytes: int  # of tensors that came as frames
 
@@ -126,7 +129,7 @@ def between(
     if before is not None and before.epoch != after.epoch:
         before = None
     over = _Over(before, after, interval_s)
-    fallen = dict(after.workers_fallen)
+    fallback_reasons = dict(after.workers_fallen)
     models = [over.model(*entry) for entry in after.models]
     models.sort(key=lambda model: (-(model.rows_per_s or 0.0), model.name))
     batches = over.rate(after.batches, before.batches if before else 0)
@@ -155,7 +158,7 @@ def between(
         rows_per_batch=rows / batches if rows and batches else None,
         copied_bytes_per_s=over.rate(after.copied_bytes, before.copied_bytes if before else 0),
         models=models,
-        workers=[_worker(*entry, fallen.get(entry[0], "")) for entry in after.leases],
+        workers=[_worker(*entry, fallback_reasons.get(entry[0], "")) for entry in after.leases],
         workers_lost=after.workers_lost,
         workers_restarted=after.workers_restarted,
         workers_hung=after.workers_hung,
@@ -164,6 +167,7 @@ def between(
         requeued=after.requeued,
         arenas=after.arenas,
         arena_bytes=after.arena_bytes,
+        arena_committed_bytes=after.arena_committed_bytes,
         held_bytes=after.bytes_held,
         inline_used_bytes=after.inline_used_bytes,
     )
@@ -181,6 +185,11 @@ class _Over:
             (model, priority, outcome): count - had.get((model, priority, outcome), 0)
             for model, priority, outcome, count in after.requests
         }
+        had_elements = {model: found for model, *found in before.elements} if before else {}
+        self._elements = {
+            model: tuple(now - then for now, then in zip(found, had_elements.get(model, (0, 0)), strict=True))
+            for model, *found in after.elements
+        }
         self._spared = _changes(_counted(after.identical), _counted(before.identical) if before else {})
         self._stages = _histograms(after.stages, before.stages if before else ())
         self._batch_stages = _histograms(after.batch_stages, before.batch_stages if before else ())
@@ -192,7 +201,7 @@ class _Over:
         return self.per_s(after - before)
 
     def grouped(self, changes: Iterable[tuple[str, int]]) -> dict[str, float]:
-        """Rates by name; those of which there were none are left out."""
+        """Rates by name, without those that are zero."""
         found: dict[str, float] = {}
         for name, change in changes:
             if self._known and change:
@@ -233,7 +242,13 @@ class _Over:
                 if waiting[priority] or any(key[1] == priority for key in mine)
             ],
             lanes=[Lane(shapes, rows) for model, shapes, rows in self._after.lanes if model == name],
+            padding_share=self._padding_share(name),
+            lanes_omitted=self._after.lanes_omitted.get(name, 0),
         )
+
+    def _padding_share(self, name: str) -> float | None:
+        elements, padding = self._elements.get(name, (0, 0))
+        return padding / elements if self._known and elements else None
 
     def _track(
         self, name: str, priority: Priority, waiting: int, mine: dict[tuple[str, int, str], int]
@@ -251,7 +266,7 @@ class _Over:
 
 
 def _worker(
-    worker: int, pid: int, providers: dict[str, str], leases: list[tuple[str, int]], fallen: str
+    worker: int, pid: int, providers: dict[str, str], leases: list[tuple[str, int]], fallback_reason: str
 ) -> Worker:
     runs = [Run(*lease) for lease in leases[:2]]
     return Worker(
@@ -260,7 +275,7 @@ def _worker(
         sorted(set(providers.values())),
         runs[0] if runs else None,
         runs[1] if len(runs) > 1 else None,
-        fallen,
+        fallback_reason,
     )
 
 

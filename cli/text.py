@@ -20,7 +20,7 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]
 
 
 def duration(value_ns: float) -> str:
-    """Nanoseconds with three digits and a unit that fits."""
+    """Nanoseconds as three digits and a fitting unit."""
     for unit, factor in (("ns", 1.0), ("us", 1e3), ("ms", 1e6)):
         if value_ns < 999.5 * factor:
             return f"{value_ns / factor:.3g} {unit}"
@@ -37,5 +37,5 @@ def size(value_bytes: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 worker`, `2 workers`, `12,000 images`; of a noun that takes an s."""
+    """`1 worker`, `2 workers`, `12,000 images`; for nouns with a plural in s."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

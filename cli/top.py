@@ -1,7 +1,7 @@
-"""`batchyard top`: what a yard does now: models, priorities, batches, workers, memory.
+"""`batchyard top`: watch a yard: models, priorities, batches, workers, memory.
 
-Owns the asking: a snapshot every interval, what is said while there is no broker, and when it ends.
-`rates` makes an interval of two snapshots, `view` draws it.
+Takes a snapshot every interval, reports a missing broker, and decides when to end. `rates` turns two
+snapshots into an interval, `view` draws it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import msgspec
 
 from ..client import Operator
 from ..transport import extras
+from ..transport.arguments import add_yard, seconds
 from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded
 from ..transport.snapshot import Snapshot, read
-from .arguments import add_yard, parser, seconds
+from .arguments import parser
 from .keyboard import Keyboard
 from .rates import Interval, between
 
@@ -47,8 +48,8 @@ EXAMPLES = """examples:
 
 
 def main(argv: list[str]) -> int:
-    """0 when it was ended by q or Ctrl-C, or has printed what was asked for; raises when there is no
-    broker to begin with."""
+    """Return 0 after q or Ctrl-C, or once the requested output is printed; raises if there is no broker at
+    the start."""
     options = _parser().parse_args(argv)
     source = _Source(Operator(options.url, options.keys))
     try:
@@ -74,11 +75,11 @@ class _Source:
         return self._operator.endpoint.url
 
     def first(self) -> Interval:
-        """How it is now, without rates. Raises what `Operator.snapshot` does, also when nobody is there."""
+        """The present state, without rates. Raises like `Operator.snapshot`, also if there is no broker."""
         return self._take(read(self._operator.snapshot(FIRST_ANSWER_S)))
 
     def next(self) -> Interval | None:
-        """What has been done since the call before; None: there is no broker now."""
+        """What happened since the last call; None if there is no broker now."""
         try:
             return self._take(read(self._operator.snapshot(ANSWER_S)))
         except (BrokerLost, DeadlineExceeded):
@@ -103,7 +104,7 @@ def _print_json(source: _Source, every_s: float, once: bool) -> None:
 
 
 def _show(source: _Source, every_s: float, once: bool, svg: Path | None) -> None:
-    """Draw, or print, and leave a picture of what was shown last."""
+    """Draw, or print, and save the last view as a picture."""
     if importlib.util.find_spec("rich") is None:
         raise BatchyardError(f"{extras.missing('rich')}; --json does without")
     from rich.console import Console
@@ -127,7 +128,7 @@ def _show(source: _Source, every_s: float, once: bool, svg: Path | None) -> None
 
 
 def _print(source: _Source, screen: Screen, once: bool, console: Console) -> None:
-    """A block for every interval, on whatever stdout is."""
+    """Print a block for every interval to stdout."""
     for seen in _intervals(source, screen.every_s):
         screen.show(seen)
         if seen.interval_s is not None:
@@ -137,7 +138,7 @@ def _print(source: _Source, screen: Screen, once: bool, console: Console) -> Non
 
 
 def _intervals(source: _Source, every_s: float) -> Iterator[Interval]:
-    """Each interval as it ends; who waits for a broker is told so, once, on stderr."""
+    """Each interval as it ends. A missing broker is reported once, on stderr."""
     is_waiting = False
     while True:
         time.sleep(every_s)
@@ -168,7 +169,7 @@ def _draw(source: _Source, screen: Screen, console: Console) -> None:
             if seen is None:
                 lost_s = lost_s or time.monotonic()
                 waited_s = time.monotonic() - lost_s
-                screen.below = f"waiting for the broker… {waited_s:.0f} s; this is how it was"
+                screen.below = f"waiting for the broker… {waited_s:.0f} s; showing the last known state"
             else:
                 lost_s = 0.0
                 screen.below = KEYS
@@ -195,7 +196,7 @@ def _signals_noted() -> Iterator[list[int]]:
 
 
 def _pause(for_s: float, keyboard: Keyboard, live: Live, came: Sequence[int]) -> bool:
-    """Wait, and draw again when the terminal has another size. True: it is to end."""
+    """Wait, and redraw if the terminal is resized. True means: end."""
     until_s = time.monotonic() + for_s
     size = live.console.size
     while (left_s := until_s - time.monotonic()) > 0:
@@ -208,13 +209,13 @@ def _pause(for_s: float, keyboard: Keyboard, live: Live, came: Sequence[int]) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    arguments = parser("top", "What a yard does now.", EXAMPLES)
+    arguments = parser("top", "Show what a yard is doing.", EXAMPLES)
     arguments.add_argument(
-        "--interval", type=seconds, default=1.0, metavar="S", help="seconds between two looks (%(default)g)"
+        "--interval", type=seconds, default=1.0, metavar="S", help="seconds between updates (%(default)g)"
     )
-    arguments.add_argument("--once", action="store_true", help="one interval, and the end")
+    arguments.add_argument("--once", action="store_true", help="print one interval and exit")
     form = arguments.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object per interval and line")
-    form.add_argument("--svg", type=Path, metavar="FILE", help="leave a picture of what was shown last")
+    form.add_argument("--svg", type=Path, metavar="FILE", help="save the last view as a picture")
     add_yard(arguments)
     return arguments

@@ -1,7 +1,7 @@
-"""How `batchyard top` looks: an interval as something that rich draws. Pure: opens no terminal.
+"""The layout of `batchyard top`: an interval as rich renderables. Pure: opens no terminal.
 
-Owns the layout and its colours. What there is no room for is named, not cut: the busiest models are
-shown, and how many more there are.
+Owns the layout and its colours. If there is no room, the busiest models are shown, with the number of the
+others.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Screen:
         self._waiting: deque[float] = deque(maxlen=CURVE_WIDTH)
 
     def show(self, seen: Interval) -> None:
-        """The next interval. One without rates adds nothing to the curves."""
+        """Show the next interval. One without rates adds nothing to the curves."""
         self._seen = seen
         if seen.requests_per_s is not None and seen.rows_per_s is not None:
             self._requests.append(seen.requests_per_s)
@@ -137,7 +137,7 @@ def _tile(title: str, value: str, curve: Text, below: Text) -> Panel:
 
 
 def _curve(values: Sequence[float], blocks: str, style: str) -> Text:
-    """Each as high as its share of the greatest."""
+    """Each bar's height is its share of the greatest."""
     top = max(values, default=0.0)
     steps = len(blocks) - 1
     heights = (1 + int(value / top * (steps - 1) + 0.5) if value else 0 for value in values)
@@ -184,6 +184,8 @@ def _model_row(model: Model) -> tuple[Text, dict[str, Text]]:
     name.append(f"  {by or 'no worker'}", DIM if by else "red")
     if model.revision > 1:
         name.append(f"  rev {model.revision}", DIM)
+    if model.padding_share is not None:
+        name.append(f"  padding {model.padding_share:.0%}", DIM)
     style = "bold" if model.requests_per_s else DIM
     return name, {
         "req/s": Text(_rate(model.requests_per_s), style),
@@ -209,7 +211,7 @@ def _track_row(track: Track, most: int, blocks: str, wide: bool) -> tuple[Text, 
 
 
 def _lane_rows(model: Model, most: int, blocks: str, wide: bool) -> list[tuple[Text, dict[str, Text]]]:
-    """Where requests of several shapes wait: the fullest lanes."""
+    """The fullest lanes, if requests of several shapes wait."""
     lanes = sorted((lane for lane in model.lanes if lane.shapes), key=lambda lane: -lane.waiting_rows)
     if len(lanes) < 2:
         return []
@@ -218,8 +220,9 @@ def _lane_rows(model: Model, most: int, blocks: str, wide: bool) -> list[tuple[T
         shapes = ", ".join("×".join(map(str, shape)) or "scalar" for shape in lane.shapes)
         bar = _bar(lane.waiting_rows, most, blocks, DIM, wide)
         rows.append((Text(f"   lane of {shapes}", DIM), {"waiting": bar}))
-    if len(lanes) > LANES_SHOWN:
-        rows.append((Text(f"   … {text.plural(len(lanes) - LANES_SHOWN, 'more lane')}", DIM), {}))
+    more = len(lanes) - LANES_SHOWN + model.lanes_omitted
+    if more > 0:
+        rows.append((Text(f"   … {text.plural(more, 'more lane')}", DIM), {}))
     return rows
 
 
@@ -287,7 +290,7 @@ def _worker_cells(worker: Worker) -> list[Text]:
         if worker.follows is not None:
             runs.append(f", then {_run(worker.follows)}", DIM)
     provider = ", ".join(worker.providers) or "loading"
-    on = Text(f"{provider} (fallen)", "yellow") if worker.fallen else Text(provider)
+    on = Text(f"{provider} (fallen)", "yellow") if worker.fallback_reason else Text(provider)
     return [Text(f"#{worker.worker}", "bold"), Text(f"pid {worker.pid}", DIM), on, runs]
 
 
@@ -298,7 +301,7 @@ def _run(run: Run) -> str:
 def _memory(seen: Interval) -> list[tuple[str, str]]:
     copied = NOTHING if seen.copied_bytes_per_s is None else f"{text.size(seen.copied_bytes_per_s)}/s"
     values = (
-        f"{seen.arenas}, {text.size(seen.arena_bytes)}",
+        f"{seen.arenas}, {text.size(seen.arena_committed_bytes)}",
         text.size(seen.held_bytes),
         text.size(seen.inline_used_bytes),
         copied,

@@ -1,5 +1,5 @@
-"""A folder that is the truth about a yard's models: new files are loaded, changed ones swapped, and the
-models of those that vanish let go. `batchyard models watch`, and `batchyard up --watch`.
+"""A yard's models follow a folder: new files are loaded, changed ones swapped, and the models of vanished
+ones unloaded. `batchyard models watch`, and `batchyard up --watch`.
 
 `NAME.onnx` is the model NAME, unless the yard's configuration has given the file another name.
 Subfolders are not looked at. A file counts when two looks have found it the same, so that one which is
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..client import Operator
-from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, Overloaded
+from ..transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, InvalidRequest, Overloaded
 
 SUFFIX = ".onnx"
 LOOK_S = 1.0
@@ -26,7 +26,7 @@ Stamp = tuple[int, int, int]  # modified (ns), bytes, inode
 
 
 class Change(NamedTuple):
-    """What the folder asks for: "load", "swap" or "unload"."""
+    """What a change of the folder requires: "load", "swap" or "unload"."""
 
     kind: str
     model: str
@@ -34,7 +34,7 @@ class Change(NamedTuple):
 
 
 class FolderWatch:
-    """What is to be done, from one listing to the next. Pure.
+    """Finds the changes from one listing to the next. Pure.
 
     `served`: files of the folder that the yard serves already -> under which name.
     """
@@ -46,7 +46,7 @@ class FolderWatch:
         self._before: dict[str, Stamp] = {}
 
     def look(self, listing: Mapping[str, Stamp]) -> list[Change]:
-        """The changes that this listing asks for; `done` or `refused` ends each."""
+        """The changes that this listing requires; report each with `done` or `refused`."""
         found = []
         for file, stamp in listing.items():
             if self._served.get(file, stamp) is None:
@@ -70,7 +70,7 @@ class FolderWatch:
             self._served[change.file] = self._before[change.file]
 
     def refused(self, change: Change) -> None:
-        """The yard will not make it."""
+        """The yard refused the change."""
         if change.kind == "unload":
             del self._served[change.file]  # it is not there to be let go
         else:
@@ -108,11 +108,11 @@ def follow(
     broker = None
     while True:
         try:
-            pid = operator.snapshot()["pid"]
-            if broker != pid:
+            counters = operator.snapshot()
+            if broker != counters["pid"]:
                 watch = FolderWatch(served())
-            broker = pid
-            for line in _apply(watch, listing(folder), operator):
+            broker = counters["pid"]
+            for line in _apply(watch, folder, operator, counters.get("model_files", {})):
                 say(line)
         except (DeadlineExceeded, BrokerLost):
             pass  # no broker just now
@@ -122,8 +122,34 @@ def follow(
             return
 
 
-def _apply(watch: FolderWatch, found: Mapping[str, Stamp], operator: Operator) -> Iterator[str]:
-    for change in watch.look(found):
+def check_root(folder: Path, operator: Operator) -> None:
+    """Raise InvalidRequest unless the folder is the one that the yard loads models from. Another folder's
+    files say nothing of the yard's models, even where they have the same names."""
+    root = operator.snapshot().get("models_root", "")
+    if not root:
+        raise InvalidRequest("this yard was started without models_root, so it can't follow a folder")
+    if str(folder.resolve()) != root:
+        raise InvalidRequest(f"{folder} is not this yard's models_root; watch {root} instead")
+
+
+def served_from(folder: Path, operator: Operator) -> dict[str, str]:
+    """Files of the folder that the yard serves -> under which name."""
+    root = folder.resolve()
+    files = {name: Path(file) for name, file in operator.snapshot().get("model_files", {}).items()}
+    return {file.name: name for name, file in files.items() if file.parent == root}
+
+
+def _apply(
+    watch: FolderWatch, folder: Path, operator: Operator, files: Mapping[str, str]
+) -> Iterator[str]:
+    """`files`: what the yard serves now, by model."""
+    for change in watch.look(listing(folder)):
+        own = str(folder.resolve() / change.file)
+        if change.kind != "load" and files.get(change.model, own) != own:
+            watch.refused(change)
+            elsewhere = f"{change.model!r} is served from {files[change.model]}"
+            yield f"{change.file}: nothing to {change.kind}: {elsewhere}"
+            continue
         try:
             if change.kind == "load":
                 revision = operator.load(change.model, change.file, timeout=CHANGE_TIMEOUT_S).revision

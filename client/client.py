@@ -9,60 +9,75 @@ from __future__ import annotations
 import os
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
 from ..transport import endpoints
-from ..transport.dtypes import CODE_BY_NUMPY
-from ..transport.errors import ArenaExhausted, BrokerLost, InvalidRequest
+from ..transport.errors import BatchyardError, BrokerLost
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelInfo, Priority
-from ..transport.tensors import nbytes_of
-from . import tracing
-from .channel import Pending
-from .connection import Connection
-from .futures import InferFuture, IoThread
+from . import ending, tracing
+from .future import InferFuture
+from .link import Line, line_of
+from .map import results
+from .options import (
+    TIMEOUT_S,
+    Options,
+    check_seconds,
+    empty_in,
+    refuse_token,
+    request_of,
+    source_of,
+    window_of,
+)
+from .remote import is_remote
 from .reply import Reply
-from .session import Session, Settings, check_name
-from .sessions import Sessions
+from .request import Request
+from .sequence import ClientSequence
+from .session import CLOSED, YARD_CLOSED, ClientClosed, Sessions, Settings, check_name
 from .signature import Array, Signature
-from .window import Window, results
-
-ARENA_BYTES = 64 << 20
-TIMEOUT_S = 30.0
-SECONDS_MAX = 1e9
-# The broker tells of a passed deadline itself; after this we no longer wait for it. Together with the
-# 25 ms after which a waiting call looks up (connection.py) it is less than the promised 50 ms.
-BROKERS_WORD_S = 0.02
-ROOM_LOOK_S = 0.01  # how often a caller that waits for room reads what its own connection is told
+from .stream import answers_of
+from .thread import IoThread
 
 
 class Client:
     """A connection to a yard.
 
     url: `ipc:///folder` or `tcp://host:port`; default $BATCHYARD_URL, else this user's local yard.
-    arena_bytes: shared memory for tensors under way, results that are still held, and `empty`.
+    arena_bytes: the most shared memory for tensors under way, results that are still held, and `empty`;
+        default: a quarter of the memory of this machine or container. It is taken as it is needed, and what
+        is idle for a minute is given back.
     keys: folder with CURVE keys, for a yard that asks for them.
     segment: "memfd", "named", or "frames"; default by the url.
     connect_timeout: seconds to wait for a broker.
+    token: for a gateway or a fleet (`http://host:port`, `grpc://host:port`; with TLS `https`, `grpcs`): its
+        bearer token; default $BATCHYARD_GATEWAY_TOKEN. There is no shared memory then (docs/fleet.md).
 
     Connects on first use. Raises InvalidRequest for a url that is none.
     """
+
+    def __new__(cls, url: str | None = None, *arguments: Any, **named: Any) -> Self:
+        if cls is Client and is_remote(url or endpoints.default_url()):
+            from .remote.client import RemoteClient
+
+            return cast(Self, object.__new__(RemoteClient))
+        return object.__new__(cls)
 
     def __init__(
         self,
         url: str | None = None,
         *,
-        arena_bytes: int = ARENA_BYTES,
+        arena_bytes: int | None = None,
         keys: str | os.PathLike[str] | None = None,
         segment: str | None = None,
         connect_timeout: float = 5.0,
+        token: str | None = None,
     ) -> None:
+        refuse_token(token)
         folder = KeyFolder(Path(keys)) if keys is not None else None
         url = url or endpoints.default_url()
         self._sessions = Sessions(Settings(url, arena_bytes, folder, segment, connect_timeout))
@@ -70,7 +85,7 @@ class Client:
         self._lock = threading.Lock()
         self._closed = False
         self._pid = os.getpid()
-        _clients.add(self)
+        ending.watch(self)
 
     def __repr__(self) -> str:
         return f"<Client of {self._sessions.settings.endpoint.url}{', closed' if self._closed else ''}>"
@@ -102,9 +117,7 @@ class Client:
         Raises InvalidRequest, UnknownModel, Overloaded, DeadlineExceeded, WorkerLost, ModelFailed,
         BrokerLost, ArenaExhausted.
         """
-        return self.request(
-            model, inputs, priority=priority, deadline=deadline, timeout=timeout, traceparent=traceparent
-        ).value
+        return self._request(model, inputs, priority, deadline, timeout, traceparent).value
 
     def request(
         self,
@@ -117,65 +130,58 @@ class Client:
         traceparent: str | None = None,
     ) -> Reply:
         """`infer`, with the receipt: where the time went, batch size, worker, provider."""
-        started_s = time.monotonic()
-        deadline_ns = deadline_ns_of(deadline, timeout)
-        urgency = priority_of(priority)
-        give_up_s = started_s + patience_s(deadline, timeout)
-        span = tracing.begin(model, urgency, traceparent)
+        return self._request(model, inputs, priority, deadline, timeout, traceparent)
 
-        def run(session: Session, connection: Connection) -> Reply:
-            signature = session.signatures.get(model) or session.signature(connection, model, give_up_s)
-            channel = connection.channel
-
-            def submit(wait_s: float) -> tuple[Pending, Sequence[Any]]:
-                left_ns = deadline_ns - int((time.monotonic() - started_s) * 1e9)
-                return channel.submit(signature, inputs, urgency, max(1, left_ns), wait_s)
-
-            pending = None
-            try:
-                try:
-                    pending, frames = submit(0.0)
-                except ArenaExhausted:
-                    pending, frames = self._patiently(submit, session, connection, give_up_s)
-                if span is not None:
-                    span.sent()
-                connection.send([pending.message], frames)
-                reply: Reply = connection.wait(pending, give_up_s)
-            except BrokerLost:
-                raise
-            except BaseException:  # also Ctrl-C: nobody waits for the answer any more
-                if pending is not None and (cancel := channel.abandon(pending)) is not None:
-                    connection.send([cancel])
-                raise
-            return reply
-
-        if span is None:
-            return self._sessions.use(run, give_up_s, model)
-        with span:
-            reply = span.reply = self._sessions.use(run, give_up_s, model)
-        return reply
-
-    def _patiently(
+    def _request(
         self,
-        submit: Callable[[float], tuple[Pending, Sequence[Any]]],
-        session: Session,
-        connection: Connection,
-        give_up_s: float,
-    ) -> tuple[Pending, Sequence[Any]]:
-        """Submit while the arena is full: try as long as slots can still come back, and no longer
-        than the caller waits. Raises ArenaExhausted."""
-        while True:
-            # What this connection abandoned comes back in messages that nobody else reads.
-            connection.drain()
-            session.recover_slots()
-            io = self._io
-            others = session.busy or bool(connection.channel.pending) or (io is not None and io.busy)
-            left_s = give_up_s - time.monotonic() if others else 0.0
+        model: str,
+        inputs: Any,
+        priority: int | str = Priority.NORMAL,
+        deadline: float | None = None,
+        timeout: float = TIMEOUT_S,
+        traceparent: str | None = None,
+        expect: Callable[[Signature], Signature] | None = None,
+    ) -> Reply:
+        """`expect`: the signature with outputs' sizes that the caller foresees."""
+        request = request_of(model, inputs, priority, deadline, timeout, traceparent)
+        request.expect = expect
+        session = self._sessions.current
+        try:
             try:
-                return submit(min(left_s, ROOM_LOOK_S))
-            except ArenaExhausted:
-                if left_s <= 0:
-                    raise
+                line = session.idle.pop()  # type: ignore[union-attr]  # atomic, as a lock would be
+            except (IndexError, AttributeError):
+                line = Line(self._sessions)
+            try:
+                outcome = line.ask(request)
+            except BaseException as error:
+                if request.span is not None:
+                    request.span.end(error, request.sent_ns)
+                raise
+            finally:
+                session = line.session
+                if session is None:
+                    line.close()
+                else:
+                    session.idle.append(line)
+                    if session.is_over:
+                        session.close_idle()
+            if not isinstance(outcome, Reply | BatchyardError):
+                self._cut_off()
+        except BatchyardError:
+            raise
+        except BaseException:
+            self._cut_off()
+            raise
+        if request.span is not None:
+            request.span.end(outcome, request.sent_ns)
+        if type(outcome) is Reply:
+            return outcome
+        if isinstance(outcome, BrokerLost):
+            ending.cut_off()
+        try:
+            raise outcome
+        finally:
+            del outcome, request  # else the error and this frame would keep each other alive
 
     def submit(
         self,
@@ -193,18 +199,40 @@ class Client:
         the request wherever it is, and `reply` has the receipt. Raises at once what is wrong with
         the call itself; waits for room in the arena up to `timeout`.
         """
-        urgency = priority_of(priority)
-        deadline_ns = deadline_ns_of(deadline, timeout)
-        io = self._io
-        if io is None or io.ended:
-            io = self._start_io()
-        span = tracing.begin(model, urgency, traceparent)
+        return self._submit(request_of(model, inputs, priority, deadline, timeout, traceparent))
+
+    def _submit(self, request: Request) -> InferFuture:
+        """`submit`, of a request that has been made."""
         try:
-            return io.submit(model, inputs, urgency, deadline_ns, timeout, span)
+            io = self._io
+            if io is None or io.ended:
+                io = self._start_io()
+            return io.submit(request)
         except BaseException as error:
-            if span is not None:
-                span.end(error)
+            if request.span is not None:
+                request.span.end(error, request.sent_ns)
+            if isinstance(error, BrokerLost):
+                ending.cut_off()
+            if not isinstance(error, BatchyardError):
+                self._cut_off()
             raise
+
+    def stream(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        priority: int | str = Priority.NORMAL,
+        deadline: float | None = None,
+        timeout: float = TIMEOUT_S,
+        traceparent: str | None = None,
+    ) -> Iterator[Array | dict[str, Array]]:
+        """The answers of a model that yields several (docs/python-models.md), each as soon as it is there; of
+        any other model, its one answer. Arguments as of `infer`; `timeout` and `deadline` are for the whole
+        stream. Left early (`break`), the request is cancelled. The first error ends it; what has been
+        answered is never asked for again."""
+        request = request_of(model, inputs, priority, deadline, timeout, traceparent)
+        return answers_of(request, self._submit)
 
     def map(
         self,
@@ -222,16 +250,27 @@ class Client:
         The quickest way to run many: no futures, no thread, and requests leave as one message. The
         first error ends it, and cancels what is under way. `timeout` and `deadline` are for each.
         """
-        if window < 1:
-            raise InvalidRequest(
-                f"window is how many requests are under way at once: 1 or more, not {window}"
-            )
-        check_name(model)
-        deadline_ns = deadline_ns_of(deadline, timeout)
-        patience = patience_s(deadline, timeout)
-        origin = tracing.origin(traceparent)
-        mapping = Window(iter(inputs), window, priority_of(priority), deadline_ns, patience, origin)
-        return results(mapping, self._sessions, model)
+        options = Options(model, priority, deadline, timeout)
+        source, size = source_of(inputs), window_of(window)
+        return results(self._sessions, options, source, size, tracing.origin(traceparent))
+
+    def sequence(
+        self, model: str, /, *, states: Mapping[str, str] | None = None, **initial: Any
+    ) -> ClientSequence:
+        """Steps of a model with state: what it gives of its state is the next step's input, where it lies.
+
+            with client.sequence("vad", sr=np.int64(16000)) as vad:
+                speech = vad.infer(samples)
+
+        states: {"input": "output"}; default: by their names (`state`/`stateN`, `h`/`hn`,
+            `past...`/`present...`, `x_in`/`x_out`).
+        initial: the first step's state, by input names; zeros of the declared shape where it is not given.
+            And inputs that are the same in every step, such as `sr`.
+
+        Used as a context manager, or as it is. Raises (with the first step, or by `with`) as `wait_ready`,
+        and InvalidRequest where no output is an input's next value.
+        """
+        return ClientSequence(self, model, states, initial)
 
     def cancel(self, future: InferFuture) -> bool:
         """Cancel a request of `submit`; the same as `future.cancel()`."""
@@ -246,29 +285,53 @@ class Client:
         session = self._sessions.current
         if session is None or session.lost:
             session = self._sessions.open()
-        return empty_in(session, shape, dtype)
+        try:
+            return empty_in(session, shape, dtype)
+        except BatchyardError:
+            raise
+        except BaseException:
+            self._cut_off()
+            raise
 
-    def models(self) -> list[ModelInfo]:
+    def models(self, timeout: float = TIMEOUT_S) -> list[ModelInfo]:
         """Every model of the yard: inputs, outputs, whether it batches and if not why, its workers."""
-        give_up_s = time.monotonic() + TIMEOUT_S
-        return self._sessions.use(
-            lambda session, connection: session.describe(connection, "", give_up_s), give_up_s
-        )
+        return self._describe("", timeout)
 
     def wait_ready(self, model: str, timeout: float = TIMEOUT_S) -> ModelInfo:
         """Wait until a model is ready. Raises UnknownModel, ModelFailed with the reason why it can't
         be loaded, or DeadlineExceeded."""
         check_name(model)
-        give_up_s = time.monotonic() + timeout
-        (info,) = self._sessions.use(
-            lambda session, connection: session.describe(connection, model, give_up_s), give_up_s
-        )
+        (info,) = self._describe(model, timeout)
         Signature(info)
         return info
 
+    def _describe(self, model: str, timeout: float) -> list[ModelInfo]:
+        check_seconds("timeout", timeout)
+        line = line_of(self._sessions)
+        try:
+            return line.describe(model, timeout)
+        except BrokerLost:
+            ending.cut_off()
+            raise
+        except BatchyardError:
+            raise
+        except BaseException:
+            self._cut_off()
+            raise
+        finally:
+            line.leave()
+
+    def _cut_off(self) -> None:
+        """A call ended with an exception that is none of ours: see `Sessions.renew`."""
+        self._sessions.renew()
+        io = self._io
+        if io is not None:
+            io.look()
+
     @property
     def bytes_copied(self) -> int:
-        """Bytes that this client has copied into shared memory so far."""
+        """Bytes that this client has copied into shared memory so far; over http and grpc into messages, and
+        that is every input."""
         return self._sessions.bytes_copied
 
     # ---- the I/O thread -----------------------------------------------------------------------
@@ -277,31 +340,45 @@ class Client:
         """The I/O thread, started if there is none."""
         with self._lock:
             if self._closed:
-                raise BrokerLost("this client has been closed")
+                raise ClientClosed(CLOSED)
             if self._io is None or self._io.ended:
                 self._io = IoThread(self._sessions)
             return self._io
 
-    def _begin_anew(self) -> None:
-        """Forget what is another process's, without closing it."""
-        _abandoned.append((self._sessions.abandon(), self._io))
-        self._lock = threading.Lock()
-        self._io = None
-        self._pid = os.getpid()
-
     # ---- the end ------------------------------------------------------------------------------
+
+    def yard_closed(self) -> None:
+        """There will be no other broker: what has no outcome when this one goes ends at once."""
+        self._sessions.end(YARD_CLOSED)
 
     def close(self) -> None:
         """End the requests of `submit` with Cancelled, and let go of connections and memory; calls
-        that are under way in other threads come to their own end. Results that are still held stay
-        readable. Idempotent."""
+        that are under way in other threads come to their own end, and so does a done-callback that
+        runs for longer than a second. Results that are still held stay readable. Idempotent."""
+        self.close_by(time.monotonic() + ending.CLOSE_S)
+
+    def close_by(self, give_up_s: float) -> None:
+        """`close`, waiting until `give_up_s` (time.monotonic) at most."""
         with self._lock:
             self._closed = True
             io, self._io = self._io, None
         # Not under the lock: a callback on the I/O thread may be waiting for it.
         if io is not None:
-            io.close()
+            io.close_by(give_up_s)
         self._sessions.close()
+
+    def stop(self) -> None:
+        """Tell the I/O thread to end. Waits for nothing."""
+        io = self._io
+        if io is not None:
+            io.stop()
+
+    def begin_anew(self) -> None:
+        """In a forked child: forget what is the parent's, without closing it."""
+        ending.abandon(self._sessions.abandon(), self._io)
+        self._lock = threading.Lock()
+        self._io = None
+        self._pid = os.getpid()
 
     def __enter__(self) -> Self:
         return self
@@ -312,72 +389,10 @@ class Client:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_pid", 0) == os.getpid():
-            self.close()
-
-
-def priority_of(priority: int | str) -> int:
-    """A Priority, its number, or its name in any case. Raises InvalidRequest."""
-    if type(priority) is Priority:
-        return priority
-    if isinstance(priority, str):
-        found = Priority.__members__.get(priority.upper())
-        if found is not None:
-            return found
-    elif priority in (0, 1, 2, 3):
-        return int(priority)
-    names = ", ".join(Priority.__members__)
-    raise InvalidRequest(f"priority is one of {names}, not {priority!r}")
-
-
-def deadline_ns_of(deadline: float | None, timeout: float) -> int:
-    """Time that the broker has. Raises InvalidRequest for a duration that is not above zero."""
-    if deadline is None and type(timeout) is float and 0.0 < timeout <= SECONDS_MAX:
-        return int(timeout * 1e9)
-    _check_seconds("timeout", timeout)
-    if deadline is None:
-        return int(timeout * 1e9)
-    _check_seconds("deadline", deadline)
-    return int(deadline * 1e9)
-
-
-def _check_seconds(what: str, seconds: object) -> None:
-    if not isinstance(seconds, int | float) or not 0 < seconds <= SECONDS_MAX:
-        raise InvalidRequest(
-            f"{what} is a number of seconds above 0 and up to {SECONDS_MAX:g}, not {seconds!r}"
-        )
-
-
-def patience_s(deadline: float | None, timeout: float) -> float:
-    """How long the caller waits for the outcome, whatever the broker does."""
-    return (timeout if deadline is None else min(deadline, timeout)) + BROKERS_WORD_S
-
-
-def empty_in(session: Session, shape: int | Sequence[int], dtype: Any) -> Array:
-    """`empty`, in a session's memory."""
-    dims = (shape,) if isinstance(shape, int) else tuple(shape)
-    element = np.dtype(dtype)
-    code = CODE_BY_NUMPY.get(element)
-    if code is None:
-        raise InvalidRequest(f"{element} cannot travel as a tensor")
-    nbytes = nbytes_of(code, dims)
-    if session.memory is None:
-        return np.empty(dims, element)
-    try:
-        offset = session.memory.alloc(nbytes)
-    except ArenaExhausted:
-        session.recover_slots()
-        offset = session.memory.alloc(nbytes)
-    return session.memory.array(offset, element, dims)
-
-
-def _after_fork() -> None:
-    """A forked child must not talk on its parent's sockets: its clients begin anew."""
-    for client in list(_clients):
-        client._begin_anew()
-
-
-_clients: weakref.WeakSet[Client] = weakref.WeakSet()
-_abandoned: list[Any] = []  # kept, so that nothing of a parent's is closed by a destructor here
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+        if getattr(self, "_pid", 0) != os.getpid() or ending.is_finalizing():
+            return
+        self._closed = True
+        if self._io is not None:
+            self._io.leave()
+        else:
+            self._sessions.close()

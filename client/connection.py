@@ -1,197 +1,142 @@
-"""A DEALER to the broker: greeting, sending, and noticing that the broker is gone.
+"""A connection to the broker: greeting, sending, and noticing that the broker is gone.
 
-Used by one thread at a time. Every wait here is finite: a receive comes up for air every
-LOOK_AROUND_MS to see whether the connection has ended.
+Used by one thread at a time. Every wait here is finite, and no send waits: what the broker does not read
+is kept, up to a bound.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
-from itertools import count
 from typing import Any
 
-import zmq
-from zmq.utils.monitor import recv_monitor_message
-
-from ..transport import codec, errors
+from ..transport import codec, errors, lent
 from ..transport import messages as m
 from ..transport.endpoints import Endpoint
-from ..transport.keys import KeyFolder
-from ..transport.sockets import configure, has_more, readable
-from .channel import Channel, Pending, Settled
+from ..transport.wire import ALONG_MAX, Bounds, Carrier, Ended, Full
 from .memory import SlotMemory
-from .resubmit import MessageRefused
 
-LOOK_AROUND_MS = 25  # how late a lost broker or a passed timeout is noticed while waiting
+LOOK_AROUND_MS = 25  # how late a passed timeout is noticed while waiting
+BOUNDS = Bounds(m.ANSWER_BYTES_MAX, parts=m.TENSORS_MAX + 1, message_bytes=2 * m.ANSWER_BYTES_MAX)
 
-_ENDINGS = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+Envelope = tuple[list[m.BrokerToClient], Sequence[Any]]  # messages, and the frames behind them
 
 
-class Connection:
-    """A connection and its channel, to be used once it is `welcomed`."""
+class NotSent(errors.Overloaded):
+    """The broker does not read, and what waits for it is as much as is kept. Nothing of this was sent."""
 
-    def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        endpoint: Endpoint,
-        keys: KeyFolder | None,
-        memory: SlotMemory | None,
-        numbers: count[int],
-        open_sockets: set[zmq.Socket[bytes]],
-    ) -> None:
-        """Greets whatever broker there is or will be. `open_sockets` is told of every socket that has
-        to be closed before the context ends."""
+
+class HandshakeLost(errors.BrokerLost):
+    """The broker died while it was greeted; or, where that goes on, it has another key than we were given."""
+
+
+class BrokerConnection:
+    """A connection, to be used once it is `welcomed`."""
+
+    def __init__(self, carrier: Carrier, endpoint: Endpoint, memory: SlotMemory | None) -> None:
+        """Greets whatever broker there is or will be."""
         self.endpoint = endpoint
-        self.channel = Channel(memory, numbers)
         self.greeted = False
-        self.socket = context.socket(zmq.DEALER)
-        self._open_sockets = open_sockets
-        open_sockets.add(self.socket)
-        configure(self.socket, endpoint)
-        self.socket.setsockopt(zmq.RCVTIMEO, LOOK_AROUND_MS)
-        self.socket.setsockopt(zmq.SNDTIMEO, 5_000)  # a broker that reads nothing for so long is lost
-        self.socket.setsockopt(zmq.RECONNECT_IVL, 20)
-        self.monitor: zmq.Socket[bytes] | None = None
+        handle = memory.segment.handle if memory is not None else None
+        along = memory.segment.descriptor if memory is not None else None
+        self.wire = carrier.connect(endpoint.clients, BOUNDS, along, 2 * ALONG_MAX)
+        borrows = memory is not None and self.wire.lends
         try:
-            if keys is not None:
-                keys.apply_client(self.socket)
-            self.monitor = self.socket.get_monitor_socket(_ENDINGS)
-            open_sockets.add(self.monitor)
-            self.socket.connect(self.endpoint.clients)
-            handle = memory.segment.handle if memory is not None else None
-            self.send([m.Hello(handle, f"python {os.getpid()}")])
+            self.send([m.Hello(handle, f"python {os.getpid()}", borrows)])
         except BaseException:
             self.close()
             raise
 
-    def welcomed(self) -> bool:
-        """Whether the broker has answered the greeting; waits for it up to LOOK_AROUND_MS. Raises
+    def welcomed(self, timeout_ms: int = LOOK_AROUND_MS) -> bool:
+        """Whether the broker has answered the greeting; waits for it up to `timeout_ms`. Raises
         BrokerLost when the connection ended, Unauthorized, or what the broker says."""
-        for message in self.receive()[0]:
+        envelope = self.receive(timeout_ms)
+        for message in envelope[0] if envelope is not None else ():
             if isinstance(message, m.Welcome):
                 self.greeted = True
                 return True
             if isinstance(message, m.Refused):
                 raise errors.from_wire(message.code, message.text)
-        self.check()
         return False
 
-    def await_welcome(self, timeout_s: float) -> None:
-        """Return when `welcomed`; raise BrokerLost when that took longer."""
-        give_up_s = time.monotonic() + timeout_s
-        while not self.welcomed():
-            if time.monotonic() >= give_up_s - LOOK_AROUND_MS / 2e3:
-                raise nobody_answers(self.endpoint, timeout_s)
-
     def send(self, messages: Sequence[Any], frames: Sequence[Any] = ()) -> None:
-        """Send messages, in as few envelopes as they fit into; frames go with a single one. Raises
-        BrokerLost when the broker takes nothing."""
+        """Send messages without waiting, in as few envelopes as they fit into; frames go with a single one.
+        Raises NotSent. That the connection has ended is `receive`'s to say."""
         try:
             if frames:
-                self.socket.send_multipart([codec.encode(messages), *frames])
+                self.wire.send([codec.encode(messages), *frames])
                 return
-            for payload in codec.payloads(messages):
-                self.socket.send(payload)
-        except zmq.Again:
-            raise errors.BrokerLost(f"the broker at {self.endpoint.url} does not read") from None
+            for payload in codec.payloads(messages, codec.CLIENT_BYTES_MAX):
+                self.wire.send((payload,))
+        except Full as full:
+            raise self.not_sent(full) from None
 
-    def receive(self) -> tuple[list[m.BrokerToClient], Sequence[Any]]:
-        """(messages, frames) of the next envelope; ([], ()) when none came for LOOK_AROUND_MS."""
-        socket = self.socket
+    def not_sent(self, full: Full) -> NotSent:
+        """What a message ends with that the wire refuses."""
+        return NotSent(f"the broker at {self.endpoint.url} does not read: {full}", 1.0)
+
+    def tell(self, messages: Sequence[Any]) -> None:
+        """Send what can be done without: a Cancel that a broker never reads is no loss."""
         try:
-            payload = socket.recv()
-        except zmq.Again:
-            return [], ()
-        frames: list[Any] = []
-        while has_more(socket):
-            frames.append(socket.recv(copy=False).buffer)
-        return codec.broker_to_client.decode(payload), frames
+            self.send(messages)
+        except NotSent:
+            pass
 
-    def check(self) -> None:
-        """Raise BrokerLost (or Unauthorized) when the connection has ended."""
-        monitor = self.monitor
-        if monitor is None or not readable(monitor):
-            return
-        event = recv_monitor_message(monitor)["event"]
-        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            raise errors.Unauthorized(
-                f"the yard at {self.endpoint.url} does not admit this client's key; its operator copies "
+    def receive(self, timeout_ms: int = LOOK_AROUND_MS) -> Envelope | None:
+        """The next envelope; None when none came for `timeout_ms`. Raises
+        BrokerLost (or Unauthorized) when the connection has ended."""
+        try:
+            parts = self.wire.receive(timeout_ms)
+        except Ended as ended:
+            raise self.lost(ended) from None
+        return self.opened(parts) if parts is not None else None
+
+    def opened(self, parts: Sequence[Any]) -> Envelope:
+        """What the parts of a message are, with what came along."""
+        messages = codec.broker_to_client.decode(parts[0])
+        frames: Sequence[Any] = parts[1:]
+        if frames and type(messages[0]) is m.Answer and messages[0].lent:
+            frames = self._borrowed(messages[0], frames)
+        return messages, frames
+
+    def _borrowed(self, answer: m.Answer, frames: Sequence[Any]) -> Sequence[Any]:
+        """The answer's frames. Without them, where they can't be mapped, only its request fails."""
+        try:
+            return lent.plain(lent.received(frames, answer.lent, self.wire.take_descriptor))
+        except (errors.SegmentRefused, OSError):
+            return ()
+
+    def lost(self, ended: Ended) -> errors.BatchyardError:
+        """What the connection's end means."""
+        url = self.endpoint.url
+        if ended.why == "key":
+            return errors.Unauthorized(
+                f"the yard at {url} does not admit this client's key; its operator copies "
                 "client.key into the broker's authorized/ folder"
             )
-        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            raise errors.Unauthorized(
-                f"the yard at {self.endpoint.url} and this client disagree on CURVE: pass keys=, or drop it"
+        if ended.why == "mechanism":
+            return errors.Unauthorized(
+                f"the yard at {url} and this client disagree on CURVE: pass keys= (--keys), or drop it"
             )
-        if not self.greeted and not self.endpoint.is_ipc:
-            raise errors.Unauthorized(
-                f"the yard at {self.endpoint.url} closed the connection unread: if it asks for CURVE keys, "
-                "pass keys=; if it asks for none, drop them"
+        if ended.why == "protocol":
+            return errors.BrokerLost(f"what listens at {url} is no broker: {ended}")
+        if ended.why == "denied":
+            return errors.Unauthorized(
+                f"the yard at {url} is another user's: this process runs as user {os.getuid()}, and may not "
+                "enter its folder"
             )
-        raise errors.BrokerLost(f"the broker at {self.endpoint.url} went away")
-
-    def wait(self, pending: Pending, give_up_s: float) -> Any:
-        """The request's outcome: returned, or raised.
-
-        Raises DeadlineExceeded at `give_up_s` (time.monotonic), whatever the broker does, and
-        BrokerLost when the connection ends. Other requests of the channel are settled on the way.
-        """
-        channel = self.channel
-        while True:
-            messages, frames = self.receive()
-            for message in messages:
-                if type(message) is m.Refused:
-                    raise refusal(message)
-                for entry, outcome in channel.handle(message, frames):
-                    if entry is pending:
-                        if isinstance(outcome, Exception):
-                            raise outcome
-                        return outcome
-            if not messages:
-                self.check()
-                if time.monotonic() >= give_up_s - LOOK_AROUND_MS / 2e3:
-                    raise errors.DeadlineExceeded("no answer in time")
-
-    def drain(self) -> list[Settled]:
-        """Handle what has come without waiting; slots of abandoned requests come back this way."""
-        settled: list[Settled] = []
-        while readable(self.socket):
-            messages, frames = self.receive()
-            for message in messages:
-                settled += self.channel.handle(message, frames)
-        return settled
+        if ended.why == "handshake":
+            return HandshakeLost(
+                f"the broker at {url} closed the connection during the handshake (a yard with CURVE keys "
+                "does so: pass its folder as keys=, or --keys)"
+            )
+        if self.wire.undelivered:
+            return errors.UnknownConnection(f"the broker at {url} went away before it was asked")
+        return errors.BrokerLost(f"the broker at {url} went away")
 
     def close(self) -> None:
         """Say goodbye and close. Idempotent."""
-        if self.monitor is not None:
-            try:
-                self.socket.setsockopt(zmq.LINGER, 100)
-                self.socket.send(codec.encode([m.Bye()]), zmq.NOBLOCK)
-            except zmq.ZMQError:
-                pass  # the broker sees the connection end instead
-            if not self.socket.closed:  # see session._close_sockets
-                self.socket.disable_monitor()
-            self.monitor.close(0)
-            self._open_sockets.discard(self.monitor)
-            self.monitor = None
-        self.socket.close()
-        self._open_sockets.discard(self.socket)
-
-
-def refusal(message: m.Refused) -> errors.BatchyardError:
-    """What a Refused means to whoever has requests under way on the connection.
-
-    UnknownConnection: the broker was restarted since the greeting, and has run nothing of it.
-    """
-    if message.code == errors.Code.UNKNOWN_CONNECTION:
-        return errors.UnknownConnection(message.text)
-    return MessageRefused(f"the broker refused this connection: {message.text}")
-
-
-def nobody_answers(endpoint: Endpoint, waited_s: float) -> errors.BrokerLost:
-    """What a call ends with that found no broker."""
-    return errors.BrokerLost(
-        f"no broker answers at {endpoint.url} (waited {waited_s:.3g} s); start one with "
-        "`batchyard up`, or set BATCHYARD_URL to the one that runs"
-    )
+        if self.greeted:
+            self.greeted = False
+            self.tell([m.Bye()])
+        self.wire.close()

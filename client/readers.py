@@ -11,6 +11,8 @@ import select
 import threading
 from collections.abc import Callable, Mapping
 
+from . import ending
+
 SELECT_S = 0.5  # how soon the thread sees that it is to end
 
 
@@ -40,7 +42,7 @@ class _SelectThread:
         self._ending = threading.Event()
         self._handled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="batchyard-select", daemon=True)
-        self._thread.start()
+        ending.start(self._thread)
 
     def _run(self) -> None:
         while not self._ending.is_set():
@@ -67,4 +69,6 @@ class _SelectThread:
     def stop(self) -> None:
         self._ending.set()
         self._handled.set()
-        self._thread.join()  # before the descriptors are closed and their numbers mean others
+        # Before the descriptors are closed and their numbers mean others. It looks up every SELECT_S.
+        if not ending.is_finalizing():
+            self._thread.join(2 * SELECT_S)

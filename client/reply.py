@@ -11,7 +11,8 @@ from .signature import Array
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """Times in nanoseconds. gather, compute, and scatter are the whole batch's; `copied_bytes` is
-    what the worker moved for the batch (0: the model read and wrote this client's own memory). A result
+    what the worker moved for the batch (0: the model read and wrote this client's own memory). Of a request
+    that was split they are the sums of all its batches, and `worker` and `batch` are the last one's. A result
     that was kept has run in no batch: its worker is 0 and its provider "cache"."""
 
     queue_ns: int
@@ -25,6 +26,7 @@ class Receipt:
     revision: int  # of the model that answered
     batch: int  # the broker's number for it: requests with the same ran together
     lent_ns: int  # from when the worker was sent the batch until the broker heard that it is done
+    padded: float = 0.0  # the share of the batch that was padding; see `pad` in docs/configuration.md
 
 
 class Reply:
@@ -59,5 +61,5 @@ class Reply:
         b = self._batch
         return Receipt(
             self._queue_ns, b.gather_ns, b.compute_ns, b.scatter_ns, b.rows, b.copied_bytes, b.worker,
-            b.provider, b.revision, b.batch, b.lent_ns,
+            b.provider, b.revision, b.batch, b.lent_ns, b.padded,
         )  # fmt: skip

@@ -1,45 +1,52 @@
-"""A client's life with one broker: its shared memory, its models, and the connections it has made.
+"""A client's life with one broker: its shared memory, what it knows of models, and its idle lines.
 
-When the broker goes away the whole session is given up, memory and all, because a worker of the
-lost broker may still write into slots; the client makes a new session on its next call.
+When the broker goes away the whole session is given up, memory and all, because a worker of the lost broker
+may still write into slots. The first of the client's threads to need another session makes it.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-import time
-import weakref
+from contextlib import suppress
 from itertools import count
-from math import inf
-from typing import TypeVar
-
-import zmq
+from typing import Any, Protocol
 
 from ..transport import segments
 from ..transport.endpoints import Endpoint
-from ..transport.errors import BrokerLost, DeadlineExceeded, InvalidRequest, SegmentRefused
+from ..transport.errors import BatchyardError, BrokerLost, InvalidRequest, shown
 from ..transport.keys import KeyFolder
-from ..transport.messages import ModelInfo
-from ..transport.sockets import CONTEXT_DESCRIPTORS, SOCKET_DESCRIPTORS, require_descriptors
-from .connection import Connection
-from .memory import SlotMemory
+from ..transport.wire import carrier
+from .connection import BrokerConnection
+from .memory import SlotMemory, reserved_bytes
 from .signature import Signature
 
-T = TypeVar("T")
+CLOSED = "this client has been closed"
+YARD_CLOSED = "the yard has been closed"
 
 
-def _close_sockets(context: zmq.Context[zmq.Socket[bytes]], sockets: set[zmq.Socket[bytes]]) -> None:
-    """A session that was never closed has been collected. The collector would end the context in any
-    order, and that waits for open sockets for ever; this comes first, and then the context goes."""
-    while sockets:
-        sockets.pop().close(0)
+class Line(Protocol):
+    """What a session asks of an idle line (link.py)."""
+
+    def drain(self) -> None:
+        """Handle what has come, without waiting."""
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+class ClientClosed(BrokerLost):
+    """The client, or its yard, has been closed: there will be no broker for it any more."""
 
 
 def check_name(model: object) -> None:
     """Raise InvalidRequest unless it can be a model's name: "" would ask for all of them."""
     if not isinstance(model, str) or not model:
-        raise InvalidRequest(f"a model is asked for by its name, not by {model!r}")
+        found = shown(model)
+        raise InvalidRequest(f"a model's name is a text that is not empty, such as 'resnet18', not {found}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Settings:
@@ -48,141 +55,145 @@ class Settings:
     def __init__(
         self,
         url: str,
-        arena_bytes: int,
+        arena_bytes: int | None,
         keys: KeyFolder | None,
         segment: str | None,
         connect_timeout_s: float,
     ) -> None:
         self.endpoint = Endpoint.parse(url)
-        self.arena_bytes = arena_bytes
         self.keys = keys
+        if not _is_number(connect_timeout_s) or not connect_timeout_s >= 0:
+            raise InvalidRequest(
+                f"connect_timeout is a number of seconds, 0 or more, not {shown(connect_timeout_s)}"
+            )
+        if arena_bytes is not None and (not isinstance(arena_bytes, int) or arena_bytes < 1):
+            raise InvalidRequest(f"arena_bytes is a number of bytes, 1 or more, not {shown(arena_bytes)}")
         self.connect_timeout_s = connect_timeout_s
         # Over ipc both sides see one memory. Over tcp tensors travel as frames, unless the local
         # yard has no other way in (Windows) and the caller says so.
         self.segment = segment or (segments.default_backend() if self.endpoint.is_ipc else "frames")
+        self.arena_bytes = arena_bytes if arena_bytes is not None else reserved_bytes(self.segment)
 
 
 class Session:
-    """Connections are borrowed by one thread at a time and returned; there are as many as were
-    ever needed at once."""
+    """`idle`: lines that no thread uses now; there are as many as were ever needed at once."""
 
-    def __init__(self, settings: Settings, numbers: count[int]) -> None:
-        """`numbers` are the client's own: no two requests of it share one, in whichever session."""
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.pid = os.getpid()
         self.lost = False
+        self.is_over = False  # lost or closed: nothing new is to be sent in it
         self.signatures: dict[str, Signature] = {}
         self.memory: SlotMemory | None = None
-        require_descriptors(CONTEXT_DESCRIPTORS)
+        self.idle: list[Any] = []
+        self._carrier = carrier(settings.endpoint, settings.keys)
         if settings.segment != "frames":
             self.memory = SlotMemory(settings.arena_bytes, settings.segment)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._open_sockets: set[zmq.Socket[bytes]] = set()
-        weakref.finalize(self, _close_sockets, self._context, self._open_sockets).atexit = False
-        self._numbers = numbers
-        self._idle: list[Connection] = []
-        self._lock = threading.Lock()
-        self._closed = False
-        self._lent: set[Connection] = set()
 
-    def connect(self, give_up_s: float = inf) -> Connection:
-        """A new connection, the caller's to close or to give back. Raises BrokerLost when nobody
-        answers by `give_up_s` (time.monotonic) or within the connect timeout."""
-        connection = self.greet()
-        try:
-            connection.await_welcome(
-                max(0.0, min(self.settings.connect_timeout_s, give_up_s - time.monotonic()))
-            )
-        except SegmentRefused as error:
-            connection.close()
-            if self.lost or self._closed:  # another call has given this session's memory up meanwhile
-                raise BrokerLost("the broker went away while this call connected") from error
-            raise
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def greet(self) -> Connection:
+    def greet(self) -> BrokerConnection:
         """A new connection that is not welcome yet."""
-        require_descriptors(SOCKET_DESCRIPTORS)
-        s = self.settings
-        return Connection(self._context, s.endpoint, s.keys, self.memory, self._numbers, self._open_sockets)
+        return BrokerConnection(self._carrier, self.settings.endpoint, self.memory)
 
-    def borrow(self, give_up_s: float = inf) -> Connection:
-        """A connection for the calling thread alone, until `give_back`."""
-        try:
-            connection = self._idle.pop()  # atomic; a lock would cost as much as the pop
-        except IndexError:
-            connection = self.connect(give_up_s)
-        self._lent.add(connection)
-        return connection
-
-    def give_back(self, connection: Connection) -> None:
-        self._lent.discard(connection)
-        self._idle.append(connection)
-        if self.lost or self._closed:
-            self._close_idle()
-
-    def discard(self, connection: Connection) -> None:
-        """The broker of a borrowed connection is gone, and so is this session."""
-        self.give_up()
-        self._lent.discard(connection)
-        connection.close()
-
-    def describe(self, connection: Connection, model: str, give_up_s: float) -> list[ModelInfo]:
-        """Ask for a model's metadata ("": all), waiting until it is ready or has failed."""
-        started_s = time.monotonic()
-        pending = connection.channel.describe(model)
-        connection.send([pending.message])
-        try:
-            infos: list[ModelInfo] = connection.wait(pending, give_up_s)
-        except DeadlineExceeded:
-            connection.channel.pending.pop(pending.number, None)
-            waited_s = give_up_s - started_s
-            raise DeadlineExceeded(f"no worker has loaded {model!r} within {waited_s:.3g} s") from None
-        return infos
-
-    def signature(self, connection: Connection, model: str, give_up_s: float) -> Signature:
-        """The model's signature, asked for once. Raises ModelFailed, UnknownModel, DeadlineExceeded."""
-        found = self.signatures.get(model)
-        if found is None:
-            check_name(model)
-            found = Signature(self.describe(connection, model, give_up_s)[0], self.signatures)
-            self.signatures[model] = found
-        return found
-
-    @property
-    def busy(self) -> bool:
-        """Whether some other call is under way, which will give slots back."""
-        return len(self._lent) > 1
+    def give_back(self, line: Line) -> None:
+        """A thread is done with its line."""
+        self.idle.append(line)
+        if self.is_over:
+            self.close_idle()
 
     def recover_slots(self) -> None:
-        """Read what idle connections were told: slots of abandoned requests come back."""
-        for _ in range(len(self._idle)):
+        """Read what idle lines were told: slots of abandoned requests come back."""
+        for _ in range(len(self.idle)):
             try:
-                connection = self._idle.pop()
+                line = self.idle.pop()
             except IndexError:
                 return
-            connection.drain()
-            self._idle.insert(0, connection)  # at the far end: the next pop gets another one
+            line.drain()
+            self.idle.insert(0, line)  # at the far end: the next pop gets another one
+        if self.is_over:
+            self.close_idle()
 
     def give_up(self) -> None:
         """The broker is gone: nothing of this session is used again."""
-        self.lost = True
-        self._close_idle()
+        self.lost = self.is_over = True
+        self.close_idle()
 
-    def _close_idle(self) -> None:
-        with self._lock:
-            while self._idle:
-                self._idle.pop().close()
+    def close_idle(self) -> None:
+        while self.idle:
+            try:
+                line = self.idle.pop()  # atomic: another thread may be closing them, too
+            except IndexError:
+                return
+            line.close()
 
     def close(self) -> None:
-        """Close every idle connection and the memory. Borrowed ones are closed when given back."""
-        self._closed = True
-        self._close_idle()
+        """Close every idle line and the memory. Those in use are closed when given back."""
+        self.is_over = True
+        self.close_idle()
         if self.memory is not None:
             self.memory.close()
-            self.memory = None
-        # No term(): it would wait for a socket that some thread still holds. The context ends
-        # with its last reference.
+        self._carrier.close()
+
+
+class Sessions:
+    """A client's sessions, one after another. `current` is None before the first call and after the last."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.current: Session | None = None
+        self.numbers = count(1)  # of requests: no two of a client share one, in whichever session
+        self._lock = threading.Lock()
+        self._closed = ""  # why there is no other session
+        self._bytes_copied_before = 0  # by sessions that are over
+
+    @property
+    def bytes_copied(self) -> int:
+        """Bytes that were copied into shared memory so far."""
+        session = self.current
+        memory = session.memory if session is not None else None
+        return self._bytes_copied_before + (memory.bytes_copied if memory is not None else 0)
+
+    def open(self) -> Session:
+        """The session, made anew if there is none or the broker of the last one went away. Raises
+        ClientClosed."""
+        with self._lock:
+            if self._closed:
+                raise ClientClosed(self._closed)
+            session = self.current
+            if session is None or session.lost:
+                if session is not None:
+                    self._retire(session)
+                session = self.current = Session(self.settings)
+            return session
+
+    def end(self, why: str) -> None:
+        """Make no other session. The present one goes on."""
+        self._closed = self._closed or why
+
+    def renew(self) -> None:
+        """Go on with another session; calls under way come to their own end in this one. For after an
+        exception that is none of ours: a signal's handler raised it, at any instruction of a call. Slots may
+        have been lost then, and bytes of a connection; with the session they go."""
+        with self._lock:
+            session, self.current = self.current, None
+        if session is not None:
+            self._retire(session)
+            with suppress(BatchyardError):  # the next call says what is wrong
+                self.open()
+
+    def _retire(self, session: Session) -> None:
+        if session.memory is not None:
+            self._bytes_copied_before += session.memory.bytes_copied
+        session.close()
+
+    def abandon(self) -> Session | None:
+        """Forget the session without closing it: its sockets and memory are another process's."""
+        self._lock = threading.Lock()
+        session, self.current = self.current, None
+        return session
+
+    def close(self) -> None:
+        """Close the session, and make no other. Calls under way come to their own end. Idempotent."""
+        with self._lock:
+            self._closed = CLOSED
+            session, self.current = self.current, None
+        if session is not None:
+            self._retire(session)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from functools import lru_cache
-from types import TracebackType
-from typing import Self
 
 from opentelemetry import trace
 from opentelemetry.context import Context, get_current
@@ -29,7 +27,7 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 _log = logging.getLogger(NAME)
 
 
-class Origin:
+class TraceParent:
     """A tracer, and the context in which its requests hang."""
 
     __slots__ = ("_context", "_tracer")
@@ -56,45 +54,40 @@ class Origin:
 
 
 class RequestSpan:
-    """One request's span, from `Origin.begin` to `end`. As a context manager it ends with `reply`, or
-    with the error that leaves the block."""
+    """One request's span, from `TraceParent.begin` to `end`."""
 
-    __slots__ = ("_ended", "_sent_ns", "_shift_ns", "_span", "_tracer", "reply")
+    __slots__ = ("_ended", "_shift_ns", "_span", "_started_ns", "_tracer")
 
     def __init__(self, tracer: Tracer, span: Span, started_ns: int) -> None:
         self._tracer = tracer
         self._span = span
         # Edges are read from a clock that nobody sets, and moved to the time of day.
-        self._sent_ns = time.monotonic_ns()
-        self._shift_ns = started_ns - self._sent_ns
+        self._started_ns = started_ns
+        self._shift_ns = started_ns - time.monotonic_ns()
         self._ended = False
-        self.reply: Reply | None = None
 
-    def sent(self) -> None:
-        """The request is prepared and about to be sent; said again when it is sent anew."""
-        self._sent_ns = time.monotonic_ns()
-
-    def end(self, outcome: Reply | BaseException | None) -> None:
-        """It has come to this. Idempotent: the first outcome counts."""
+    def end(self, outcome: object, sent_ns: int) -> None:
+        """The request has come to this, and was sent (for the last time) then, by `time.monotonic_ns`.
+        Idempotent: the first outcome counts."""
         if self._ended:
             return
         self._ended = True
         try:
             ended_ns = time.monotonic_ns() + self._shift_ns
             if isinstance(outcome, Reply):
-                self._replied(outcome, ended_ns)
-            elif outcome is not None:
+                self._replied(outcome, max(self._started_ns, sent_ns + self._shift_ns), ended_ns)
+            elif isinstance(outcome, BaseException):
                 self._failed(outcome, ended_ns)
             self._span.end(ended_ns)
         except Exception:
             _log.exception("a span could not be ended")
 
-    def _replied(self, reply: Reply, ended_ns: int) -> None:
+    def _replied(self, reply: Reply, sent_ns: int, ended_ns: int) -> None:
         receipt = reply.receipt
         self._span.set_attributes(
             {"batchyard.revision": receipt.revision, "batchyard.provider": receipt.provider}
         )
-        laid = stages(receipt, self._sent_ns + self._shift_ns, ended_ns)
+        laid = stages(receipt, sent_ns, ended_ns)
         if laid is None:
             return
         below = trace.set_span_in_context(self._span, Context())
@@ -127,16 +120,8 @@ class RequestSpan:
         self._span.record_exception(error, timestamp=ended_ns)
         self._span.set_status(StatusCode.ERROR, str(error))
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.end(error if error is not None else self.reply)
-
-
-def origin(traceparent: str | None) -> Origin | None:
+def origin(traceparent: str | None) -> TraceParent | None:
     """As tracing.origin: None when the program has set no TracerProvider."""
     provider = trace.get_tracer_provider()
     if type(provider) is _PROXY:  # isinstance asks an abstract class, which takes longer
@@ -147,7 +132,7 @@ def origin(traceparent: str | None) -> Origin | None:
             if traceparent is None
             else _PROPAGATOR.extract({"traceparent": traceparent}, Context())
         )
-        return Origin(_tracer(provider), context)
+        return TraceParent(_tracer(provider), context)
     except Exception:
         _log.exception("a trace could not be followed")
         return None

@@ -11,17 +11,17 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..transport.errors import InvalidRequest
+from ..transport.errors import InvalidRequest, shown
 from .reply import Receipt
 
 if TYPE_CHECKING:
-    from .spans import Origin, RequestSpan
+    from .spans import RequestSpan, TraceParent
 
-_Origin = Callable[[str | None], "Origin | None"]
+_Origin = Callable[[str | None], "TraceParent | None"]
 _origin: _Origin | None = None  # of spans.py, once it is loaded: an import costs as much as all the rest
 
 
-def origin(traceparent: str | None) -> Origin | None:
+def origin(traceparent: str | None) -> TraceParent | None:
     """Where the spans of requests hang in their trace; None when nobody takes spans.
 
     traceparent: the parent as W3C Trace Context writes it, `00-<32 hex>-<16 hex>-<2 hex>`; what is not
@@ -30,7 +30,7 @@ def origin(traceparent: str | None) -> Origin | None:
     Raises InvalidRequest when it is no text.
     """
     if traceparent is not None and not isinstance(traceparent, str):
-        raise InvalidRequest(f"traceparent is the text of a W3C header, not {traceparent!r}")
+        raise InvalidRequest(f"traceparent is the text of a W3C header, not {shown(traceparent)}")
     if "opentelemetry.trace" not in sys.modules:
         return None
     return (_origin or _load())(traceparent)

@@ -1,1 +1,5 @@
-"""examples/: a small model with real data that `batchyard demo` serves, and the script that trained it."""
+"""examples/: programs to start from (docs/examples.md), the model and the scans of `batchyard demo`, a
+configuration.
+
+The folders below are for a checkout: the wheel has none of them.
+"""

@@ -3,7 +3,8 @@
     from batchyard.export import export_to_onnx
     report = export_to_onnx(model, "model.onnx", input_shape=(1, 3, 32, 32), optimize=True, quantize=True)
 
-Imports nothing of ours but the errors, and neither torch, onnx nor onnxruntime until a call needs them.
+Imports nothing of ours but evidence/, tensors and errors; torch, onnx and onnxruntime only when a call
+needs them.
 """
 
 from .build import export_to_onnx

@@ -1,26 +1,38 @@
-"""One model from PyTorch to files: trace, optimize, vary, validate, measure, publish.
+"""One model from PyTorch to files: trace, optimize, prove, vary, validate, measure, publish.
 
-Nothing is written before fp32 agrees with PyTorch; a variant is written only when the gate lets it.
+Nothing is written before the plain file agrees with PyTorch; a variant is written only if it passes the gate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..transport.errors import InvalidRequest, ModelFailed
-from . import gate, imported, metadata, passes, runtime, sources, timing, tracing, validation, variants
-from .calibration import Data, rows_of
+from . import (
+    axes,
+    gate,
+    imported,
+    kinds,
+    metadata,
+    passes,
+    runtime,
+    sources,
+    timing,
+    tracing,
+    variants,
+    widening,
+)
+from .calibration import ROWS_AT_ONCE, Data, batches, rows_of
+from .judge import Judge
 from .publish import publish
-from .report import FP32, Report, Variant
-from .specs import Feeds, InputSpec, Shapes, sample, specs_of
+from .report import Report, Variant
+from .rows import Rows, disowned, name_outputs, proved
+from .specs import Feeds, InputSpec, Shapes, specs_of
 
-BATCHES_TIMED = (1, 8)
-UNSURE_MAX = 1.25  # a little slower than allowed is measured again, AGAIN times as long
-AGAIN = 3
 BYTES_MAX = 2**31 - 1  # protobuf's own limit; beyond it weights would have to lie in a second file
 
 Say = Callable[[str], None]
@@ -32,6 +44,7 @@ def export_to_onnx(
     path: str | Path,
     input_shape: Shapes | None = None,
     *,
+    dynamic: axes.Dynamic | None = None,
     optimize: bool = True,
     quantize: variants.Asked = False,
     calibration: Data | None = None,
@@ -42,6 +55,7 @@ def export_to_onnx(
     opset: int = 18,
     output_names: Sequence[str] | None = None,
     weights: str | Path | None = None,
+    task: str = kinds.AUTO,
     tolerances: Mapping[str, gate.Tolerance] | None = None,
     provider: str = runtime.CPU,
     provider_options: Mapping[str, str] | None = None,
@@ -49,27 +63,31 @@ def export_to_onnx(
     quiet: Quiet = nullcontext,
     say: Say = lambda line: None,
 ) -> Report:
-    """Export `model` to `path` (fp32), publish variants beside it, and report what was found.
+    """Export `model` to `path` (its own precision), publish variants beside it, and report what was found.
 
     model: a torch.nn.Module, `"module:factory"`, or a torch.export program's .pt2. Pickles are refused.
-        Or an .onnx file, whose own answers on the CPU stand for PyTorch's; opset and batch are its own.
-    input_shape: one shape, `{name: shape}`, or InputSpecs with dtypes; axis 0 is the batch. An .onnx file
-        says its own where its shapes are fixed.
+        Or an .onnx file, whose own answers on the CPU stand for PyTorch's; opset and free axes are its own.
+    input_shape: one shape, `{name: shape}`, or InputSpecs with dtypes; axis 0 is the batch, unless `dynamic`
+        says otherwise. An .onnx file says its own where its shapes are fixed.
+    dynamic: axes that are free besides the batch, or where the batch is: `{"ids": {1: "sequence"}}`, or texts
+        such as `"ids:1=sequence"`; see axes.py.
     quantize: True or "best" publishes the cheapest variant that passes the gate, "all" every one that
         does, names ("dynamic", "static", "fp16-storage", "int8-storage") those.
     calibration: real rows for "static": .npy, .npz, arrays, or a callable that yields batches.
     calibration_method: "minmax", "entropy" or "percentile".
-    validation_data: real rows to compare with PyTorch; without, the calibration's. fp32 is compared on
-        random rows besides, a variant on random rows only where there are no real ones.
-    dynamic_batch, batch_max: axis 0 symbolic, traced for 1..batch_max rows; else the shape's own size.
+    validation_data: real rows to compare with PyTorch; without, the calibration's. The plain file is compared
+        on random rows besides, a variant on random rows only where there are no real ones.
+    dynamic_batch, batch_max: axis 0 free, checked with 1..batch_max rows; else the shape's own size.
     weights: a state dict for a module, read with weights_only=True.
+    task: what variants are compared by besides their error: "classification" (top-1), "embedding" (cosine),
+        "regression" (nothing), or "auto", which looks at the graph's end.
     provider: what variants are compared and timed on, `"webgpu"` or as onnxruntime calls it, with
         `provider_options`.
     measure_s: seconds per batch size and variant. quiet: a context in which nothing else works; what is
         timed is timed in it. say: is told what goes on, a line at a time.
 
     Raises InvalidRequest where what was given can't be right, ModelFailed where the model cannot be
-    exported or its fp32 file differs from its source by more than 1e-4. Nothing is written then.
+    exported or its plain file differs from its source by more than rounding. Nothing is written then.
     """
     path = Path(path)
     if path.suffix != ".onnx":
@@ -81,11 +99,14 @@ def export_to_onnx(
     record = path.with_suffix(".json")
     stale = metadata.earlier(record)
     wanted = variants.asked(quantize, calibration is not None)
+    kinds.named(task)
     if imported.is_onnx(model):
         name = Path(model).name
         if Path(model).resolve() == path.resolve():
             raise InvalidRequest(f"{path} would be written over what it is made of: choose another name")
-        traced, specs = imported.read(Path(model), specs, BYTES_MAX)
+        if output_names is not None:
+            raise InvalidRequest(f"{name} has names for its outputs: others (--outputs) are for PyTorch's")
+        traced = imported.read(Path(model), specs, dynamic, BYTES_MAX)
     else:
         assert specs is not None
         source = sources.find(model, None if weights is None else Path(weights))
@@ -97,59 +118,152 @@ def export_to_onnx(
         traced = tracing.trace(
             source,
             specs,
+            axes.parse(dynamic, specs),
             opset=opset,
             dynamic_batch=dynamic_batch,
-            batch_max=batch_max,
             output_names=output_names,
         )
-    data = None if calibration is None else rows_of(calibration, specs)
-    given = data if validation_data is None else rows_of(validation_data, specs)
+    free = axes.parse(dynamic, traced.specs)
+    graph = Graph(name, traced, by_name=not imported.is_onnx(model), dynamic_batch=dynamic_batch)
+    graph.prepare(where, optimize, say)
 
-    proto, ran = traced.proto, list[passes.Pass]()
-    nodes_raw = passes.nodes(proto)
-    if optimize:
-        say(f"optimizing {nodes_raw} nodes")
-        proto, ran = passes.optimize(proto)
-
-    fixed = None if traced.dynamic_batch else specs[0].shape[0]
-    judge = Judge(specs, traced.reference, given, fixed, batch_max, where, measure_s, quiet)
-    judge.fp32(proto, name)
-    inputs, outputs = metadata.signature(proto)
+    data = None if calibration is None else rows_of(calibration, graph.specs)
+    given = data if validation_data is None else rows_of(validation_data, graph.specs)
+    judge = Judge(
+        graph.specs, traced.reference, given, free, batch_max, where, measure_s, quiet, task, graph.is_fixed
+    )
+    judge.plain(graph.proto, name, graph.precision, traced.doubtful)
+    inputs, outputs = metadata.signature(graph.proto)
     report = Report(
         path=path,
         source=name,
-        opset=metadata.opset(proto),
-        dynamic_batch=fixed is None,
-        nodes_raw=nodes_raw,
-        nodes=passes.nodes(proto),
-        passes=tuple(ran),
+        opset=metadata.opset(graph.proto),
+        dynamic_batch=bool(graph.rows.inputs),
+        nodes_raw=graph.nodes_raw,
+        nodes=passes.nodes(graph.proto),
+        passes=tuple(graph.passes),
         variants=(judge.base,),
         metadata=record,
         inputs=inputs,
         outputs=outputs,
         asked=() if quantize is True or quantize in (variants.BEST, variants.ALL) else wanted,
+        batch={
+            "inputs": dict(graph.rows.inputs),
+            "outputs": dict(graph.rows.outputs),
+            "reason": graph.rows.reason,
+        },
+        sizes=axes.own_sizes(graph.specs),
+        checked=judge.checked,
+        notes=(*traced.notes, *graph.notes),
     )
-    protos = {FP32: proto}
-    for name in wanted:
-        say(f"trying {name}")
-        try:
-            made = variants.make(name, proto, data, calibration_method, fixed)
-            judged = judge.variant(name, made, (tolerances or {}).get(name, gate.TOLERANCES[name]))
-        except ModelFailed as error:  # this variant's end, not the model's
-            judged, made = Variant(name, 0, float("nan"), (), None, (str(error),)), None
+    protos = {judge.base.name: graph.proto}
+    calibrated = None if data is None else batches(data, graph.specs, ROWS_AT_ONCE)
+    for variant in wanted:
+        say(f"trying {variant}")
+        tolerance = (tolerances or {}).get(variant, gate.TOLERANCES[variant])
+        judged, made = tried(variant, graph.proto, calibrated, calibration_method, judge, tolerance)
         report = replace(report, variants=(*report.variants, judged))
         if not judged.refused:
-            protos[name] = made
+            protos[variant] = made
     if quantize is True or quantize == variants.BEST:
         report, protos = only_best(report, protos)
     return publish(report, protos, stale)
 
 
+def tried(
+    name: str, proto: Any, data: list[Feeds] | None, method: str, judge: Judge, tolerance: gate.Tolerance
+) -> tuple[Variant, Any]:
+    """A variant's figures and its graph. If it fails, the model goes on without it."""
+    try:
+        made = variants.make(name, proto, data, method)
+        return judge.variant(name, made, tolerance), made
+    except ModelFailed as error:
+        return Variant(name, 0, float("nan"), (), None, (str(error),)), None
+
+
+@dataclass
+class Graph:
+    """The plain graph on its way from the tracer to the judge, and what is found out about it meanwhile."""
+
+    name: str
+    traced: tracing.Traced
+    by_name: bool  # the batch is where the axis `batch` is; else where the file's own names suggest
+    dynamic_batch: bool
+    proto: Any = None
+    specs: tuple[InputSpec, ...] = ()
+    rows: Rows = field(default_factory=Rows)
+    precision: str = "float32"
+    nodes_raw: int = 0
+    passes: list[passes.Pass] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether axis 0 is a batch of one fixed size, as the user wants."""
+        return not self.dynamic_batch
+
+    def prepare(self, where: runtime.Target, optimize: bool, say: Say) -> None:
+        """Widen it where the provider can't run it, optimize it, and put its batch axis to the proof. Raises
+        ModelFailed."""
+        self.proto, self.specs = self.traced.proto, self.traced.specs
+        self.precision = precision(self.proto)
+        self.nodes_raw = passes.nodes(self.proto)
+        if widening.has_bfloat16(self.proto):
+            self._widen(where)
+        if optimize:
+            say(f"optimizing {self.nodes_raw} nodes")
+            try:
+                self.proto, self.passes = passes.optimize(self.proto)
+            except Exception as error:  # onnxscript's, onnx_ir's and onnxruntime's share no base
+                raise ModelFailed(
+                    f"{self.name} cannot be optimized: {sources.cause(error)}; "
+                    "--no-optimize leaves it as it is"
+                ) from error
+        self._prove(where, say)
+
+    def _widen(self, where: runtime.Target) -> None:
+        try:
+            runtime.session(self.proto.SerializeToString(), where)
+        except ModelFailed:
+            self.proto = widening.widened(self.proto)
+            self.notes += (
+                f"{where.provider} cannot run its bfloat16 arithmetic: it is float32 in the file, "
+                "weights, inputs and outputs stay bfloat16",
+            )
+
+    def _prove(self, where: runtime.Target, say: Say) -> None:
+        if self.by_name and not self.dynamic_batch:
+            self.rows = Rows(reason=f"fixed at {self.specs[0].shape[0]}, as was asked for")
+        elif self.traced.no_batch and not any(spec.batch_axis is not None for spec in self.specs):
+            self.rows = Rows(reason=self.traced.no_batch)
+        else:
+            say("checking that rows are independent")
+            session = runtime.session(self.proto.SerializeToString(), where)
+            self.rows, self.specs = proved(self.proto, session, self.specs, self.by_name)
+        if not self.rows.inputs:
+            self.specs = disowned(self.proto, self.specs, self.traced.symbols)
+            if self.by_name and self.dynamic_batch:
+                self.notes += ("if its batch is on another axis, say so: --dynamic INPUT:AXIS=batch",)
+        name_outputs(self.proto, runtime.session(self.proto.SerializeToString(), where), self.specs)
+
+
+def precision(proto: Any) -> str:
+    """The least exact type that a graph computes in, as far as its ends and weights show it."""
+    from onnx import TensorProto
+
+    ends = (*proto.graph.input, *proto.graph.output)
+    found = {value.type.tensor_type.elem_type for value in ends}
+    found |= {tensor.data_type for tensor in proto.graph.initializer}
+    if TensorProto.BFLOAT16 in found:
+        return "bfloat16"
+    return "float16" if TensorProto.FLOAT16 in found else "float32"
+
+
 def only_best(report: Report, protos: dict[str, Any]) -> tuple[Report, dict[str, Any]]:
-    """fp32 and the cheapest of the variants that may be published; the others say why not."""
+    """The plain file and the cheapest of the variants that may be published; the others say why not."""
     passed = [variant for variant in report.variants if variant.name in protos]
     best = min(passed, key=lambda variant: variant.cost)
-    kept = {FP32, best.name}
+    kept = {report.variants[0].name, best.name}
     found = tuple(
         replace(variant, refused=(f"{best.name} is better",))
         if variant.name in protos and variant.name not in kept
@@ -157,69 +271,3 @@ def only_best(report: Report, protos: dict[str, Any]) -> tuple[Report, dict[str,
         for variant in report.variants
     )
     return replace(report, variants=found), {name: protos[name] for name in kept}
-
-
-class Judge:
-    """Holds a model's cases and its fp32 session, and measures files against them."""
-
-    def __init__(
-        self,
-        specs: tuple[InputSpec, ...],
-        reference: Callable[[Mapping[str, Any]], list[Any]],
-        given: Feeds | None,
-        fixed: int | None,
-        batch_max: int,
-        where: runtime.Target,
-        measure_s: float,
-        quiet: Quiet,
-    ) -> None:
-        def sizes(of: Sequence[int]) -> list[int]:
-            return [size for size in of if size <= batch_max] if fixed is None else [fixed]
-
-        self.where = where
-        self.measure_s = measure_s
-        self.quiet = quiet
-        # Noise is no fair judge of a variant that was calibrated for real rows: its ranges end there.
-        rows = given or sample(specs, validation.ROWS_JUDGED, validation.SEED)
-        at_once = fixed or min(validation.ROWS_AT_ONCE, batch_max)
-        self.cases = validation.given_cases(rows, reference, at_once)
-        self.cases_all = validation.random_cases(specs, reference, sizes(validation.BATCHES)) + self.cases
-        self.timed = {size: sample(specs, size, validation.SEED) for size in sizes(BATCHES_TIMED)}
-        self.base: Variant
-        self.session: Any = None
-
-    def fp32(self, proto: Any, name: str) -> None:
-        """Take `proto` for what variants are compared with. Raises ModelFailed unless it is as PyTorch."""
-        content = proto.SerializeToString()
-        self.session = runtime.session(content, self.where)
-        difference = validation.compare(self.cases_all, lambda feeds: runtime.run(self.session, feeds))
-        refusal = gate.fp32_refusal(difference)
-        if refusal:
-            raise ModelFailed(f"{name} {refusal}")
-        # Against itself: its times, and a ratio that shows how noisy this machine is.
-        self.base = Variant(FP32, len(content), 1.0, self.times(self.session, self.measure_s), difference)
-
-    def variant(self, name: str, proto: Any, tolerance: gate.Tolerance) -> Variant:
-        """Figures, and every reason against it."""
-        content = proto.SerializeToString()
-        session = runtime.session(content, self.where)
-        ratio = len(content) / self.base.nbytes
-        difference = validation.compare(self.cases, lambda feeds: runtime.run(session, feeds))
-        timings = self.times(session, self.measure_s)
-        if gate.SLOWER_MAX < max(timing.ratio for timing in timings) < UNSURE_MAX:
-            timings = self.times(session, AGAIN * self.measure_s)  # a neighbour's noise refuses nobody
-        reasons = gate.refusals(ratio, timings, difference, tolerance)
-        return Variant(name, len(content), ratio, timings, difference, tuple(reasons))
-
-    def times(self, session: Any, budget_s: float) -> tuple[timing.Timing, ...]:
-        with self.quiet():
-            return tuple(
-                timing.interleaved(
-                    lambda feeds=feeds: runtime.run(self.session, feeds),  # type: ignore[misc]
-                    lambda feeds=feeds: runtime.run(session, feeds),  # type: ignore[misc]
-                    rows,
-                    self.where.provider,
-                    budget_s=budget_s,
-                )
-                for rows, feeds in self.timed.items()
-            )

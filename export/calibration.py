@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..transport.errors import InvalidRequest
-from .specs import Array, Feeds, InputSpec
+from .specs import Array, Feeds, InputSpec, numpy_dtype
 
 # A file, `module:function`, an array (one input), arrays by name, or a callable that yields arrays or
 # mappings of them.
@@ -24,7 +24,8 @@ ROWS_AT_ONCE = 8
 
 
 def rows_of(data: Data, specs: Sequence[InputSpec], rows_max: int = ROWS_MAX) -> Feeds:
-    """Arrays by input name, `dtype[rows, ...]`, at most `rows_max` rows.
+    """Arrays by input name, at most `rows_max` rows of each on the input's batch axis. Where no input has
+    one, they lie one after the other on axis 0, each as long as the input's own.
 
     Raises InvalidRequest where names, dtypes, shapes or counts of rows don't fit the inputs.
     """
@@ -32,27 +33,86 @@ def rows_of(data: Data, specs: Sequence[InputSpec], rows_max: int = ROWS_MAX) ->
     if set(found) != {spec.name for spec in specs}:
         wanted = ", ".join(spec.name for spec in specs)
         raise InvalidRequest(f"the data has arrays {', '.join(found) or 'none'}; the inputs are {wanted}")
+    places = row_axes(specs)
     feeds: Feeds = {}
     for spec in specs:
-        array = np.asarray(found[spec.name])
-        if array.ndim != len(spec.shape) or array.shape[1:] != spec.shape[1:]:
-            shape = ", ".join(("rows", *map(str, spec.shape[1:])))
-            raise InvalidRequest(f"{spec.name}'s data has shape {array.shape}, and not ({shape})")
-        if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+        array, place = np.asarray(found[spec.name]), places[spec.name]
+        names = spec.axes or ("",) * len(spec.shape)
+        fits = array.ndim == len(spec.shape) and all(
+            bool(name) or axis == place or got == own
+            for axis, (got, own, name) in enumerate(zip(array.shape, spec.shape, names, strict=True))
+        )
+        if not fits:
+            sizes = [name or str(own) for own, name in zip(spec.shape, names, strict=True)]
+            if place is not None:
+                sizes[place] = "rows"
+            raise InvalidRequest(f"{spec.name}'s data has shape {array.shape}, and not ({', '.join(sizes)})")
+        dtype = numpy_dtype(spec.dtype)
+        if not np.can_cast(array.dtype, dtype, "same_kind"):
             raise InvalidRequest(f"{spec.name}'s data is {array.dtype}, and not {spec.dtype}")
-        feeds[spec.name] = np.ascontiguousarray(array[:rows_max], dtype=spec.dtype)
-    counts = {len(array) for array in feeds.values()}
+        feeds[spec.name] = np.ascontiguousarray(array, dtype=dtype)
+    counts = {
+        feeds[spec.name].shape[place] // _length(spec, specs)
+        for spec in specs
+        if (place := places[spec.name]) is not None
+    }
+    if counts == {0} and all(feeds[spec.name].size for spec in specs):
+        raise InvalidRequest(f"the data have fewer rows than the model's fixed batch of {specs[0].shape[0]}")
     if len(counts) > 1 or 0 in counts:
         raise InvalidRequest(f"the inputs' data have {sorted(counts)} rows: give each as many, and some")
+    most = _pieces(specs, rows_max)
+    if max(counts, default=0) > most:
+        feeds = {spec.name: _cut(feeds[spec.name], spec, specs, slice(most)) for spec in specs}
     return feeds
 
 
-def batches(feeds: Feeds, rows: int) -> list[Feeds]:
-    """Equal batches of `rows`; what is left over is dropped, unless there is nothing else."""
-    total = len(next(iter(feeds.values())))
-    rows = min(rows, total)
-    starts = range(0, total - rows + 1, rows)
-    return [{name: array[start : start + rows] for name, array in feeds.items()} for start in starts]
+def row_axes(specs: Sequence[InputSpec]) -> dict[str, int | None]:
+    """Where each input's rows lie in data: on its batch axis; on axis 0 where no input has one."""
+    if any(spec.batch_axis is not None for spec in specs):
+        return {spec.name: spec.batch_axis for spec in specs}
+    return {spec.name: 0 for spec in specs}
+
+
+def rows_in(feeds: Feeds, specs: Sequence[InputSpec]) -> int:
+    """How many rows these arrays are: of a batch, or on axis 0 where there is none."""
+    places = row_axes(specs)
+    counted = next(spec.name for spec in specs if places[spec.name] is not None)
+    return int(feeds[counted].shape[places[counted] or 0])
+
+
+def _length(spec: InputSpec, specs: Sequence[InputSpec]) -> int:
+    """What one of the things in data takes of the axis that they lie on."""
+    return 1 if any(one.batch_axis is not None for one in specs) else spec.shape[0]
+
+
+def _pieces(specs: Sequence[InputSpec], rows_max: int) -> int:
+    """How many of them `rows_max` rows make."""
+    return max(1, rows_max // max(_length(spec, specs) for spec in specs))
+
+
+def _cut(array: Array, spec: InputSpec, specs: Sequence[InputSpec], pieces: slice) -> Array:
+    """These pieces of an input's data; all of it where every row has the same."""
+    place, each = row_axes(specs)[spec.name], _length(spec, specs)
+    if place is None:
+        return array
+    part = slice((pieces.start or 0) * each, pieces.stop * each)
+    found: Array = array[(slice(None),) * place + (part,)]
+    return found
+
+
+def batches(feeds: Feeds, specs: Sequence[InputSpec], rows: int, rows_max: int = ROWS_MAX) -> list[Feeds]:
+    """Equal batches of `rows`; what is left over is dropped, unless there is nothing else. Without a batch
+    axis, a piece of each input's own size."""
+    places = row_axes(specs)
+    has_batch = any(spec.batch_axis is not None for spec in specs)
+    counted = next(spec for spec in specs if places[spec.name] is not None)
+    total = feeds[counted.name].shape[places[counted.name] or 0] // _length(counted, specs)
+    total = min(total, _pieces(specs, rows_max))
+    step = min(rows, total) if has_batch else 1
+    return [
+        {spec.name: _cut(feeds[spec.name], spec, specs, slice(start, start + step)) for spec in specs}
+        for start in range(0, total - step + 1, step)
+    ]
 
 
 def is_named(text: str) -> bool:

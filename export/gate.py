@@ -1,4 +1,4 @@
-"""What may be published: smaller, not slower, and near enough. Pure: figures in, reasons out."""
+"""Decides what may be published: smaller, not slower, and accurate enough. Pure: figures in, reasons out."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from dataclasses import dataclass
 from .timing import Timing
 from .validation import Difference
 
-FP32_DIFFERENCE_MAX = 1e-4  # of scaled_max: rounding in another order, and nothing else
+# Of scaled_max, by the least exact type that the model computes in: rounding in another order, nothing else.
+# PyTorch rounds after every operator, onnxruntime's CPU computes half precision in float32.
+DIFFERENCE_MAX: Mapping[str, float] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 # Two runs of one and the same file differ by a few percent of median ratio on a shared machine.
 SLOWER_MAX = 1.05
 AGREEMENT_MIN = 0.98
+COSINE_MIN = 0.99
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a variant may be from PyTorch: root mean square, relative, and top-1 agreement."""
+    """How far a variant may be from PyTorch: root mean square, relative; the share of rows with the same
+    class; the cosine of the worst embedding."""
 
     rms_max: float
     agreement_min: float = AGREEMENT_MIN
+    cosine_min: float = COSINE_MIN
 
 
 TOLERANCES: Mapping[str, Tolerance] = {
@@ -30,13 +35,15 @@ TOLERANCES: Mapping[str, Tolerance] = {
 }
 
 
-def fp32_refusal(difference: Difference) -> str | None:
-    """Why the plain export is not what PyTorch, or the .onnx file that it comes from, computes; or None."""
-    if difference.scaled_max <= FP32_DIFFERENCE_MAX:  # NaN is refused too
+def refusal(difference: Difference, precision: str = "float32") -> str | None:
+    """Why the plain export is not what PyTorch, or the .onnx file that it comes from, computes; or None.
+
+    precision: the least exact type that the model computes in.
+    """
+    allowed = DIFFERENCE_MAX[precision]
+    if difference.scaled_max <= allowed:  # NaN is refused too
         return None
-    return (
-        f"differs from its source by {difference.scaled_max:.2e}, and may by {FP32_DIFFERENCE_MAX:.0e}"
-    )
+    return f"differs from its source by {difference.scaled_max:.2e}, and may by {allowed:.0e}"
 
 
 def refusals(
@@ -54,6 +61,10 @@ def refusals(
         reasons.append(f"inexact: error {difference.rms:.2g}, at most {tolerance.rms_max:g}")
     if difference.agreement is not None and not difference.agreement >= tolerance.agreement_min:
         reasons.append(f"disagrees: top-1 {difference.agreement:.1%}, at least {tolerance.agreement_min:.0%}")
+    if difference.cosine is not None and not difference.cosine >= tolerance.cosine_min:
+        reasons.append(
+            f"turned: cosine of the worst row {difference.cosine:.4f}, at least {tolerance.cosine_min:g}"
+        )
     return reasons
 
 

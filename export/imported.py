@@ -1,5 +1,5 @@
-"""A model that is ONNX already: its graph, its inputs, and what it answers itself, for its variants to be
-compared with. Loads no torch.
+"""A model that is already ONNX: its graph, its inputs, and its own answers, as the reference for its
+variants. Loads no torch.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..transport.errors import InvalidRequest
-from . import runtime
+from . import axes, naming, runtime
 from .sources import first_line
 from .specs import Array, Feeds, InputSpec, unique
-from .tracing import Traced, check_inputs, named_batch
+from .tracing import Traced
 
 
 def is_onnx(model: Any) -> bool:
@@ -23,27 +23,35 @@ def is_onnx(model: Any) -> bool:
 
 
 def read(
-    path: Path, given: Sequence[InputSpec] | None, bytes_max: int
-) -> tuple[Traced, tuple[InputSpec, ...]]:
-    """The file's graph, and its inputs: the `given` ones under its own names, or what it says itself.
+    path: Path, given: Sequence[InputSpec] | None, dynamic: axes.Dynamic | None, bytes_max: int
+) -> Traced:
+    """The file's graph, and its inputs: the `given` ones under its own names, or what it says itself. Free
+    axes have its own names, but where `dynamic` gives others.
 
     Weights in a second file are read in. Raises InvalidRequest where it is no model, holds more than
     `bytes_max`, or takes something else than is given.
     """
     proto = load(path, bytes_max)
-    symbolic = named_batch(proto)
     specs = described(path, proto) if given is None else tuple(given)
     if len(specs) == len(proto.graph.input):
         names = [value.name for value in proto.graph.input]
         specs = unique(tuple(replace(spec, name=name) for spec, name in zip(specs, names, strict=True)))
-    check_inputs(path.name, proto, specs)
+    naming.check_inputs(path.name, proto, specs)
+    free = axes.parse(dynamic, specs)
+    wanted = tuple(
+        replace(spec, axes=tuple(free.names_of(spec).get(axis, "") for axis in range(len(spec.shape))))
+        for spec in specs
+    )
+    found, fixed = naming.settle(proto, wanted)
+    if fixed:
+        raise InvalidRequest(f"{path.name}: {fixed[0]}")
     session = runtime.session(proto.SerializeToString(), runtime.AS_WRITTEN)
 
     def reference(feeds: Any) -> list[Array]:
         answers: Feeds = dict(feeds)
         return runtime.run(session, answers)
 
-    return Traced(proto, reference, symbolic), specs
+    return Traced(proto, reference, found)
 
 
 def load(path: Path, bytes_max: int) -> Any:

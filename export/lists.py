@@ -44,6 +44,8 @@ KEYS: dict[str, tuple[str, tuple[type, ...], bool]] = {
     "batch_max": ("batch_max", (int,), False),
     "opset": ("opset", (int,), False),
     "outputs": ("output_names", (list,), False),
+    "dynamic": ("dynamic", (list,), False),
+    "task": ("task", (str,), False),
 }
 
 
@@ -81,7 +83,7 @@ def listed(file: Path) -> list[Entry]:
         tables = tomllib.loads(file.read_text(encoding="utf-8")).get("models", {})
     except FileNotFoundError:
         raise InvalidRequest(f"there is no file {str(file)!r}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"{file} is no TOML list of models: {error}") from None
     if not isinstance(tables, dict):
         raise InvalidRequest(f"{file} has no [models.NAME] tables")

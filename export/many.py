@@ -1,4 +1,4 @@
-"""Many models in one go, one after the other; one that fails stops no other."""
+"""Export many models one after the other; a failure stops no other."""
 
 from __future__ import annotations
 

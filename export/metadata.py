@@ -1,4 +1,4 @@
-"""What an exported file says of itself: inside it (`metadata_props`), and as JSON beside it.
+"""An exported file's metadata: inside it (`metadata_props`), and as JSON beside it.
 
 Inside are flat keys `batchyard.*`, readable through onnxruntime's `get_modelmeta()`. What can only be
 known of the finished files (sha256, bytes) is in the JSON alone.
@@ -23,12 +23,14 @@ LIBRARIES = ("batchyard", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
 def signature(proto: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Inputs and outputs as {name, dtype, shape}; a symbolic axis is its name."""
+    """Inputs and outputs as {name, dtype, shape}; a free axis is its name, or "?"."""
     from onnx import helper
 
     def described(value: Any) -> dict[str, Any]:
         tensor = value.type.tensor_type
-        shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+        shape = [
+            dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else "?") for dim in tensor.shape.dim
+        ]
         dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         return {"name": value.name, "dtype": dtype, "shape": shape}
 
@@ -60,10 +62,23 @@ def facts(report: Report) -> dict[str, Any]:
         "opset": report.opset,
         "inputs": report.inputs,
         "outputs": report.outputs,
+        "batch": report.batch,
+        "sizes": report.sizes,
+        "checked": report.checked,
+        "notes": report.notes,
         "versions": versions(),
         "nodes": {"raw": report.nodes_raw, "optimized": report.nodes},
         "passes": [dataclasses.asdict(step) for step in report.passes],
     }
+
+
+def own_sizes_in(entries: Mapping[str, str]) -> dict[str, int]:
+    """The sizes of free axes that a file says it was exported with; nothing where it says nothing."""
+    try:
+        found = json.loads(entries.get("batchyard.sizes", "{}"))
+        return {str(name): size for name, size in found.items() if isinstance(size, int) and size > 0}
+    except (ValueError, AttributeError):
+        return {}
 
 
 def judged(variant: Variant) -> dict[str, Any]:

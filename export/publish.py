@@ -1,4 +1,4 @@
-"""Writing what has passed: every file whole or not at all, and nothing stale left beside it."""
+"""Write what has passed: each file atomically, without leaving stale variants."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from . import metadata
-from .report import FP32, Report, Variant
+from .report import BASES, Report, Variant
 
 
 def beside(path: Path, variant: str) -> Path:
-    """`model.onnx` for fp32, `model.int8-storage.onnx` for a variant."""
-    return path if variant == FP32 else path.with_suffix(f".{variant}{path.suffix}")
+    """`model.onnx` for the model as it is, `model.int8-storage.onnx` for a variant."""
+    return path if variant in BASES.values() else path.with_suffix(f".{variant}{path.suffix}")
 
 
 def publish(report: Report, protos: Mapping[str, Any], stale: list[str]) -> Report:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..transport.errors import InvalidRequest, ModelFailed
-from .calibration import ROWS_AT_ONCE, batches
 from .specs import Feeds
 
 METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
@@ -32,10 +31,10 @@ def dynamic(proto: Any) -> Any:
     )
 
 
-def static(proto: Any, data: Feeds, method: str = "minmax", rows: int | None = None) -> Any:
+def static(proto: Any, data: Sequence[Feeds], method: str = "minmax") -> Any:
     """`proto` with QuantizeLinear and DequantizeLinear around what runs in integers.
 
-    `data`: arrays by input name; `method`: minmax, entropy or percentile; `rows`: of a fixed batch.
+    `data`: batches of arrays by input name; `method`: minmax, entropy or percentile.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -46,7 +45,7 @@ def static(proto: Any, data: Feeds, method: str = "minmax", rows: int | None = N
         lambda source, target: quantize_static(
             source,
             target,
-            _reader(batches(data, rows or ROWS_AT_ONCE)),
+            _reader(list(data)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             # Seven bits: without VNNI, x86's u8 x s8 sums saturate in 16 bits, and the file may go anywhere.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from .timing import Timing
 from .validation import Difference
 
 FP32 = "fp32"
+BASES = {"float32": FP32, "float16": "fp16", "bfloat16": "bf16"}  # by the type that a model computes in
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Report:
-    """`variants[0]` is fp32, at `path`; the others lie beside it, and `metadata` has it all as JSON."""
+    """`variants[0]` is the model as it is, at `path` (fp32, unless it computes in less); the others lie
+    beside it, and `metadata` has it all as JSON."""
 
     path: Path
     source: str
@@ -53,6 +56,10 @@ class Report:
     inputs: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
     asked: tuple[str, ...] = ()  # variants that were asked for by name
+    batch: Mapping[str, Any] = field(default_factory=dict)  # inputs, outputs: {name: axis}; reason
+    sizes: Mapping[str, int] = field(default_factory=dict)  # of free axes, as they were given
+    checked: Mapping[str, Sequence[int]] = field(default_factory=dict)  # sizes of free axes, by name
+    notes: tuple[str, ...] = ()
 
     @property
     def missing(self) -> list[Variant]:
@@ -76,11 +83,21 @@ class Report:
 
     def lines(self) -> list[str]:
         """A few lines: nodes, passes, and a row per variant."""
-        head = f"{self.path}: opset {self.opset}, {'dynamic' if self.dynamic_batch else 'fixed'} batch"
+        head = f"{self.path}: opset {self.opset}"
+        if not self.batch:
+            head += f", {'dynamic' if self.dynamic_batch else 'fixed'} batch"
         if self.nodes < self.nodes_raw:
             less = (self.nodes_raw - self.nodes) / self.nodes_raw
             head += f", {self.nodes_raw} -> {self.nodes} nodes (-{less:.0%} against the raw export)"
         lines = [head]
+        if self.batch:
+            places = sorted({*self.batch["inputs"].values(), *self.batch["outputs"].values()})
+            where = ", ".join(map(str, places)) or "none"
+            lines.append(f"  batch axis: {where} ({self.batch['reason']})")
+        if self.checked:
+            found = [f"{name} at {', '.join(map(str, sizes))}" for name, sizes in self.checked.items()]
+            lines.append(f"  free axes, checked: {'; '.join(found)}")
+        lines += [f"  note: {note}" for note in self.notes]
         lines += [
             f"  pass {step.name:<26}{step.nodes_before:>5} ->{step.nodes_after:>5} nodes"
             for step in self.passes
@@ -104,4 +121,6 @@ def row(variant: Variant) -> str:
         figures += f"  max {variant.difference.abs_max:.1e}, error {variant.difference.rms:.1e}"
         if variant.difference.agreement is not None:
             figures += f", top-1 {variant.difference.agreement:.1%}"
+        if variant.difference.cosine is not None:
+            figures += f", cosine {variant.difference.cosine:.4f}"
     return f"{figures}  {'published' if variant.path else refused}"

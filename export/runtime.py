@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
+import numpy as np
+
 from ..transport.errors import InvalidRequest, ModelFailed
-from .specs import Array, Feeds
+from .specs import Array, Feeds, numpy_dtype
 
 CPU = "CPUExecutionProvider"
 WEBGPU = "WebGpuExecutionProvider"
@@ -46,7 +50,7 @@ def options(chosen_target: Target | None = None) -> Any:
     chosen = onnxruntime.SessionOptions()
     chosen.intra_op_num_threads = 1
     chosen.inter_op_num_threads = 1
-    chosen.log_severity_level = 3
+    chosen.log_severity_level = 4  # what goes wrong is raised as well, and is often only an attempt
     chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if chosen_target is None:
         return chosen
@@ -80,9 +84,48 @@ def session(model: bytes | str, where: Target | None = None) -> Any:
 
 
 def run(session: Any, feeds: Feeds) -> list[Array]:
-    """The outputs in order. Raises ModelFailed with the runtime's words."""
+    """The outputs in order; complex inputs are given as pairs where the model takes pairs. Raises ModelFailed
+    with the runtime's words."""
     try:
+        if any(array.dtype.kind in "cV" for array in feeds.values()) or _has_strange(session):
+            return _run_strange(session, feeds)
         outputs: Sequence[Array] = session.run(None, feeds)
     except Exception as error:
         raise ModelFailed(f"onnxruntime cannot run the exported model: {error}") from error
     return list(outputs)
+
+
+# ---- types that onnxruntime's Python interface does not take or give as arrays ----
+
+_BFLOAT16 = "tensor(bfloat16)"
+_BFLOAT16_CODE = 16  # of onnx.TensorProto.DataType
+
+
+def _has_strange(session: Any) -> bool:
+    return any(value.type == _BFLOAT16 for value in session.get_outputs())
+
+
+def _run_strange(session: Any, feeds: Feeds) -> list[Array]:
+    from onnxruntime import OrtValue
+
+    takes = {value.name: value.type for value in session.get_inputs()}
+    values = {}
+    for name, array in feeds.items():
+        if array.dtype.kind == "c" and "complex" not in takes.get(name, ""):
+            part = array.real.dtype
+            array = np.ascontiguousarray(array).view(part).reshape(*array.shape, 2)
+        if array.dtype.name == "bfloat16":
+            bits = np.ascontiguousarray(array).view(np.uint16)
+            values[name] = OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16_CODE)
+        else:
+            values[name] = OrtValue.ortvalue_from_numpy(array)
+    return [_array_of(value) for value in session.run_with_ort_values(None, values)]
+
+
+def _array_of(value: Any) -> Array:
+    if value.data_type() != _BFLOAT16:
+        found: Array = value.numpy()
+        return found
+    shape = tuple(value.shape())
+    content = ctypes.string_at(value.data_ptr(), 2 * prod(shape))
+    return np.frombuffer(content, numpy_dtype("bfloat16")).reshape(shape)

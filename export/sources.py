@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pkgutil
+import re
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -176,3 +177,36 @@ def payloads(path: Path, text: bytes) -> dict[str, dict[str, Any]]:
 def first_line(error: BaseException) -> str:
     """The first line of what was said: torch explains itself over pages."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+CAUSE_CHARACTERS_MAX = 400
+
+
+def cause(error: BaseException) -> str:
+    """What went wrong underneath, in one line: torch wraps the reason in advice on how to report bugs."""
+    chain = [error]
+    while (deeper := _beneath(chain[-1])) is not None and deeper not in chain:
+        chain.append(deeper)
+    text = next((text for text in map(_said, reversed(chain)) if text), "no reason given")
+    return text if len(text) <= CAUSE_CHARACTERS_MAX else f"{text[:CAUSE_CHARACTERS_MAX]} ..."
+
+
+def _beneath(error: BaseException) -> BaseException | None:
+    if error.__cause__ is not None:
+        return error.__cause__
+    is_wrapper = "Next steps:" in str(error)
+    return error.__context__ if is_wrapper and not error.__suppress_context__ else None
+
+
+def _said(error: BaseException) -> str:
+    """Its first line, and the next one where the first only announces it; no advice."""
+    lines = [line.strip(" -") for line in ANSI.sub("", str(error)).splitlines()]
+    lines = [line for line in lines if line and "Next steps:" not in line]
+    if not lines:
+        return ""
+    first = lines[0].partition(" For more information, run with TORCH_LOGS")[0]
+    announces = first.endswith((":", "!")) and len(lines) > 1
+    text = f"{first} {lines[1]}" if announces else first
+    kind = type(error).__name__
+    return text if kind in ("RuntimeError", "Exception") else f"{kind}: {text}"

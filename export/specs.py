@@ -1,7 +1,11 @@
-"""What a model takes: names, dtypes and shapes of its inputs, and random arrays that fit them. Pure."""
+"""What a model takes: names, dtypes, shapes and free axes of its inputs, and random arrays that fit them.
+
+Pure, but that NumPy knows some types only through ml_dtypes, which onnx brings.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,18 +19,27 @@ Array = npt.NDArray[Any]
 Feeds = dict[str, Array]
 Shapes = Sequence[int] | Mapping[str, Sequence[int]] | Sequence["InputSpec"]
 
-DTYPES = ("float16", "float32", "float64", "int8", "uint8", "int32", "int64", "bool")
+BATCH = "batch"
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+COMPLEX = ("complex64", "complex128")
+DTYPES = (*FLOATS, "int8", "uint8", "int16", "int32", "int64", "bool", *COMPLEX)
+NAME = re.compile(r"[A-Za-z_]\w*")
+_TERM = re.compile(r"(?P<sign>[+-]?)\s*(?:(?P<factor>\d+)\s*\*\s*)?(?P<atom>[A-Za-z_]\w*|\d+)\s*")
 SYNTAX = "[NAME=][DTYPE:]1,3,32,32[:BELOW], such as image=1,3,32,32 or tokens=int64:1,128:30000"
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input: `shape[0]` is the batch axis; integers are drawn from 0 to `below` - 1."""
+    """One input. Integers are drawn from 0 to `below` - 1.
+
+    axes: the name of each axis that is free, "" where it is fixed; export_to_onnx fills in what it finds.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
     below: int = 2
+    axes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.shape or any(size < 1 for size in self.shape):
@@ -36,12 +49,56 @@ class InputSpec:
         if self.dtype not in DTYPES:
             raise InvalidRequest(f"{self.name}'s dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
 
-    def sample(self, rows: int, rng: np.random.Generator) -> Array:
-        """Random `dtype[rows, *shape[1:]]`: standard normal, or integers in 0..below-1."""
-        shape = (rows, *self.shape[1:])
-        if self.dtype.startswith("float"):
-            return rng.standard_normal(shape).astype(self.dtype)
-        return rng.integers(0, 2 if self.dtype == "bool" else self.below, shape).astype(self.dtype)
+    @property
+    def batch_axis(self) -> int | None:
+        """Where the rows are; None where every row has the same value of this input."""
+        return self.axes.index(BATCH) if BATCH in self.axes else None
+
+    def shape_at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with these sizes of free axes, by name; the others are as they were given."""
+        names = self.axes or ("",) * len(self.shape)
+        found = (size_of(name, sizes) if name else None for name in names)
+        return tuple(own if size is None else size for own, size in zip(self.shape, found, strict=True))
+
+    def sample(self, sizes: Mapping[str, int], rng: np.random.Generator) -> Array:
+        """Random values: standard normal, or integers in 0..below-1."""
+        shape, dtype = self.shape_at(sizes), numpy_dtype(self.dtype)
+        if self.dtype in FLOATS:
+            return rng.standard_normal(shape).astype(dtype)
+        if self.dtype in COMPLEX:
+            return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
+        return rng.integers(0, 2 if self.dtype == "bool" else self.below, shape).astype(dtype)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """NumPy's type of this name."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return found
+    return np.dtype(name)
+
+
+def size_of(text: str, sizes: Mapping[str, int] | None) -> int | None:
+    """A size from its text, such as `sequence`, `cache + sequence`, `2*height - 1`; None where that can't be
+    told. Without `sizes` it is 1 for each name: whether it is such a text at all."""
+    total, position = 0, 0
+    text = text.strip()
+    while position < len(text):
+        found = _TERM.match(text, position)
+        if found is None or (position and not found["sign"]):
+            return None
+        atom = found["atom"]
+        value = int(atom) if atom.isdigit() else 1 if sizes is None else sizes.get(atom)
+        if value is None:
+            return None
+        total += (-1 if found["sign"] == "-" else 1) * int(found["factor"] or 1) * value
+        position = found.end()
+    return total if position else None
 
 
 def parse(text: str, name: str = "input") -> InputSpec:
@@ -91,7 +148,7 @@ def unique(specs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
     return specs
 
 
-def sample(specs: Sequence[InputSpec], rows: int, seed: int) -> Feeds:
-    """Random arrays for all inputs, the same for the same seed."""
+def sample(specs: Sequence[InputSpec], sizes: Mapping[str, int], seed: int) -> Feeds:
+    """Random arrays for all inputs at these sizes of free axes, the same for the same seed."""
     rng = np.random.default_rng(seed)
-    return {spec.name: spec.sample(rows, rng) for spec in specs}
+    return {spec.name: spec.sample(sizes, rng) for spec in specs}

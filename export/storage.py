@@ -59,7 +59,7 @@ def _quarter(name: str, weight: Array, axis: int) -> tuple[list[Any], list[Any]]
         ),
         helper.make_node("Mul", [f"{name}.levels", f"{name}.scale"], [name], name=f"{name}.rescale"),
     ]
-    stored = {f"{name}.int8": levels, f"{name}.scale": scale}
+    stored: dict[str, Array] = {f"{name}.int8": levels, f"{name}.scale": scale}
     return nodes, [numpy_helper.from_array(array, key) for key, array in stored.items()]
 
 

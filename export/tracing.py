@@ -6,127 +6,196 @@ The only file that traces. Nothing is optimized here: the raw graph is what pass
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import warnings
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..transport.errors import InvalidRequest, ModelFailed
-from .sources import Source, first_line
-from .specs import Array, InputSpec, sample
+from . import axes, naming
+from .quiet import quiet
+from .sources import Source, cause
+from .specs import BATCH, Array, InputSpec, numpy_dtype, sample
 
 Reference = Callable[[Mapping[str, Array]], list[Array]]  # the outputs, in order
 
 OPSET = 18
 ROWS_TRACED = 2  # with one row, the exporter takes the axis for a constant
+EAGER = "eager"
 
 
 @dataclass(frozen=True)
 class Traced:
-    """`proto`: the raw onnx.ModelProto; `reference`: what PyTorch answers to the same inputs."""
+    """What came of a model.
+
+    proto: the raw onnx.ModelProto. reference: what PyTorch answers to the same inputs. specs: the inputs
+    with the free axes that the graph has. no_batch: why axis 0 is no free axis `batch` after all. doubtful:
+    axes that the tracer had fixed and that were made free all the same, for the comparison to decide.
+    symbols: what the tracer called the axis `batch` of each input. notes: what else the user should know.
+    """
 
     proto: Any
     reference: Reference
-    dynamic_batch: bool
+    specs: tuple[InputSpec, ...]
+    no_batch: str = ""
+    doubtful: tuple[naming.Fixed, ...] = ()
+    symbols: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def trace(
     source: Source,
     specs: Sequence[InputSpec],
+    free_axes: axes.FreeAxes,
     *,
     opset: int = OPSET,
     dynamic_batch: bool = True,
-    batch_max: int = 64,
     output_names: Sequence[str] | None = None,
 ) -> Traced:
-    """Trace in eval mode; axis 0 of every input is `batch`, 1..batch_max, unless `dynamic_batch` is off.
+    """Trace in eval mode, with the axes free that the user names, and axis 0 of every input as the batch
+    where nothing else is said of it.
 
-    Raises ModelFailed where the model can't be traced, with the exporter's first words.
+    Raises ModelFailed where the model can't be traced, with the cause; InvalidRequest where what was given
+    can't be right.
     """
     import torch
 
-    rows = ROWS_TRACED if dynamic_batch else specs[0].shape[0]
-    feeds = {name: torch.from_numpy(array) for name, array in sample(specs, rows, seed=0).items()}
-    with quiet(), evaluating(source.model):
-        try:
-            program = source.model
-            if isinstance(program, torch.nn.Module):
-                axis = {0: torch.export.Dim("batch", min=1, max=batch_max)} if dynamic_batch else {}
-                shapes = tuple(dict(axis) for _ in specs)
-                program = torch.export.export(program, tuple(feeds.values()), dynamic_shapes=shapes)
-            outputs = names(len(program.graph_signature.user_outputs), output_names)
-            exported = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=opset,
-                optimize=False,
-                input_names=[spec.name for spec in specs],
-                output_names=outputs,
-                verbose=False,
-            )
-        except InvalidRequest:
+    reference = answers(source)
+    left_out = ("its cache of keys (use_cache) was left out",) if cached(source.model) else ()
+    wanted, no_batch = axes.labelled(specs, free_axes, dynamic_batch), ""
+    if isinstance(source.model, torch.nn.Module):
+        wanted, no_batch = runnable(wanted, free_axes, reference)
+    proto, notes = written(source, wanted, opset, output_names)
+    symbols = naming.symbols(proto, wanted, BATCH)
+    found, fixed = naming.settle(proto, wanted)
+    silent = [one for one in fixed if not _is_requested(one, free_axes)]
+    if silent and isinstance(source.model, torch.nn.Module):
+        # It was traced with ROWS_TRACED rows, and would keep them.
+        no_batch = no_batch or "; ".join(map(str, silent[:1]))
+        wanted, _ = runnable(
+            without_batch(wanted, free_axes, {one.input for one in silent}), free_axes, reference
+        )
+        proto, notes = written(source, wanted, opset, output_names)
+        symbols = naming.symbols(proto, wanted, BATCH)
+        found, fixed = naming.settle(proto, wanted)
+    elif silent:
+        no_batch = str(silent[0])
+    naming.check_inputs(source.name, proto, specs)
+    requested = tuple(one for one in fixed if _is_requested(one, free_axes))
+    if requested and not isinstance(source.model, torch.nn.Module):
+        raise InvalidRequest(f"{source.name}: {requested[0]}; save the program with it free")
+    if requested:
+        naming.free(proto, requested)
+        found, _ = naming.settle(proto, wanted)
+    return Traced(proto, reference, found, no_batch, requested, symbols, (*left_out, *notes))
+
+
+def _is_requested(one: naming.Fixed, free_axes: axes.FreeAxes) -> bool:
+    return one.axis in free_axes.names.get(one.input, {})
+
+
+def without_batch(
+    specs: Sequence[InputSpec], free_axes: axes.FreeAxes, of: set[str] | None = None
+) -> tuple[InputSpec, ...]:
+    """No batch on axis 0 of these inputs (of all) where it was only supposed to be there."""
+    found = []
+    for spec in specs:
+        if (
+            (of is None or spec.name in of)
+            and spec.axes[:1] == (BATCH,)
+            and 0 not in free_axes.names_of(spec)
+        ):
+            spec = replace(spec, axes=("", *spec.axes[1:]))
+        found.append(spec)
+    return tuple(found)
+
+
+def runnable(
+    specs: tuple[InputSpec, ...], free_axes: axes.FreeAxes, reference: Reference
+) -> tuple[tuple[InputSpec, ...], str]:
+    """`specs` as PyTorch runs them, before minutes of tracing, and why not with another number of rows.
+    Raises ModelFailed where it runs them in no way."""
+    try:
+        reference(sample(specs, axes.traced_sizes(specs, ROWS_TRACED), seed=0))
+    except ModelFailed as error:
+        plain = without_batch(specs, free_axes)
+        if plain == specs:
             raise
-        except Exception as error:  # the exporter raises what the model raises
-            raise ModelFailed(f"{source.name} cannot be exported: {first_line(error)}") from error
+        reference(sample(plain, axes.traced_sizes(plain, ROWS_TRACED), seed=0))
+        return plain, f"with {ROWS_TRACED} rows on axis 0, {error}"
+    return specs, ""
+
+
+def written(
+    source: Source, specs: Sequence[InputSpec], opset: int, output_names: Sequence[str] | None
+) -> tuple[Any, tuple[str, ...]]:
+    """The raw graph, its inputs and outputs named, and what had to be done for it."""
+    try:
+        return _written(source, specs, opset, output_names), ()
+    except InvalidRequest:
+        raise
+    except Exception as error:  # the exporter raises what the model raises
+        failed = ModelFailed(f"{source.name} cannot be exported: {cause(error)}")
+        failed.__cause__ = error
+    # transformers' "sdpa" views tensors that are not contiguous: torch 2.13 can't decompose it (T5, Swin).
+    with eager_attention(source.model) as is_changed:
+        if not is_changed:
+            raise failed
+        try:
+            return _written(source, specs, opset, output_names), (
+                "its attention was written as `eager`, because as it was it could not be exported",
+            )
+        except Exception:
+            raise failed from None
+
+
+def _written(
+    source: Source, specs: Sequence[InputSpec], opset: int, output_names: Sequence[str] | None
+) -> Any:
+    import torch
+
+    sizes = axes.traced_sizes(specs, ROWS_TRACED)
+    feeds = tuple(tensor_of(array) for array in sample(specs, sizes, seed=0).values())
+    inputs = [spec.name for spec in specs]
+    with quiet(), evaluating(source.model):
+        program = source.model
+        if isinstance(program, torch.nn.Module):
+            # AUTO: what a model can't leave free is fixed, and seen afterwards in the graph.
+            free = tuple(
+                {axis: torch.export.Dim.AUTO for axis, name in enumerate(spec.axes) if name} for spec in specs
+            )
+            named = by_name(program, inputs)
+            program = torch.export.export(
+                program,
+                () if named else feeds,
+                dict(zip(inputs, feeds, strict=True)) if named else None,
+                dynamic_shapes=dict(zip(inputs, free, strict=True)) if named else free,
+            )
+        exported = torch.onnx.export(program, dynamo=True, opset_version=opset, optimize=False, verbose=False)
+    outputs = naming.output_names(len(exported.model.graph.outputs), output_names, inputs)
+    taken = {value.name: value for value in exported.model.graph.inputs}
+    if set(taken) == set(inputs):  # given by name, they come in forward's order
+        exported.model.graph.inputs[:] = [taken[name] for name in inputs]
+    if len(taken) == len(inputs):  # else check_inputs says what it takes
+        naming.name_values(exported.model, inputs, outputs)
     proto = exported.model_proto
     got = next(one.version for one in proto.opset_import if not one.domain)
     if got != opset:  # the exporter goes on with what it can
         raise InvalidRequest(f"{source.name} cannot be exported to opset {opset}, but to {got}")
     scrub(proto)
-    symbolic = named_batch(proto)
-    check_inputs(source.name, proto, specs)
-    return Traced(proto, answers(source), symbolic)
+    if len(proto.graph.input) != len(specs):
+        naming.check_inputs(source.name, proto, specs)
+    return proto
 
 
-def check_inputs(name: str, proto: Any, specs: Sequence[InputSpec]) -> None:
-    """A saved program has its own inputs: raises InvalidRequest where `specs` are others."""
-    from onnx import helper
+def by_name(model: Any, inputs: Sequence[str]) -> bool:
+    """Whether forward takes the inputs by name, because it does not take them in this order."""
+    import torch
 
-    given = [(spec.dtype, list(spec.shape)) for spec in specs]
-    taken = []
-    for value in proto.graph.input:
-        tensor = value.type.tensor_type
-        sizes = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
-        taken.append((str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), sizes))
-
-    def fits(one: tuple[str, list[Any]], other: tuple[str, list[int]]) -> bool:
-        same = len(one[1]) == len(other[1])
-        sizes = zip(one[1], other[1], strict=False)
-        return one[0] == other[0] and same and all(isinstance(a, str) or a == b for a, b in sizes)
-
-    if len(taken) != len(given) or not all(map(fits, taken, given)):
-        said = [
-            "; ".join(f"{dtype}{sizes}".replace("'", "") for dtype, sizes in part) for part in (taken, given)
-        ]
-        raise InvalidRequest(f"{name} takes {said[0]}, and {said[1]} was given")
-
-
-def names(count: int, given: Sequence[str] | None) -> list[str]:
-    """The outputs' names: the given ones, or `output`, or `output_0`, `output_1`, ..."""
-    if given is None:
-        return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
-    if len(given) != count:
-        raise InvalidRequest(f"the model has {count} outputs, and {len(given)} names were given")
-    return list(given)
-
-
-def named_batch(proto: Any) -> bool:
-    """Call the symbolic axis 0 `batch` everywhere; False where some input's or output's is fixed.
-
-    torch names it after a symbol of its own (`s31`), and expressions of it where outputs have more rows.
-    """
-    values = [*proto.graph.input, *proto.graph.output]
-    firsts = [value.type.tensor_type.shape.dim[:1] for value in values]
-    symbols = {dim[0].dim_param for dim in firsts if dim and dim[0].dim_param}
-    if len(symbols) == 1:
-        (symbol,) = symbols
-        for value in (*values, *proto.graph.value_info):
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param == symbol:
-                    dim.dim_param = "batch"
-    return all(dim and dim[0].dim_param == "batch" for dim in firsts)
+    if not isinstance(model, torch.nn.Module):
+        return False
+    parameters = list(inspect.signature(model.forward).parameters)
+    return list(inputs) != parameters[: len(inputs)] and set(inputs) <= set(parameters)
 
 
 def scrub(proto: Any) -> None:
@@ -140,7 +209,8 @@ def scrub(proto: Any) -> None:
 
 
 def answers(source: Source) -> Reference:
-    """PyTorch itself as a function of NumPy arrays. It raises ModelFailed with the model's first words."""
+    """PyTorch itself as a function of NumPy arrays; complex answers as pairs, as the exporter writes them.
+    It raises ModelFailed with the cause."""
     import torch
     from torch.utils._pytree import tree_leaves
 
@@ -148,43 +218,87 @@ def answers(source: Source) -> Reference:
     module = model if isinstance(model, torch.nn.Module) else model.module()
 
     def run(feeds: Mapping[str, Array]) -> list[Array]:
-        tensors = [torch.from_numpy(array) for array in feeds.values()]
+        tensors = {name: tensor_of(array) for name, array in feeds.items()}
         try:
-            with torch.no_grad(), evaluating(model):
-                return [leaf.numpy() for leaf in tree_leaves(module(*tensors))]
+            with torch.no_grad(), quiet(), evaluating(model):
+                named = by_name(model, list(feeds))
+                found = module(**tensors) if named else module(*tensors.values())
+                leaves = [leaf for leaf in tree_leaves(found) if leaf is not None]
         except Exception as error:  # such as a saved program's bounds on its batch
-            rows = len(tensors[0])
-            raise ModelFailed(
-                f"{source.name} cannot run {rows} rows in PyTorch: {first_line(error)}"
-            ) from error
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise ModelFailed(f"{source.name} cannot run {shapes} in PyTorch: {cause(error)}") from error
+        strange = [leaf for leaf in leaves if not isinstance(leaf, torch.Tensor)]
+        if strange:
+            kind = type(strange[0]).__name__
+            raise ModelFailed(f"{source.name} returns a value of type {kind}: let it return tensors alone")
+        return [array_of(leaf) for leaf in leaves]
 
     return run
 
 
+def tensor_of(array: Array) -> Any:
+    """A torch tensor of the same values."""
+    import torch
+
+    if array.dtype.kind == "V":  # of ml_dtypes: torch takes the bits
+        return torch.from_numpy(array.view(f"u{array.itemsize}")).view(getattr(torch, array.dtype.name))
+    return torch.from_numpy(array)
+
+
+def array_of(tensor: Any) -> Array:
+    """A NumPy array of the same values; complex numbers as pairs."""
+    import torch
+
+    tensor = tensor.detach().cpu()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    tensor = tensor.resolve_neg().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))  # type: ignore[no-any-return]
+    return tensor.numpy()  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def eager_attention(model: Any) -> Iterator[bool]:
+    """transformers' models with their plain attention for a while; whether there is one that had another."""
+    parts = model.modules() if hasattr(model, "modules") else ()
+    changed = []
+    for part in parts:
+        before = getattr(getattr(part, "config", None), "_attn_implementation", None)
+        if hasattr(part, "set_attn_implementation") and isinstance(before, str) and before != EAGER:
+            try:
+                part.set_attn_implementation(EAGER)
+            except Exception:  # it has none: the first failure stands
+                continue
+            changed.append((part, before))
+    try:
+        yield bool(changed)
+    finally:
+        for part, before in reversed(changed):
+            part.set_attn_implementation(before)
+
+
 @contextlib.contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Eval mode for a while: the caller's module is his, and may go on training."""
+    """Eval mode for a while, and without the cache of keys that transformers' models return beside their
+    tensors. The caller's module is his, and may go on training."""
     training = bool(getattr(model, "training", False))
+    configs = cached(model)
     if training:
         model.eval()
+    for config in configs:
+        config.use_cache = False
     try:
         yield
     finally:
+        for config in configs:
+            config.use_cache = True
         if training:
             model.train()
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch's remarks about itself (torchvision, deprecations in its own code) off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "torch.export", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def cached(model: Any) -> list[Any]:
+    """The configurations of a transformers' model that ask for a cache of keys."""
+    parts = model.modules() if hasattr(model, "modules") else ()
+    configs = {id(config): config for part in parts if (config := getattr(part, "config", None)) is not None}
+    return [config for config in configs.values() if getattr(config, "use_cache", False) is True]

@@ -1,4 +1,4 @@
-"""The variants by name, which of them were asked for, and how each is made."""
+"""The variants by name, the requested ones, and how each is made."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def asked(quantize: Asked, has_data: bool) -> tuple[str, ...]:
     return wanted
 
 
-def make(name: str, proto: Any, data: Feeds | None, method: str, rows: int | None) -> Any:
-    """A variant of the fp32 onnx.ModelProto; `rows`: of a fixed batch. Raises ModelFailed."""
+def make(name: str, proto: Any, data: Sequence[Feeds] | None, method: str) -> Any:
+    """A variant of the fp32 onnx.ModelProto; `data`: batches to calibrate with. Raises ModelFailed."""
     if name == "fp16-storage":
         return storage.fp16_storage(proto)
     if name == "int8-storage":
@@ -44,4 +44,4 @@ def make(name: str, proto: Any, data: Feeds | None, method: str, rows: int | Non
     if name == "dynamic":
         return quantize.dynamic(proto)
     assert data is not None  # asked() saw to it
-    return quantize.static(proto, data, method, rows)
+    return quantize.static(proto, data, method)

@@ -1,4 +1,4 @@
-"""What is said of models: metadata, configuration, statistics, as the protocol's messages spell them.
+"""Descriptions of models: metadata, configuration, statistics, as the protocol's messages spell them.
 
 Pure: from the client's ModelInfo and the broker's counters to plain values, the same for REST and gRPC.
 Counts stay integers here; JSON of 64-bit numbers is the senders' business.
@@ -6,24 +6,50 @@ Counts stay integers here; JSON of 64-bit numbers is the senders' business.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from .. import ModelInfo
+from .classification import labels_of
 from .datatypes import datatype_of
 
 PLATFORM = "onnxruntime_onnx"
-EXTENSIONS = [
-    "binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics",
-]  # fmt: skip
+# By Triton's names, and only those of which everything is here: not trace and logging, whose settings can
+# only be read, nor sequence, generate and cuda_shared_memory.
+EXTENSIONS = (
+    "binary_tensor_data", "classification", "model_configuration", "parameters", "schedule_policy",
+    "statistics",
+)  # fmt: skip
 SHARED_MEMORY = "system_shared_memory"
+MODEL_CONTROL = "model_repository"
 OK = "ok"  # the outcome of a request that got its result
 
 
-def server(version: str, shared_memory: bool) -> dict[str, Any]:
+def server(version: str, shared_memory: bool, model_control: bool) -> dict[str, Any]:
     """Server metadata."""
-    extensions = sorted([*EXTENSIONS, SHARED_MEMORY] if shared_memory else EXTENSIONS)
+    optional = {SHARED_MEMORY: shared_memory, MODEL_CONTROL: model_control}
+    extensions = sorted([*EXTENSIONS, *(name for name, on in optional.items() if on)])
     return {"name": "batchyard", "version": version, "extensions": extensions}
+
+
+def served(infos: Sequence[ModelInfo]) -> list[dict[str, Any]]:
+    """The models with their files' digests: nodes of a fleet that differ show here."""
+    return [
+        {
+            **entry,
+            "sha256": info.origin.sha256 if info.origin is not None else "",
+            "idempotent": info.idempotent,
+        }
+        for info, entry in zip(infos, index(infos), strict=True)
+    ]
+
+
+def batches_as_triton(info: ModelInfo) -> bool:
+    """Whether the model's rows are where Triton's are: on axis 0, of every tensor."""
+    return info.batchable and not any(info.batch_axes)
 
 
 def metadata(info: ModelInfo) -> dict[str, Any]:
@@ -39,19 +65,23 @@ def metadata(info: ModelInfo) -> dict[str, Any]:
 
 def config(info: ModelInfo) -> dict[str, Any]:
     """Model configuration: `dims` leave out the batch's axis where `max_batch_size` is above 0."""
-    skip = 1 if info.batchable else 0
+    batches = batches_as_triton(info)
     on_cpu = all(worker.provider == "cpu" for worker in info.workers)
     described: dict[str, Any] = {
         "name": info.name,
         "platform": PLATFORM,
         "backend": "onnxruntime",
-        "max_batch_size": info.max_batch if info.batchable else 0,
+        "version_policy": {"latest": {"num_versions": 1}},
+        "max_batch_size": info.max_batch if batches else 0,
         "input": [
             {
                 "name": spec.name,
                 "data_type": datatype_of(spec.dtype, f"input {spec.name!r}").config,
                 "format": "FORMAT_NONE",
-                "dims": _dims(spec.shape[skip:]),
+                "dims": _dims(spec.shape, batches),
+                "is_shape_tensor": False,
+                "allow_ragged_batch": bool(info.padded_axes),
+                "optional": spec.optional,
             }
             for spec in info.inputs
         ],
@@ -59,7 +89,9 @@ def config(info: ModelInfo) -> dict[str, Any]:
             {
                 "name": spec.name,
                 "data_type": datatype_of(spec.dtype, f"output {spec.name!r}").config,
-                "dims": _dims(spec.shape[skip:]),
+                "dims": _dims(spec.shape, batches),
+                "label_filename": "",  # labels are in the model's file: `parameters` has them
+                "is_shape_tensor": False,
             }
             for spec in info.outputs
         ],
@@ -71,9 +103,31 @@ def config(info: ModelInfo) -> dict[str, Any]:
             }
         ],
     }
-    if info.batchable:
-        described["dynamic_batching"] = {"priority_levels": 4, "default_priority_level": 3}
+    described["parameters"] = {name: {"string_value": text} for name, text in _parameters(info).items()}
+    described["model_transaction_policy"] = {"decoupled": info.streams}
+    if batches:
+        described["dynamic_batching"] = {
+            "preferred_batch_size": [],
+            "max_queue_delay_microseconds": 0,
+            "preserve_ordering": False,
+            "priority_levels": 4,
+            "default_priority_level": 3,
+        }
     return described
+
+
+def _parameters(info: ModelInfo) -> dict[str, str]:
+    """Why it batches or does not; `metadata`: what the file says of itself, as Python writes a dict of texts
+    (Ultralytics' client evaluates it); `labels`: names of classes, as JSON."""
+    parameters = {"batching": info.evidence or info.alone_reason}
+    said = info.origin.metadata if info.origin is not None else {}
+    if said:
+        parameters["metadata"] = repr(said)
+    labels = labels_of(said)
+    if labels:
+        parameters["labels"] = json.dumps(dict(labels))
+    parameters["batchyard"] = msgspec.json.encode(info).decode()  # all of it, for our own client
+    return parameters
 
 
 def statistics(info: ModelInfo, snapshot: dict[str, Any], last_ms: int = 0) -> dict[str, Any]:
@@ -110,7 +164,16 @@ def statistics(info: ModelInfo, snapshot: dict[str, Any], last_ms: int = 0) -> d
             "cache_hit": {"count": cached, "ns": 0},
             "cache_miss": {"count": 0, "ns": 0},
         },
-        "batch_stats": [],
+        "batch_stats": [
+            {
+                "batch_size": rows,
+                "compute_input": {"count": runs, "ns": gather_ns},
+                "compute_infer": {"count": runs, "ns": compute_ns},
+                "compute_output": {"count": runs, "ns": scatter_ns},
+            }
+            for model, rows, runs, gather_ns, compute_ns, scatter_ns in sorted(snapshot["batch_sizes"])
+            if model == info.name
+        ],
     }
 
 
@@ -133,8 +196,9 @@ def _tensor(spec: Any, role: str) -> dict[str, Any]:
     return {"name": spec.name, "datatype": datatype, "shape": _dims(spec.shape)}
 
 
-def _dims(axes: Sequence[int | str]) -> list[int]:
-    return [axis if isinstance(axis, int) else -1 for axis in axes]
+def _dims(axes: Sequence[int | str] | None, batches: bool = False) -> list[int]:
+    """A shape without its batch axis, a free axis -1; of any rank: as one axis of any size."""
+    return [-1] if axes is None else [axis if isinstance(axis, int) else -1 for axis in axes[int(batches) :]]
 
 
 def _sums(histograms: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, tuple[int, int]]:

@@ -24,11 +24,12 @@ from .. import (
 )
 
 INTERNAL = "INTERNAL"  # the code of what nobody foresaw
+CODE = "Batchyard-Code"  # the code as a header: a proxy decides by it whether to ask another node
 RETRY_AFTER_S = 1.0  # where nobody knows better
 
 
 class Refusal(Exception):
-    """An answer that is no result. `retry_after_s`: when the same request may be sent again."""
+    """An error response. `retry_after_s`: when the same request may be sent again."""
 
     def __init__(self, status: int, code: str, text: str, retry_after_s: float | None = None) -> None:
         super().__init__(text)
@@ -44,7 +45,7 @@ class Refusal(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        headers = {}
+        headers = {CODE: self.code}
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
         if self.status == 401:
@@ -55,7 +56,7 @@ class Refusal(Exception):
 
 
 class ClientGone(Exception):
-    """Who asked has closed the connection: there is nobody to answer."""
+    """The client has closed the connection: there is nobody to answer."""
 
 
 def invalid(text: str) -> Refusal:
@@ -80,7 +81,7 @@ _STATUS: tuple[tuple[type[BatchyardError], int, str], ...] = (
 
 
 def refusal_of(error: BaseException) -> Refusal:
-    """What the caller is told of an error. What nobody foresaw says nothing of our insides."""
+    """The response to an error. An unforeseen error reveals nothing of our internals."""
     if isinstance(error, Refusal):
         return error
     for kind, status, code in _STATUS:

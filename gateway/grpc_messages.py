@@ -1,16 +1,14 @@
-"""The messages of Triton's gRPC service, as far as they are spoken here: a table, and the classes made of it.
+"""The messages of the gRPC services: classes made of the .proto files here when the gateway starts.
 
-Numbers and names are those of grpc_service.proto and model_config.proto (github.com/triton-inference-server/
-common); a test holds every row against the descriptors inside `tritonclient`. There is no generated code:
-it would be bound to one version of protobuf, and would claim the package `inference` in the pool that all
-modules of a process share, where `tritonclient`'s own claims it too.
-
-A row is (number, name, type); "*" behind a type: repeated; "map T": from string to T; a type with a capital
-is a message of the table. What is left out, a reader skips: that is how the format works.
+There is no generated code and no protoc: code would be bound to one version of protobuf, and would claim the
+package `inference` in the pool that all modules of a process share, where `tritonclient`'s own claims it too.
+A test holds every field against the descriptors inside `tritonclient`.
 """
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
@@ -22,184 +20,119 @@ SERVICE = f"{PACKAGE}.GRPCInferenceService"
 SMALL_BYTES = 1 << 16  # a message up to here is parsed as it is
 FIELDS_MAX = 4096  # at the top of a longer one
 
-_PARAMETERS = "map InferParameter"
-_NAME_VERSION = [(1, "name", "string"), (2, "version", "string")]
-_TENSOR = [(1, "name", "string"), (2, "datatype", "string"), (3, "shape", "int64*")]
-_CONTENTS = [
-    (1, "bool_contents", "bool*"), (2, "int_contents", "int32*"), (3, "int64_contents", "int64*"),
-    (4, "uint_contents", "uint32*"), (5, "uint64_contents", "uint64*"), (6, "fp32_contents", "float*"),
-    (7, "fp64_contents", "double*"), (8, "bytes_contents", "bytes*"),
-]  # fmt: skip
-
-TABLE: dict[str, list[tuple[int, str, str]]] = {
-    "ServerLiveRequest": [],
-    "ServerLiveResponse": [(1, "live", "bool")],
-    "ServerReadyRequest": [],
-    "ServerReadyResponse": [(1, "ready", "bool")],
-    "ModelReadyRequest": _NAME_VERSION,
-    "ModelReadyResponse": [(1, "ready", "bool")],
-    "ServerMetadataRequest": [],
-    "ServerMetadataResponse": [(1, "name", "string"), (2, "version", "string"), (3, "extensions", "string*")],
-    "ModelMetadataRequest": _NAME_VERSION,
-    "ModelMetadataResponse.TensorMetadata": _TENSOR,
-    "ModelMetadataResponse": [
-        (1, "name", "string"), (2, "versions", "string*"), (3, "platform", "string"),
-        (4, "inputs", "ModelMetadataResponse.TensorMetadata*"),
-        (5, "outputs", "ModelMetadataResponse.TensorMetadata*"),
-    ],
-    "InferParameter": [
-        (1, "bool_param", "bool"), (2, "int64_param", "int64"), (3, "string_param", "string"),
-        (4, "double_param", "double"), (5, "uint64_param", "uint64"),
-    ],
-    "InferTensorContents": _CONTENTS,
-    "ModelInferRequest.InferInputTensor": [
-        *_TENSOR, (4, "parameters", _PARAMETERS), (5, "contents", "InferTensorContents"),
-    ],
-    "ModelInferRequest.InferRequestedOutputTensor": [(1, "name", "string"), (2, "parameters", _PARAMETERS)],
-    "ModelInferRequest": [
-        (1, "model_name", "string"), (2, "model_version", "string"), (3, "id", "string"),
-        (4, "parameters", _PARAMETERS), (5, "inputs", "ModelInferRequest.InferInputTensor*"),
-        (6, "outputs", "ModelInferRequest.InferRequestedOutputTensor*"), (7, "raw_input_contents", "bytes*"),
-    ],
-    "ModelInferResponse.InferOutputTensor": [
-        *_TENSOR, (4, "parameters", _PARAMETERS), (5, "contents", "InferTensorContents"),
-    ],
-    "ModelInferResponse": [
-        (1, "model_name", "string"), (2, "model_version", "string"), (3, "id", "string"),
-        (4, "parameters", _PARAMETERS), (5, "outputs", "ModelInferResponse.InferOutputTensor*"),
-        (6, "raw_output_contents", "bytes*"),
-    ],
-    "ModelStreamInferResponse": [
-        (1, "error_message", "string"), (2, "infer_response", "ModelInferResponse"),
-    ],
-    "ModelConfigRequest": _NAME_VERSION,
-    "ModelInput": [
-        (1, "name", "string"), (2, "data_type", "DataType"), (3, "format", "ModelInput.Format"),
-        (4, "dims", "int64*"),
-    ],
-    "ModelOutput": [(1, "name", "string"), (2, "data_type", "DataType"), (3, "dims", "int64*")],
-    "ModelInstanceGroup": [
-        (1, "name", "string"), (2, "count", "int32"), (4, "kind", "ModelInstanceGroup.Kind"),
-    ],
-    "ModelDynamicBatching": [(4, "priority_levels", "uint64"), (5, "default_priority_level", "uint64")],
-    "ModelConfig": [
-        (1, "name", "string"), (2, "platform", "string"), (4, "max_batch_size", "int32"),
-        (5, "input", "ModelInput*"), (6, "output", "ModelOutput*"),
-        (7, "instance_group", "ModelInstanceGroup*"), (11, "dynamic_batching", "ModelDynamicBatching"),
-        (17, "backend", "string"),
-    ],
-    "ModelConfigResponse": [(1, "config", "ModelConfig")],
-    "ModelStatisticsRequest": _NAME_VERSION,
-    "StatisticDuration": [(1, "count", "uint64"), (2, "ns", "uint64")],
-    "InferStatistics": [
-        (1, "success", "StatisticDuration"), (2, "fail", "StatisticDuration"),
-        (3, "queue", "StatisticDuration"), (4, "compute_input", "StatisticDuration"),
-        (5, "compute_infer", "StatisticDuration"), (6, "compute_output", "StatisticDuration"),
-        (7, "cache_hit", "StatisticDuration"), (8, "cache_miss", "StatisticDuration"),
-    ],
-    "InferBatchStatistics": [
-        (1, "batch_size", "uint64"), (2, "compute_input", "StatisticDuration"),
-        (3, "compute_infer", "StatisticDuration"), (4, "compute_output", "StatisticDuration"),
-    ],
-    "ModelStatistics": [
-        (1, "name", "string"), (2, "version", "string"), (3, "last_inference", "uint64"),
-        (4, "inference_count", "uint64"), (5, "execution_count", "uint64"),
-        (6, "inference_stats", "InferStatistics"), (7, "batch_stats", "InferBatchStatistics*"),
-    ],
-    "ModelStatisticsResponse": [(1, "model_stats", "ModelStatistics*")],
-    "RepositoryIndexRequest": [(1, "repository_name", "string"), (2, "ready", "bool")],
-    "RepositoryIndexResponse.ModelIndex": [
-        (1, "name", "string"), (2, "version", "string"), (3, "state", "string"), (4, "reason", "string"),
-    ],
-    "RepositoryIndexResponse": [(1, "models", "RepositoryIndexResponse.ModelIndex*")],
-    "SystemSharedMemoryStatusRequest": [(1, "name", "string")],
-    "SystemSharedMemoryStatusResponse.RegionStatus": [
-        (1, "name", "string"), (2, "key", "string"), (3, "offset", "uint64"), (4, "byte_size", "uint64"),
-    ],
-    "SystemSharedMemoryStatusResponse": [
-        (1, "regions", "map SystemSharedMemoryStatusResponse.RegionStatus"),
-    ],
-    "SystemSharedMemoryRegisterRequest": [
-        (1, "name", "string"), (2, "key", "string"), (3, "offset", "uint64"), (4, "byte_size", "uint64"),
-    ],
-    "SystemSharedMemoryRegisterResponse": [],
-    "SystemSharedMemoryUnregisterRequest": [(1, "name", "string")],
-    "SystemSharedMemoryUnregisterResponse": [],
-    "CudaSharedMemoryUnregisterRequest": [(1, "name", "string")],
-    "CudaSharedMemoryUnregisterResponse": [],
-}  # fmt: skip
-
-ENUMS: dict[str, dict[str, int]] = {
-    "DataType": {
-        "TYPE_INVALID": 0, "TYPE_BOOL": 1, "TYPE_UINT8": 2, "TYPE_UINT16": 3, "TYPE_UINT32": 4,
-        "TYPE_UINT64": 5, "TYPE_INT8": 6, "TYPE_INT16": 7, "TYPE_INT32": 8, "TYPE_INT64": 9,
-        "TYPE_FP16": 10, "TYPE_FP32": 11, "TYPE_FP64": 12, "TYPE_STRING": 13, "TYPE_BF16": 14,
-    },
-    "ModelInput.Format": {"FORMAT_NONE": 0, "FORMAT_NHWC": 1, "FORMAT_NCHW": 2},
-    "ModelInstanceGroup.Kind": {"KIND_AUTO": 0, "KIND_GPU": 1, "KIND_CPU": 2, "KIND_MODEL": 3},
-}  # fmt: skip
-# Message -> (a choice, the fields that are in it)
-ONEOF = {
-    "InferParameter": ("parameter_choice", {field for _, field, _ in TABLE["InferParameter"]}),
-    "ModelConfig": ("scheduling_choice", {"dynamic_batching"}),
-}
-
+_BLOCK = re.compile(r"(message|enum|oneof|service) (\w+) {(})?$")
+_VALUE = re.compile(r"(\w+) = (\d+);$")
+_FIELD = re.compile(r"(repeated )?(map<string, ([\w.]+)>|[\w.]+) (\w+) = (\d+);$")
+_RPC = re.compile(r"rpc (\w+)\((stream )?(\w+)\) returns \((stream )?(\w+)\) {}$")
 _Field = descriptor_pb2.FieldDescriptorProto
 
 
-def _file() -> Any:
-    """The table as protobuf describes a file."""
-    file = descriptor_pb2.FileDescriptorProto(name="batchyard.proto", package=PACKAGE, syntax="proto3")
-    made: dict[str, Any] = {}
-    for name in sorted(TABLE, key=lambda name: name.count(".")):  # what holds others comes first
-        outer, _, inner = name.rpartition(".")
-        made[name] = made[outer].nested_type.add(name=inner) if outer else file.message_type.add(name=name)
-    for name, values in ENUMS.items():
-        outer, _, inner = name.rpartition(".")
-        enum = made[outer].enum_type.add(name=inner) if outer else file.enum_type.add(name=name)
-        for value, number in values.items():
-            enum.value.add(name=value, number=number)
-    for name, rows in TABLE.items():
-        if name in ONEOF:
-            made[name].oneof_decl.add(name=ONEOF[name][0])
-        for number, field, kind in rows:
-            _add(made[name], name, number, field, kind)
+def _file(text: str) -> Any:
+    """A .proto file, one declaration a line, as protobuf describes it."""
+    package = re.search(r"^package ([\w.]+);$", text, re.MULTILINE)
+    assert package is not None
+    name = package[1].replace(".", "/") + "/batchyard.proto"
+    file = descriptor_pb2.FileDescriptorProto(name=name, package=package[1], syntax="proto3")
+    enums = set(re.findall(r"enum (\w+)", text))
+    blocks: list[tuple[str, Any]] = [("", file)]  # (kind, what it describes), the innermost last
+    for line in filter(None, (line.partition("//")[0].strip() for line in text.splitlines())):
+        kind, block = blocks[-1]
+        if line == "}":
+            blocks.pop()
+        elif begun := _BLOCK.match(line):
+            inner = _begun(block, begun[1], begun[2])
+            if not begun[3]:
+                blocks.append((begun[1], inner))
+        elif rpc := _RPC.match(line):
+            block.method.add(
+                name=rpc[1],
+                input_type=f".{file.package}.{rpc[3]}",
+                output_type=f".{file.package}.{rpc[5]}",
+                client_streaming=bool(rpc[2]),
+                server_streaming=bool(rpc[4]),
+            )
+        elif value := _VALUE.match(line):
+            block.value.add(name=value[1], number=int(value[2]))
+        elif field := _FIELD.match(line):
+            path = ".".join(outer.name for is_a, outer in blocks if is_a == "message")
+            added = _added(block, path, field, file.package, enums)
+            if kind == "oneof":
+                added.oneof_index = len(block.oneof_decl) - 1
     return file
 
 
-def _add(message: Any, name: str, number: int, field: str, kind: str) -> None:
-    repeated = kind.endswith("*") or kind.startswith("map ")
-    added = message.field.add(
-        name=field, number=number, label=_Field.LABEL_REPEATED if repeated else _Field.LABEL_OPTIONAL
-    )
-    if kind.startswith("map "):
-        entry = message.nested_type.add(name="".join(part.title() for part in field.split("_")) + "Entry")
+def _begun(outer: Any, kind: str, name: str) -> Any:
+    """A message or an enum inside of this; a oneof is its message once more."""
+    if kind == "oneof":
+        outer.oneof_decl.add(name=name)
+        return outer
+    if kind == "service":
+        return outer.service.add(name=name)
+    nested = isinstance(outer, descriptor_pb2.DescriptorProto)
+    if kind == "enum":
+        return outer.enum_type.add(name=name)
+    return outer.nested_type.add(name=name) if nested else outer.message_type.add(name=name)
+
+
+def _added(outer: Any, path: str, field: re.Match[str], package: str, enums: set[str]) -> Any:
+    repeated, kind, of_map, name, number = field.groups()
+    many = repeated or of_map
+    label = _Field.LABEL_REPEATED if many else _Field.LABEL_OPTIONAL
+    added = outer.field.add(name=name, number=int(number), label=label)
+    if of_map:
+        entry = outer.nested_type.add(name="".join(part.title() for part in name.split("_")) + "Entry")
         entry.options.map_entry = True
-        _add(entry, "", 1, "key", "string")
-        _add(entry, "", 2, "value", kind.removeprefix("map "))
-        kind = f"{name}.{entry.name}"
-    element = kind.removesuffix("*")
-    if element[0].isupper():
-        added.type = _Field.TYPE_ENUM if element in ENUMS else _Field.TYPE_MESSAGE
-        added.type_name = f".{PACKAGE}.{element}"
+        for part, (key, inner) in enumerate((("key", "string"), ("value", of_map)), 1):
+            _typed(entry.field.add(name=key, number=part, label=_Field.LABEL_OPTIONAL), inner, package, enums)
+        kind = f"{path}.{entry.name}"
+    _typed(added, kind, package, enums)
+    return added
+
+
+def _typed(field: Any, kind: str, package: str, enums: set[str]) -> None:
+    if kind[0].isupper():
+        field.type = _Field.TYPE_ENUM if kind.rpartition(".")[2] in enums else _Field.TYPE_MESSAGE
+        field.type_name = f".{package}.{kind}"
     else:
-        added.type = getattr(_Field, f"TYPE_{element.upper()}")
-    if name in ONEOF and field in ONEOF[name][1]:
-        added.oneof_index = 0
+        field.type = getattr(_Field, f"TYPE_{kind.upper()}")
 
 
-_pool = descriptor_pool.DescriptorPool()
-_pool.Add(_file())
-CLASSES: dict[str, Any] = {
-    name: message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{PACKAGE}.{name}")) for name in TABLE
-}
-_RAW_KEY = next(n for n, field, _ in TABLE["ModelInferRequest"] if field == "raw_input_contents") << 3 | 2
+def _classes(outer: Any, package: str, within: str = "") -> dict[str, Any]:
+    """Name -> class, of a file's messages or of those inside a message."""
+    found = {}
+    for inner in outer.nested_type if within else outer.message_type:
+        if inner.options.map_entry:
+            continue
+        name = f"{within}{inner.name}"
+        found[name] = message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"{package}.{name}"))
+        found |= _classes(inner, package, f"{name}.")
+    return found
+
+
+def _read(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+_reflection = _read("reflection.proto")
+FILES = {
+    file.package: file
+    for file in map(_file, (
+        _read("triton.proto"), _read("health.proto"), _reflection,
+        _reflection.replace("package grpc.reflection.v1;", "package grpc.reflection.v1alpha;"),
+    ))
+}  # fmt: skip
+_POOL = descriptor_pool.DescriptorPool()
+for _one in FILES.values():
+    _POOL.Add(_one)
+CLASSES_OF = {package: _classes(file, package) for package, file in FILES.items()}
+CLASSES = CLASSES_OF[PACKAGE]
+_RAW_KEY = CLASSES["ModelInferRequest"].DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2
 
 
 def parsed(name: str, raw: bytes, plain_bytes_max: int) -> Any:
-    """The message that these bytes are.
+    """Parse a message.
 
-    Raises Refusal for bytes that are none, and for more of them than `plain_bytes_max` outside of
+    Raises Refusal for malformed bytes, and for more than `plain_bytes_max` bytes outside
     raw_input_contents: parsed, an empty input of two bytes takes eighty.
     """
     try:
@@ -207,7 +140,7 @@ def parsed(name: str, raw: bytes, plain_bytes_max: int) -> Any:
             _check_outline(raw, plain_bytes_max)
         return CLASSES[name].FromString(raw)
     except (message.DecodeError, IndexError):
-        raise invalid(f"these bytes are no {name}") from None
+        raise invalid(f"these bytes are not a {name}") from None
 
 
 def _check_outline(raw: bytes, plain_bytes_max: int) -> None:
@@ -227,7 +160,7 @@ def _check_outline(raw: bytes, plain_bytes_max: int) -> None:
         if key != _RAW_KEY:
             plain_bytes += at - start
         if fields > FIELDS_MAX or plain_bytes > plain_bytes_max:
-            text = f"a message has {FIELDS_MAX} fields and {plain_bytes_max} bytes at most here beside"
+            text = f"a message may have at most {FIELDS_MAX} fields and {plain_bytes_max} bytes besides"
             raise Refusal(413, "TOO_LARGE", f"{text} raw_input_contents; send tensors there")
 
 

@@ -1,25 +1,34 @@
-"""One inference of the Open Inference Protocol, whichever way it came: its parameters, its tensors, its run.
+"""One inference of the Open Inference Protocol, over HTTP or gRPC: its parameters, tensors, and run.
 
-REST and gRPC each turn their messages into an `Asked` and an `Answered` into their messages. What holds
-for both is here.
+HTTP and gRPC convert their messages to an `Asked`, and an `Answered` to their messages. The shared part is
+here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .. import ModelInfo, Priority, Reply
-from .datatypes import Array, Datatype, check_shape, datatype_of, no_strings, to_bytes
-from .errors import invalid
+from .. import ModelInfo, Priority
+from .classification import classes, labels_of
+from .datatypes import BY_NAME, Array, Datatype, check_shape, datatype_of, from_bytes, to_bytes
+from .described import batches_as_triton
+from .errors import Refusal, invalid
 from .regions import SHARED_MEMORY_OFF, Place, Regions
 from .yard import Yard, check_version
 
 TIMEOUT_S = 30.0  # of a request that names none
 TIMEOUT_MAX_S = 3600.0
 DEADLINE_MS_MAX = TIMEOUT_MAX_S * 1000
-_UNSUPPORTED = ("sequence_id", "sequence_start", "sequence_end")
+RECEIPT = "receipt"  # a request's parameter: true asks for the receipt in the answer's parameters
+STRINGS_BYTES_MAX = 64 << 20  # of a BYTES tensor in a client's shared memory
+_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+NO_SEQUENCES = (
+    "this server keeps no state between requests: ask for the model's state outputs, and send them as the "
+    "next request's inputs, as `client.sequence` of batchyard's own client does (docs/sequences.md)"
+)
 _PLACE = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 
 
@@ -30,6 +39,7 @@ class Wanted:
     name: str
     binary: bool = False
     place: Place | None = None
+    classes: int = 0  # so many of the best instead of the tensor
 
 
 @dataclass(slots=True)
@@ -42,6 +52,7 @@ class Asked:
     timeout_s: float
     outputs: list[Wanted] | None  # None: all of them
     traceparent: str | None = None  # whose trace it belongs to, as W3C writes it
+    receipt: bool = False  # whether the answer says where its time went
 
 
 @dataclass(slots=True)
@@ -54,11 +65,16 @@ class Output:
     binary: bool
     written: Place | None = None
 
+    @property
+    def raw(self) -> memoryview:
+        return to_bytes(self.array)
+
 
 @dataclass(slots=True)
 class Answered:
     info: ModelInfo
     outputs: list[Output] = field(default_factory=list)
+    parameters: dict[str, Any] = field(default_factory=dict)  # the receipt, where it was asked for
 
 
 def priority_of(given: Any) -> int:
@@ -87,10 +103,10 @@ def deadline_s_of(milliseconds: Any) -> float:
 
 def options_of(parameters: Mapping[str, Any]) -> tuple[int, float]:
     """(priority, timeout in seconds) of a request's parameters; `timeout` counts microseconds.
-    Others are a backend's, and left alone. Raises Refusal for what is promised by nobody here."""
-    for name in _UNSUPPORTED:
+    Backend-specific ones are ignored. Raises Refusal for those that would need a feature we lack."""
+    for name in _SEQUENCE:
         if parameters.get(name):
-            raise invalid(f"{name}: requests of a yard know nothing of each other; there are no sequences")
+            raise invalid(f"{name}: {NO_SEQUENCES}")
     timeout = parameters.get("timeout", 0)
     if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
         raise invalid(f"timeout is a number of microseconds, not {str(timeout)[:40]!r}")
@@ -99,7 +115,7 @@ def options_of(parameters: Mapping[str, Any]) -> tuple[int, float]:
 
 
 def place_of(parameters: Mapping[str, Any], regions: Regions | None, what: str) -> Place | None:
-    """Where in a client's shared memory the tensor lies; None: nowhere. Raises Refusal."""
+    """The tensor's place in a client's shared memory, or None. Raises Refusal."""
     if _PLACE[0] not in parameters:
         return None
     if regions is None:
@@ -112,20 +128,23 @@ def place_of(parameters: Mapping[str, Any], regions: Regions | None, what: str) 
 
 def wanted_of(name: str, parameters: Mapping[str, Any], binary: bool, regions: Regions | None) -> Wanted:
     """Raises Refusal."""
-    if parameters.get("classification"):
-        raise invalid(f"output {name!r}: classification is not offered; sort the scores at the client")
+    what = f"output {name[:80]!r}"
     asked = parameters.get("binary_data", binary)
     if not isinstance(asked, bool):
-        raise invalid(f"output {name!r}: binary_data is true or false")
-    return Wanted(name, asked, place_of(parameters, regions, f"output {name!r}"))
+        raise invalid(f"{what}: binary_data is true or false")
+    count = parameters.get("classification", 0)
+    if type(count) is not int or count < 0:
+        raise invalid(f"{what}: classification is how many classes are wanted, not {str(count)[:40]!r}")
+    place = place_of(parameters, regions, what)
+    if count and place is not None:
+        raise invalid(f"{what}: classes are not written to shared memory; ask for one or the other")
+    return Wanted(name, asked, place, count)
 
 
 def declared(info: ModelInfo, name: str, datatype: str, shape: Sequence[int]) -> Datatype:
     """The type of an input that is to be read. Raises Refusal unless the model has such an input."""
     what = f"input {name[:80]!r}"
     check_shape(shape, what)
-    if datatype == "BYTES":
-        raise no_strings(what)
     for spec in info.inputs:
         if spec.name == name:
             want = datatype_of(spec.dtype, what)
@@ -140,6 +159,12 @@ async def from_place(
     yard: Yard, regions: Regions, place: Place, datatype: Datatype, shape: list[int]
 ) -> Array:
     """An input that lies in a client's shared memory, read into ours. Raises Refusal."""
+    if datatype.numpy.hasobject:
+        if place.nbytes > STRINGS_BYTES_MAX:
+            raise Refusal(413, "TOO_LARGE", f"BYTES in shared memory have at most {STRINGS_BYTES_MAX} bytes")
+        raw = bytearray(place.nbytes)
+        await regions.read(place, memoryview(raw))
+        return from_bytes(raw, datatype.numpy, shape, f"region {place.region!r}")
     array = await yard.client.empty(shape, datatype.numpy)
     if array.nbytes != place.nbytes:
         raise invalid(f"region {place.region!r}: {place.nbytes} bytes are not {datatype.name}{shape}")
@@ -155,19 +180,43 @@ async def model_of(yard: Yard, name: str, version: str) -> ModelInfo:
 
 
 async def run(yard: Yard, asked: Asked, regions: Regions | None) -> Answered:
-    """Run it, and put outputs where they were asked for. Raises Refusal and the client's errors."""
+    """Run it, and write outputs where the request wants them. Raises Refusal and the client's errors."""
     if asked.outputs is not None:
         _check_names(asked.info, asked.outputs)
     info, reply = await yard.infer(
         asked.info, asked.inputs, asked.priority, asked.timeout_s, asked.traceparent
     )
+    answered = await _answered(info, reply.outputs, asked.outputs, regions)
+    if asked.receipt:
+        answered.parameters = asdict(reply.receipt)
+    return answered
+
+
+async def answers(yard: Yard, asked: Asked, regions: Regions | None) -> AsyncGenerator[Answered, None]:
+    """Run a model that answers several times; otherwise as `run`."""
+    if asked.outputs is not None:
+        _check_names(asked.info, asked.outputs)
+    stream = yard.stream(asked.info, asked.inputs, asked.priority, asked.timeout_s, asked.traceparent)
+    async with aclosing(stream):
+        async for arrays in stream:
+            yield await _answered(asked.info, arrays, asked.outputs, regions)
+
+
+async def _answered(
+    info: ModelInfo, arrays: dict[str, Array], outputs: Sequence[Wanted] | None, regions: Regions | None
+) -> Answered:
     answered = Answered(info)
-    for wanted, code, array in _chosen(info, reply, asked.outputs):
+    for wanted, code, array in _chosen(info, arrays, outputs):
         datatype = datatype_of(code, f"output {wanted.name!r}")
+        if wanted.classes:
+            by_row = batches_as_triton(info) and array.ndim > 0
+            labels = labels_of(info.origin.metadata) if info.origin is not None else {}
+            array = classes(array, datatype, wanted.classes, labels, by_row, f"output {wanted.name!r}")
+            datatype = BY_NAME["BYTES"]
         output = Output(wanted.name, datatype, array, wanted.binary, wanted.place)
         if wanted.place is not None:
             assert regions is not None  # it was it that made the place
-            await regions.write(wanted.place, array)
+            await regions.write(wanted.place, output.raw)
         answered.outputs.append(output)
     return answered
 
@@ -185,13 +234,12 @@ def _check_names(info: ModelInfo, outputs: Sequence[Wanted]) -> None:
 
 
 def _chosen(
-    info: ModelInfo, reply: Reply, outputs: Sequence[Wanted] | None
+    info: ModelInfo, arrays: dict[str, Array], outputs: Sequence[Wanted] | None
 ) -> list[tuple[Wanted, int, Array]]:
     """(what was asked for, its ONNX type, its array), in the order of asking."""
     codes = {spec.name: spec.dtype for spec in info.outputs}
-    arrays = reply.outputs
-    asked = [Wanted(name) for name in reply.names] if outputs is None else outputs
+    asked = [Wanted(name) for name in arrays] if outputs is None else outputs
     missing = [wanted.name for wanted in asked if wanted.name not in arrays or wanted.name not in codes]
     if missing:
-        raise invalid(f"{info.name!r} was exchanged meanwhile, and has no output {missing[0]!r} any more")
+        raise invalid(f"{info.name!r} was swapped meanwhile and no longer has the output {missing[0]!r}")
     return [(wanted, codes[wanted.name], arrays[wanted.name]) for wanted in asked]

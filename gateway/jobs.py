@@ -1,22 +1,20 @@
-"""Jobs: requests whose result somebody fetches later. Owns them from POST to the end of their time.
+"""The gateway's jobs: their work, their bounds, and their states as REST clients read them.
 
-A job's result is a copy: the yard's memory is for requests under way. Bounded in number, in bytes of
-results, and in time; the clock is an argument of whoever makes the table.
+Ids and lifetimes are those of jobs/. A job's result is a copy: the yard's memory is for requests under way.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from ..jobs.table import Job as AnyJob
+from ..jobs.table import JobStatus, Table, UnknownJob
 from .datatypes import Array
 from .errors import Refusal, refusal_of
-
-SWEEPS_PER_TTL = 20
 
 
 class State(StrEnum):
@@ -25,6 +23,16 @@ class State(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"  # it was done, and its result had to make room
+
+
+PASSES = 8  # of the event loop, in which the client says of a request that it can never be
+
+_STATES = {
+    JobStatus.PENDING: State.PENDING,
+    JobStatus.COMPLETED: State.DONE,
+    JobStatus.FAILED: State.FAILED,
+    JobStatus.CANCELLED: State.CANCELLED,
+}
 
 
 class Result(NamedTuple):
@@ -44,138 +52,107 @@ class Result(NamedTuple):
         return self._replace(outputs={name: array.copy() for name, array in self.outputs.items()})
 
 
-class Job:
-    """One job. `ended`: set when it has left PENDING."""
+class Job(AnyJob[Result]):
+    """One job, as it was asked for."""
 
     def __init__(self, model: str, priority: str) -> None:
-        self.id = secrets.token_urlsafe(16)
+        super().__init__()
         self.model = model
         self.priority = priority
-        self.state = State.PENDING
-        self.result: Result | None = None
-        self.refusal: Refusal | None = None
-        self.ended = asyncio.Event()
-        self.ended_s = 0.0
-        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> State:
+        if self.status is JobStatus.COMPLETED and self.result is None:
+            return State.EXPIRED
+        return _STATES[self.status]
+
+    @property
+    def refusal(self) -> Refusal | None:
+        """A failed job's error, as the response to a request for its result."""
+        return None if self.error is None else refusal_of(self.error)
 
 
 class Jobs:
-    """The table. Raises Refusal (429) when it is full of jobs that are not old enough to be forgotten."""
+    """The jobs and their bounds: too many are a Refusal (429), and too many bytes cost the oldest results."""
 
     def __init__(
         self, jobs_max: int, bytes_max: int, ttl_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._jobs: dict[str, Job] = {}  # oldest first
         self._jobs_max = jobs_max
         self._bytes_max = bytes_max
-        self._ttl_s = ttl_s
-        self._clock = clock
-        self.result_bytes = 0
+        self._table: Table[Job] = Table(ttl_s, bytes_max=bytes_max, clock=clock)
+        self._table.open()
 
-    def count(self, state: State) -> int:
-        return sum(job.state is state for job in self._jobs.values())
+    @property
+    def pending(self) -> int:
+        return len(self._table.under_way)
+
+    @property
+    def done(self) -> int:
+        """Those whose result is kept."""
+        return sum(job.state is State.DONE for job in self._table.ended.values())
+
+    @property
+    def result_bytes(self) -> int:
+        return self._table.result_bytes
 
     async def start(self, model: str, priority: str, work: Coroutine[Any, Any, Result]) -> Job:
-        """A job that runs `work`. Raises what the work raises before it has to wait for the first time:
-        a request that can never be is refused at once, not by a job."""
-        self.sweep()
-        if len(self._jobs) >= self._jobs_max:
+        """Start a job that runs `work`. Raises what `work` raises at once: an impossible request is refused,
+        and becomes no job."""
+        if len(self._table) >= self._jobs_max:
             work.close()
             text = f"{self._jobs_max} jobs are kept here; fetch results, or try again"
             raise Refusal(429, "TOO_MANY_JOBS", text, 1.0)
-        job = Job(model, priority)
-        self._jobs[job.id] = job
+        job = self._table.begin(Job(model, priority))
         job.task = asyncio.ensure_future(self._run(job, work))
-        await asyncio.sleep(0)
+        for _ in range(PASSES):
+            if job.done.done():
+                break
+            await asyncio.sleep(0)
         if job.refusal is not None:
-            del self._jobs[job.id]
+            self._table.forget(job)
             raise job.refusal
         return job
 
     async def _run(self, job: Job, work: Coroutine[Any, Any, Result]) -> None:
         try:
             result = (await work).copied()
+            if result.nbytes > self._bytes_max:
+                text = f"the result has {result.nbytes} bytes, and {self._bytes_max} are kept"
+                raise Refusal(413, "RESULT_TOO_LARGE", f"{text}; use POST /predict")
         except asyncio.CancelledError:
             work.close()
-            self._end(job, State.CANCELLED)
+            self._table.end(job, JobStatus.CANCELLED)
         except Exception as error:
-            job.refusal = refusal_of(error)
-            self._end(job, State.FAILED)
+            self._table.end(job, JobStatus.FAILED, error=error)
         else:
-            self._keep(job, result)
-
-    def _keep(self, job: Job, result: Result) -> None:
-        """Make room: the results that have been there longest go first."""
-        if result.nbytes > self._bytes_max:
-            text = f"the result has {result.nbytes} bytes, and {self._bytes_max} are kept; use POST /predict"
-            job.refusal = Refusal(413, "RESULT_TOO_LARGE", text)
-            self._end(job, State.FAILED)
-            return
-        if self.result_bytes + result.nbytes > self._bytes_max:
-            for old in sorted(self._jobs.values(), key=lambda job: job.ended_s):
-                if old.result is not None:
-                    self._drop_result(old, State.EXPIRED)
-                    if self.result_bytes + result.nbytes <= self._bytes_max:
-                        break
-        job.result = result
-        self.result_bytes += result.nbytes
-        self._end(job, State.DONE)
-
-    def _drop_result(self, job: Job, state: State) -> None:
-        if job.result is not None:
-            self.result_bytes -= job.result.nbytes
-            job.result = None
-            job.state = state
-
-    def _end(self, job: Job, state: State) -> None:
-        job.state = state
-        job.ended_s = self._clock()
-        job.task = None
-        job.ended.set()
+            self._table.end(job, JobStatus.COMPLETED, result, nbytes=result.nbytes)
 
     def get(self, job_id: str) -> Job:
         """Raises Refusal (404)."""
-        self.sweep()
-        job = self._jobs.get(job_id)
-        if job is None:
-            raise Refusal(404, "UNKNOWN_JOB", "there is no such job; results are kept for a while only")
-        return job
+        try:
+            return self._table.find(job_id)
+        except UnknownJob:
+            text = "there is no such job; results are kept for a while only"
+            raise Refusal(404, "UNKNOWN_JOB", text) from None
 
     async def wait(self, job: Job, timeout_s: float) -> None:
         """Until the job has ended, or for so long."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await job.ended.wait()
-        except TimeoutError:
-            pass
+        await asyncio.wait({job.done}, timeout=timeout_s)
 
     async def cancel(self, job: Job) -> bool:
-        """Whether it was still to be cancelled; the yard has been told when this returns."""
-        if job.task is None:
+        """Cancel the job, and return once the yard knows. False if it had ended already."""
+        if job.done.done() or job.task is None:
             return False
         job.task.cancel()
-        await job.ended.wait()
+        await asyncio.wait({job.done})
         return job.state is State.CANCELLED
-
-    def sweep(self) -> None:
-        """Forget what ended long ago."""
-        before_s = self._clock() - self._ttl_s
-        for job in list(self._jobs.values()):
-            if job.state is not State.PENDING and job.ended_s <= before_s:
-                self._drop_result(job, State.EXPIRED)
-                del self._jobs[job.id]
-
-    async def sweep_for_ever(self) -> None:
-        """Also when nobody asks: a result that is never fetched takes memory."""
-        while True:
-            await asyncio.sleep(self._ttl_s / SWEEPS_PER_TTL)
-            self.sweep()
 
     async def close(self) -> None:
         """Cancel what is pending."""
-        pending = [job.task for job in self._jobs.values() if job.task is not None]
+        self._table.close()
+        pending = [job.task for job in self._table.under_way.values() if job.task is not None]
         for task in pending:
             task.cancel()
         if pending:
             await asyncio.wait(pending)
-        self._jobs.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, exposition
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, exposition
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -19,9 +19,12 @@ PREFIX = "batchyard_gateway"
 class Metrics:
     """`in_flight`: HTTP requests that have no answer yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
         self.in_flight = 0
+        # The sidecar's page has it, too: by it a dashboard finds both.
+        build = Gauge("batchyard_build_info", "The version; always 1.", ["version"], registry=self.registry)
+        build.labels(version).set(1)
         self._requests = Counter(
             f"{PREFIX}_requests", "Answered requests (499: its client had gone).", ["route", "status"],
             registry=self.registry,

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .datatypes import Array, to_bytes
 from .errors import Refusal, invalid
 
 FOLDER = Path("/dev/shm")  # where Linux has what shm_open makes
@@ -24,6 +23,10 @@ NAME_CHARS_MAX = 128
 KEY = re.compile(r"/?([A-Za-z0-9_][A-Za-z0-9_.\-]{0,200})")
 OURS = ("batchyard-", "sem.")  # a yard's own segments, and the system's semaphores
 SHARED_MEMORY_OFF = "clients' shared memory is off; the gateway must be started with --shared-memory"
+NO_CUDA = (
+    "CUDA shared memory is not taken: the gateway uses no GPU. Send tensors as bytes, or use system shared "
+    "memory (--shared-memory)"
+)
 THREAD_BYTES = 1 << 20  # a longer copy is made on a thread: the loop has others to serve
 
 
@@ -76,7 +79,7 @@ class Regions:
 
     def _check(self, status: os.stat_result, key: str, offset: int, nbytes: int) -> None:
         if not stat.S_ISREG(status.st_mode) or status.st_uid != self._owner:
-            raise invalid(f"{key!r} is no shared memory of the user that the gateway runs as")
+            raise invalid(f"{key!r} is not shared memory of the gateway's user")
         if offset < 0 or nbytes < 1 or offset > status.st_size or nbytes > status.st_size - offset:
             raise invalid(f"{key!r} has {status.st_size} bytes, not {nbytes} at offset {offset}")
 
@@ -110,13 +113,13 @@ class Regions:
         """Copy a place's bytes into `view`. Raises Refusal when they are not there any more."""
         await self._move(place, view, os.preadv)
 
-    async def write(self, place: Place, array: Array) -> None:
-        """Copy an array into a place. Raises Refusal when it is too small."""
-        if array.nbytes > place.nbytes:
+    async def write(self, place: Place, view: memoryview) -> None:
+        """Copy a tensor's bytes into a place. Raises Refusal when it is too small."""
+        if len(view) > place.nbytes:
             raise invalid(
-                f"region {place.region!r}: the output has {array.nbytes} bytes, and its place {place.nbytes}"
+                f"region {place.region!r}: the output has {len(view)} bytes, and its place {place.nbytes}"
             )
-        await self._move(place, to_bytes(array), os.pwritev)
+        await self._move(place, view, os.pwritev)
 
     async def _move(self, place: Place, view: memoryview, how: Any) -> None:
         region = self._regions.get(place.region)

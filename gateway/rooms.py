@@ -1,20 +1,22 @@
-"""What the gateway's endpoints share: the yard, the bounds, the jobs, the clients' regions, the figures."""
+"""Shared state of the gateway's endpoints: yard, bounds, jobs, clients' regions, metrics."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from .body import Budget
 from .errors import invalid
+from .http_body import Budget
 from .jobs import Jobs
 from .metrics import Metrics
 from .regions import SHARED_MEMORY_OFF, Regions
+from .texts import TextModel
 from .yard import Yard
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of the gateway; each has an answer of its own when it is reached."""
+    """The gateway's bounds; each has its own response when it is reached."""
 
     body_bytes_max: int = 64 << 20  # 413
     json_bytes_max: int = 8 << 20  # 413: a number takes 30 times its text while it is parsed
@@ -36,6 +38,8 @@ class Rooms:
     metrics: Metrics
     regions: Regions | None
     version: str
+    model_control: bool = False  # whether clients may load and unload models
+    texts: Mapping[str, TextModel] = field(default_factory=dict)  # by the name of the model at the yard
 
     def shared(self) -> Regions:
         """The clients' regions. Raises Refusal where there are none."""

@@ -7,12 +7,13 @@ import logging
 import os
 import signal
 import sys
-import threading
 from importlib.util import find_spec
 from pathlib import Path
 
 from ..transport import endpoints, extras, lifeline
 from ..transport.errors import BatchyardError
+from ..transport.flag import Flag
+from ..transport.processes import open_standard_streams
 from . import providers
 from .ladder import Ladder
 from .providers import TOLERANCE
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--lifeline", action="store_true", help="end when stdin does (the starter died)")
     parser.add_argument("-q", "--quiet", action="store_true", help="say only what went wrong")
+    open_standard_streams()
     arguments = parser.parse_args(argv)
     level = logging.WARNING if arguments.quiet else logging.INFO
     logging.basicConfig(level=level, format="worker: %(message)s", stream=sys.stderr)
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         child.append("--quiet")
     if arguments.keys is not None:
         child += ["--keys", str(arguments.keys)]
-    stop = threading.Event()
+    stop = Flag()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     if arguments.lifeline:
@@ -97,20 +99,20 @@ def _worker_number() -> int:
     return int(number) if number.isdecimal() and int(number) else 1
 
 
-def _rungs(asked: str) -> list[str]:
+def _rungs(choice: str) -> list[str]:
     """The providers to try, best first. Raises BatchyardError where there is none."""
     if find_spec("onnxruntime") is None:
         raise BatchyardError(f"{extras.missing('onnxruntime')} (or another runtime, but only one)")
     found = providers.installed()
     if "cpu" not in found:  # a runtime that somebody built, under another name
         found = [*found, "cpu"]
-    if asked == "auto":
+    if choice == "auto":
         return found
-    if asked not in providers.LADDER:
+    if choice not in providers.LADDER:
         names = ", ".join(("auto", *providers.LADDER))
-        raise BatchyardError(f"no provider is called {asked!r}; there is: {names}")
-    below = providers.LADDER[providers.LADDER.index(asked) + 1 :]
-    return [asked, *(name for name in below if name in found)]
+        raise BatchyardError(f"no provider is called {choice!r}; there is: {names}")
+    below = providers.LADDER[providers.LADDER.index(choice) + 1 :]
+    return [choice, *(name for name in below if name in found)]
 
 
 if __name__ == "__main__":

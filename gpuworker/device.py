@@ -1,16 +1,16 @@
-"""The device under the sessions: turns on it, and the errors after which it is no use to this process.
+"""The device under the sessions: whose turn it is, and the errors that mean its loss.
 
-A GPU that was reset, removed, or hung takes every session of the process with it; only another process
-can begin anew.
+When a GPU is reset, removed, or hangs, every session of the process is lost. Only a new process can use it
+again.
 """
 
 from __future__ import annotations
 
 import threading
 
-EXIT_CODE = 5  # of a child whose device is lost: a strike against the device, told apart by the supervisor
+EXIT_CODE = 5  # of a child whose device is lost; the supervisor counts a strike against the device
 
-# What onnxruntime's messages say then, in small letters. The numbers are DXGI's: device removed, hung,
+# Phrases of onnxruntime's messages, in lower case. The numbers are DXGI's: device removed, hung,
 # reset, driver internal error (learn.microsoft.com, "DXGI_ERROR"); then WebGPU's, Vulkan's, CUDA's.
 LOST = (
     "887a0005",
@@ -28,23 +28,21 @@ LOST = (
 
 
 class DeviceLost(BaseException):
-    """The device is gone, and this process can't get it back; the text is what was said of it.
+    """The device is gone for this process; the text is the runtime's message.
 
-    No Exception, so that nothing that expects a model's failure takes it for one: it ends the process.
+    It derives from BaseException, so that no handler of a model's failure catches it: it ends the process.
     """
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether an error of a session means that the device is gone."""
     text = str(error).lower()
-    return any(said in text for said in LOST)
+    return any(phrase in text for phrase in LOST)
 
 
 class Turns:
-    """A lock that is fair between two threads: who waits is next, even if the other asks again at once.
-
-    A model that is loaded, run by run, would otherwise keep a model that serves waiting.
-    """
+    """A lock that is fair between two threads: the waiting thread is next, even if the other one asks again
+    at once. Otherwise a model that is being loaded, run after run, would keep a served model waiting."""
 
     def __init__(self) -> None:
         self._next = threading.Lock()

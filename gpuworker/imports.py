@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import itertools
 import logging
+import os
 import pkgutil
 import sys
 import traceback
@@ -20,8 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..transport.functions import ATTRIBUTE, Function, Signature, importing
-from .canary import said
+from ..transport.python_models import ATTRIBUTE, Function, FunctionSignature, importing
+from .faults import error_text
 
 Call = Callable[[Any], Any]
 
@@ -55,6 +56,8 @@ def find(function: Function, path: str) -> tuple[Any, str]:
     try:
         with importing():
             if function.module:
+                if os.getcwd() not in sys.path:
+                    sys.path.append(os.getcwd())  # last, so that a file there hides no library
                 module: Any = pkgutil.resolve_name(f"{function.module}:")
             else:
                 own = f"_batchyard_{next(_numbers)}_{Path(path).stem}"
@@ -69,15 +72,19 @@ def find(function: Function, path: str) -> tuple[Any, str]:
         raise UserError(f"{place}: the module has no {function.name!r}") from None
 
 
-def signature_of(found: Any, function: Function, place: str) -> Signature:
+def signature_of(found: Any, function: Function, place: str) -> FunctionSignature:
     """What it takes and gives: its own word, or its configuration's. Raises UserError."""
     own = getattr(found, ATTRIBUTE, None)
-    if own is not None and not isinstance(own, Signature):
+    if own is not None and not isinstance(own, FunctionSignature):
         raise UserError(f"{place}: its {ATTRIBUTE} is not batchyard's")
-    told = function.signature
-    if own is not None and told is not None and (own.inputs, own.outputs) != (told.inputs, told.outputs):
+    configured = function.signature
+    if (
+        own is not None
+        and configured is not None
+        and (own.inputs, own.outputs) != (configured.inputs, configured.outputs)
+    ):
         raise UserError(f"{place} declares other inputs or outputs than its yard was told: say it once")
-    signature = own or told
+    signature = own or configured
     if signature is None:
         raise UserError(
             f"{place} does not say what it takes: put @batchyard.model(inputs=..., outputs=...) on it, or "
@@ -86,7 +93,7 @@ def signature_of(found: Any, function: Function, place: str) -> Signature:
     return signature
 
 
-def made(found: Any, place: str) -> Call:
+def call_of(found: Any, place: str) -> Call:
     """The function itself, or an object of the class. Raises UserError."""
     if isinstance(found, type):
         try:
@@ -96,10 +103,18 @@ def made(found: Any, place: str) -> Call:
             raise UserError(f"{place} cannot be made: {described(error)}") from None
     if not callable(found):
         raise UserError(f"{place} is a {type(found).__name__}, and cannot be called")
-    call = found if inspect.isroutine(found) else type(found).__call__
-    if inspect.iscoroutinefunction(call) or inspect.isgeneratorfunction(call):
-        raise UserError(f"{place} is a coroutine or a generator: a model is a plain function")
+    if inspect.iscoroutinefunction(_code_of(found)) or inspect.isasyncgenfunction(_code_of(found)):
+        raise UserError(f"{place} is a coroutine: a model is a plain function, or a generator")
     return found  # type: ignore[no-any-return]
+
+
+def streams(call: Call) -> bool:
+    """Whether it is a generator: it yields an answer, and then another."""
+    return inspect.isgeneratorfunction(_code_of(call))
+
+
+def _code_of(found: Any) -> Any:
+    return found if inspect.isroutine(found) else type(found).__call__
 
 
 def forget(own: str) -> None:
@@ -129,7 +144,7 @@ def _run_file(path: str, name: str) -> Any:
 
 def described(error: BaseException) -> str:
     """Its type and what it says, in one line."""
-    text = said(error).strip().splitlines()
+    text = error_text(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:500]}" if text else type(error).__name__
 
 
@@ -143,7 +158,7 @@ def _users(trace: TracebackType | None) -> TracebackType | None:
     first = trace
     while first is not None:
         file = first.tb_frame.f_code.co_filename
-        if not file.startswith("<frozen importlib") and Path(file).parent != _HERE:
+        if not file.startswith("<frozen importlib") and _HERE not in Path(file).parents:
             return first
         first = first.tb_next
     return trace

@@ -84,7 +84,7 @@ class Ladder:
         above = self.providers[: self.providers.index(provider)]
         return next((name for name in above if name in self._quarantine and self._may(name, now_ns)), None)
 
-    def fallen(self, provider: str, now_ns: int) -> str:
+    def fallback_reason(self, provider: str, now_ns: int) -> str:
         """Why the worker is on `provider` and on none above it, in words; empty where there is none."""
         reasons = []
         for name in self.providers[: self.providers.index(provider)]:

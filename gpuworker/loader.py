@@ -1,7 +1,7 @@
-"""Loads models on a thread of its own, so that a worker goes on serving meanwhile.
+"""Loads models on its own thread, so that the worker goes on serving.
 
-Making a session and running it releases the interpreter, so what is served beside it is slowed by little
-more than the cores that both want.
+onnxruntime releases the interpreter while it makes or runs a session, so batches are slowed by little more
+than the cores that both use.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from ..transport import messages as m
-from .canary import CannotServe, compare, said
+from .backends.onnx import ServedModel
+from .comparison import compare
 from .device import DeviceLost
-from .model import ServedModel
+from .faults import CannotServe, error_text
 
 log = logging.getLogger("batchyard.gpuworker")
 
-# The model and its canary's difference; or why not; or the device is lost, and the process must end.
+# The model and its canary's difference; or the reason of a failure; or a lost device: the process must exit.
 Outcome = tuple[ServedModel, float | None] | str | DeviceLost
 
 
@@ -39,49 +40,51 @@ class Loader:
         threading.Thread(target=self._run, name="batchyard-loader", daemon=True).start()
 
     def fileno(self) -> int:
-        """Readable when something is finished."""
+        """Readable when a load has ended."""
         return self._wake_read.fileno()
 
-    def start(self, key: Any, load: m.Load, beside: ServedModel | None) -> None:
-        """Load it, and compare its answers with those of `beside`; `finished` has it under `key`."""
+    def start(self, key: Any, load: m.Load, baseline: ServedModel | None) -> None:
+        """Load a model and compare its answers with the baseline's; `finished` returns it under `key`."""
         self.under_way += 1
-        self._jobs.put((key, load, beside))
+        self._jobs.put((key, load, baseline))
 
     def finished(self) -> list[tuple[Any, Outcome]]:
-        """What has come to its end since the last call."""
+        """The loads that have ended since the last call."""
         try:
             self._wake_read.recv(4096)
         except BlockingIOError:
             pass
-        found = []
+        outcomes = []
         while self._finished:
-            found.append(self._finished.popleft())
-        self.under_way -= len(found)
-        return found
+            outcomes.append(self._finished.popleft())
+        self.under_way -= len(outcomes)
+        return outcomes
 
     def _run(self) -> None:
         first = True
         while True:
             self._do(*self._jobs.get())
-            if first:  # what lives now lives long; later a collection would be a pause in some request
+            if first:  # these objects live long; a later collection would pause a request
                 gc.collect()
                 first = False
             gc.freeze()
             self._wake_write.send(b"\0")
 
-    def _do(self, key: Any, load: m.Load, beside: ServedModel | None) -> None:
-        """Apart, so that while the thread waits for its next job it holds no model of the last one."""
-        self._finished.append((key, load_beside(self._make, load, beside)))
+    def _do(self, key: Any, load: m.Load, baseline: ServedModel | None) -> None:
+        """A method of its own, so that the waiting thread holds no model of its last job."""
+        self._finished.append((key, load_and_compare(self._make, load, baseline)))
 
 
-def load_beside(make: Callable[[m.Load], ServedModel], load: m.Load, beside: ServedModel | None) -> Outcome:
-    """Make a model and compare it with the one that serves; whatever is wrong with it is told."""
+def load_and_compare(
+    make: Callable[[m.Load], ServedModel], load: m.Load, baseline: ServedModel | None
+) -> Outcome:
+    """Make a model and compare it with the served one. Every failure becomes an outcome."""
     try:
         model = make(load)
-        return model, compare(beside, model, load.tolerance) if beside is not None else None
-    except DeviceLost as lost:  # this is a thread: whoever asks for the outcome ends the process
+        return model, compare(baseline, model, load.tolerance) if baseline is not None else None
+    except DeviceLost as lost:  # this is a thread: the caller of `finished` ends the process
         return lost
-    except BaseException as error:  # one model that can't be loaded must not end the others, nor the thread
+    except BaseException as error:  # a bad model must end neither the thread nor the other loads
         if not isinstance(error, OSError | CannotServe):
             log.exception("loading %s failed", load.model)
-        return said(error)[:4000]
+        return error_text(error)[:4000]

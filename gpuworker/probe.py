@@ -10,19 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..transport import lifeline
 from ..transport.messages import Load
-from ..transport.processes import ChildProcess
+from ..transport.processes import ChildProcess, module
 
 MODEL = Path(__file__).with_name("probe.onnx")  # a convolution, a pool and a Gemm; made by its unit test
 ROWS = 2
 TIMEOUT_S = 60.0  # the first run of WebGPU on a software adapter takes 5 s, a driver's first start longer
-COMMAND = [sys.executable, "-m", "batchyard.gpuworker.probe"]
+COMMAND = module("batchyard.gpuworker.probe")
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,9 @@ class Probe:
         self._give_up_s = now_s + TIMEOUT_S
         chosen = ["--worker", str(worker)] if device is None else ["--device", str(device)]
         # A file, because a pipe that nobody reads can fill up.
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115
         command = [*COMMAND, "--provider", provider, *chosen]
-        self._child = ChildProcess(command, name="probe", stdout=self._said, stderr=self._said)
+        self._child = ChildProcess(command, name="probe", stdout=self._output, stderr=self._output)
         self._child.start()
 
     def poll(self, now_s: float) -> Probed | None:
@@ -54,9 +53,9 @@ class Probe:
         if status is None and now_s < self._give_up_s:
             return None
         self._child.terminate(grace_s=0.0)
-        self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").strip().splitlines()
-        self._said.close()
+        self._output.seek(0)
+        lines = self._output.read().decode(errors="replace").strip().splitlines()
+        self._output.close()
         if status is None:
             return Probed(False, text=f"its probe hung, and was ended after {TIMEOUT_S:g} s")
         return outcome(status, lines)
@@ -64,7 +63,7 @@ class Probe:
     def close(self) -> None:
         """End it, whatever it would find."""
         self._child.terminate(grace_s=0.0)
-        self._said.close()
+        self._output.close()
 
 
 def outcome(status: int, lines: list[str]) -> Probed:
@@ -81,9 +80,9 @@ def outcome(status: int, lines: list[str]) -> Probed:
 def look(provider: str, device: int | None, worker: int) -> Probed:
     """Serve the tiny model on a provider, here and now."""
     from . import providers
-    from .canary import CannotServe
+    from .backends.onnx import ServedModel
     from .device import DeviceLost
-    from .model import ServedModel
+    from .faults import CannotServe
 
     try:
         devices = providers.devices(provider)

@@ -1,80 +1,56 @@
-"""How a batch becomes a run of a session: bindings, and the copies that cannot be avoided.
+"""Turns a batch into runs of a session.
 
-Big tensors are bound where they lie in the clients' arenas, so nothing is copied; neighbours that
-lie side by side are bound as one. Small ones are gathered into buffers that stay bound (measured: a
-pre-bound run of a tiny model 2.5 us, binding anew 17 us, copying 12 kB 0.2 us). Outputs likewise:
-bound in place, or scattered from a buffer, or sent back when no slot was reserved.
+A batch is one run, or several: one for each value of the shared inputs, one for each size if requests can't
+be padded, one for each request if rows can't share a run. gather.py places the inputs of a run, answers.py
+its outputs.
 """
 
 from __future__ import annotations
 
-import ctypes
+import logging
 from bisect import bisect_left
 from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from ..transport.digests import digest
-from ..transport.errors import InvalidRequest
-from ..transport.messages import Item, ItemOutputs, LentBatch
-from ..transport.tensors import Tensor, TensorSpec, nbytes_of
+from ..transport import dtypes
+from ..transport.messages import Item, LentBatch
+from ..transport.tensors import TensorSpec
+from .answers import NotRows, Result, deliver, place_outputs
+from .bindings import BINDINGS_MAX, Bindings
+from .device import DeviceLost
+from .forms import Form, Forms
+from .gather import place_inputs
+from .group import Group, follows
+from .handles import Columns, ItemRefused, check, columns_of, decode
+from .layout import Array, tail_of
 from .memory import MappedArena, Memory
+from .padding import NotCut, Padded, Pads
 from .sessions import Sessions
+from .spotchecks import SpotChecks, check_pieces, check_split, rows_to_check
+from .texts import run_texts
+from .values import comparable, quiet, value_of
+from .written import written_outputs
 
-IN_PLACE_MIN_BYTES = 128 * 1024  # above it a new binding is cheaper than the copy that it saves
 APART_MIN_BYTES = 1 << 20  # an item above it is run by itself rather than copied next to another
-BINDINGS_MAX = 512  # cached; one is a few kB
 KNOWN_BYTES_MAX = 256  # of one item's handles, to be remembered
-SHAPES_MAX = 16  # shape signatures whose buffers are kept
+TRIED_NS_MAX = 100_000_000  # a run that takes longer is not repeated to save a copy of its outputs
 
-_decode_items = msgspec.msgpack.Decoder(list[Item]).decode
-
-
-class ItemRefused(Exception):
-    """One item's handles are wrong; `item` is its place in the batch."""
-
-    def __init__(self, item: int, text: str) -> None:
-        super().__init__(text)
-        self.item = item
-
-
-class Result:
-    """What a batch's run took, and the outputs that did not go into slots."""
-
-    __slots__ = ("changed", "compute_ns", "copied_bytes", "elsewhere", "frames", "gather_ns", "scatter_ns")
-
-    def __init__(self) -> None:
-        self.gather_ns = 0
-        self.compute_ns = 0
-        self.scatter_ns = 0
-        self.copied_bytes = 0
-        self.elsewhere: list[ItemOutputs] = []
-        self.changed: list[int] = []  # items that are not what their digest says
-        self.frames: list[Any] = []
-
-
-class _Buffer:
-    """A host buffer of the model's own for one input or output, of up to `rows` rows."""
-
-    __slots__ = ("address", "array", "row_nbytes", "view")
-
-    def __init__(self, row_nbytes: int, rows: int) -> None:
-        self.row_nbytes = row_nbytes
-        self.array = np.zeros(max(1, row_nbytes * rows), np.uint8)
-        self.address = int(self.array.ctypes.data)
-        self.view = memoryview(self.array.data)
+log = logging.getLogger("batchyard.gpuworker")
 
 
 class Runner:
     """Runs batches on a model's sessions.
 
-    `batchable`: axis 0 of every input and output counts rows. `in_place`: a run may read and write
-    the arenas' own memory, and there is one session. `buckets`: the only batch sizes to run, rising;
-    empty: any. `apart`: whether big items that do not lie side by side are run by themselves rather than
-    copied together.
+    `batch_axes`: the axis that counts rows of each input, then of each output, -1 for an input that all
+    rows share; None: every request runs alone. `in_place`: a run may read and write the arenas' own
+    memory, and there is one session. `buckets`: the only batch sizes to run, rising; empty: any size.
+    `apart`: big items that are not contiguous are run one by one instead of being copied together.
+    `written`: the outputs that a run writes into bound memory; None: not known yet. `pads`: how requests of
+    different sizes share a run; None: a batch has one size. `spot_checks`: the batches whose requests are
+    run by themselves as well.
     """
 
     def __init__(
@@ -83,337 +59,373 @@ class Runner:
         sessions: Sessions,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
-        batchable: bool,
+        batch_axes: Sequence[int] | None,
         max_batch: int,
         in_place: bool,
         buckets: Sequence[int] = (),
         apart: bool = True,
+        written: Sequence[bool] | None = None,
+        pads: Pads | None = None,
+        spot_checks: SpotChecks | None = None,
     ) -> None:
         self.name = name
         self._sessions = sessions
-        self._host: Any = sessions.get(1) if in_place else None  # kept at hand: a tiny run takes 3 us
+        self._host: Any = sessions.get(1) if in_place else None  # an attribute, because a tiny run takes 3 us
         self.inputs = inputs
         self.outputs = outputs
-        self.batchable = batchable
         self.max_batch = max_batch
+        self.alone_reason = ""  # why requests run alone, once a run has shown that rows depend on each other
         self._in_place = in_place
         self._buckets = buckets
         self._apart = apart and in_place
-        self._skip = 1 if batchable else 0
-        self._bindings: dict[Any, Any] = {}
-        self._known: dict[bytes, Any] = {}  # handles of one item -> binding; None: seen once
-        self._buffers: dict[Any, list[_Buffer]] = {}
+        self._written = written
+        self._pads = pads
+        # With buckets, the pieces of a batch would be of other sizes than the provider runs.
+        self._spots = spot_checks if in_place and not buckets else None
+        self._none = (-1,) * (len(inputs) + len(outputs))
+        self._declared = batch_axes
+        self._axes = batch_axes  # None once a run has shown that rows can't share one
+        self._counted = next((i for i, axis in enumerate(batch_axes or ()) if axis >= 0), 0)
+        self._shared = [i for i in range(len(inputs)) if batch_axes is not None and batch_axes[i] < 0]
+        self._by_value = any(spec.dtype == dtypes.STRING for spec in (*inputs, *outputs))
+        self._bindings = Bindings(sessions, self._host, inputs, outputs)
+        self._known: dict[bytes, Any] = {}  # handles of one item -> its binding; None: seen once
+        self._forms = Forms(outputs)
 
     # ---- a batch ------------------------------------------------------------------------------
 
     def forget_bindings(self) -> None:
-        """Drop every binding: some arena is about to be unmapped."""
+        """Drop every binding: an arena is about to be unmapped."""
         self._bindings.clear()
         self._known.clear()
 
     def run(self, batch: LentBatch, memory: Memory) -> Result:
-        """Run a batch. Raises ItemRefused for an item whose handles are wrong; anything else that
-        the runtime raises is the model's failure.
+        """Run a batch. Raises ItemRefused for an item whose handles are wrong; any other error is the model's
+        failure.
 
-        A client that sends one request after another reuses its slots, so the very same handles
-        come again: then they have been checked, and can be bound for good, however small.
+        A client that sends one request after another reuses its slots, so the same handles come again. They
+        have been checked by then, and stay bound, however small they are.
         """
         handles = bytes(batch.items)
         binding = self._known.get(handles)
         if binding is not None:
             result = Result()
             started_ns = perf_counter_ns()
-            self._host.run_with_iobinding(binding)
-            result.compute_ns = perf_counter_ns() - started_ns
-            return result
-        try:
-            items: list[Item] = _decode_items(handles)
-        except msgspec.MsgspecError as error:
-            raise ItemRefused(-1, f"not the items of a batch: {error}") from None
-        result = self._run_items(batch, items, memory)
-        if len(items) == 1 and self._in_place and items[0].outputs and len(handles) < KNOWN_BYTES_MAX:
-            self._remember(handles, items[0], memory)
+            try:
+                self._host.run_with_iobinding(binding)
+            except Exception:  # perhaps another shape came out; run it as any other batch
+                self._known.clear()
+            else:
+                result.compute_ns = perf_counter_ns() - started_ns
+                return result
+        items = decode(handles)
+        columns = columns_of(items, memory, len(self.inputs)) if len(items) > 1 else None
+        if columns is not None:
+            arenas = [columns.arena] * len(items)
+        else:
+            arenas = [self._check(index, item, memory) for index, item in enumerate(items)]
+        result = Result()
+        alone = batch.rows == 0 or self._axes is None
+        if alone:
+            for index, item in enumerate(items):
+                self._run_alone(item, arenas[index], index, result)
+        else:
+            self._run_rows(items, arenas, 0, result, columns)
+        if len(items) == 1 and len(handles) < KNOWN_BYTES_MAX and not result.inline_outputs:
+            self._remember(handles, items[0], arenas[0], alone)
         return result
 
-    def _remember(self, handles: bytes, item: Item, memory: Memory) -> None:
-        """Bind handles in place when they are seen for the second time."""
+    def _remember(self, handles: bytes, item: Item, arena: MappedArena, alone: bool) -> None:
+        """Bind handles in place when they come for the second time."""
+        if not self._in_place or not item.outputs or item.digest or item.rows or self._written is None:
+            return
         known = self._known
         if len(known) >= BINDINGS_MAX:
             del known[next(iter(known))]
         if handles not in known:
             known[handles] = None
             return
-        address = memory.range(item.arena, 0, 0).address
-        shapes = tuple(tuple(tensor.shape[self._skip :]) for tensor in item.inputs)
-        rows = item.inputs[0].shape[0] if self.batchable else 1
-        if self._size(rows) != rows:
+        rows = 1 if alone else self._rows(item)
+        form = self._form(item, alone)
+        if (not alone and self._size(rows) != rows) or None in form.outputs or not all(self._written):
             return  # a padded run is not in place
         places = [tensor.offset for tensor in item.inputs] + [slot.offset for slot in item.outputs]
-        known[handles] = self._binding(rows, shapes, tuple(address + offset for offset in places), True)
+        binding = self._bindings.of(form, rows, tuple(arena.address + offset for offset in places))
+        known[handles] = binding
 
-    def _run_items(self, batch: LentBatch, items: list[Item], memory: Memory) -> Result:
-        arenas = [self._check(index, item, memory) for index, item in enumerate(items)]
-        result = Result()
-        if len(items) == 1 or batch.rows == 0:
-            self._run_group(items, arenas, 0, result)
-            return result
-        # Many big tensors that are not neighbours: several runs in place beat copying them together.
-        big = self._apart and _nbytes(items[0]) >= APART_MIN_BYTES
-        start = 0
-        for stop in range(1, len(items) + 1):
-            if stop == len(items) or (big and not _adjacent(items[stop - 1], items[stop])):
-                self._run_group(items[start:stop], arenas[start:stop], start, result)
-                start = stop
-        return result
-
-    def _check(self, index: int, item: Item, memory: Memory) -> MappedArena:
-        try:
-            arena: MappedArena | None = None
-            for tensor in item.inputs:
-                arena = memory.range(item.arena, tensor.offset, nbytes_of(tensor.dtype, tensor.shape))
-            for slot in item.outputs:
-                memory.range(item.arena, slot.offset, slot.nbytes)
-            if arena is None or len(item.inputs) != len(self.inputs):
-                raise InvalidRequest(f"{self.name!r} has {len(self.inputs)} inputs")
-            return arena
-        except InvalidRequest as error:
-            raise ItemRefused(index, str(error)) from None
-
-    def _run_group(
-        self, items: Sequence[Item], arenas: Sequence[MappedArena], first: int, result: Result
-    ) -> None:
-        started_ns = perf_counter_ns()
-        rows = sum(item.inputs[0].shape[0] for item in items) if self.batchable else 1
-        size = self._size(rows)
-        shapes = tuple(tuple(tensor.shape[self._skip :]) for tensor in items[0].inputs)
-        buffers = self._buffers_for(shapes, size)
-        # What others want too is copied first: its client could change it between digest and run.
-        private = any(item.digest for item in items)
-        own = private or size != rows
-        adjacent = self._in_place and not own and all(map(_adjacent, items, items[1:]))
-        bound = []
-        for index in range(len(self.inputs)):
-            buffer = buffers[index]
-            nbytes = buffer.row_nbytes * rows
-            if adjacent and nbytes >= IN_PLACE_MIN_BYTES:
-                bound.append(arenas[0].address + items[0].inputs[index].offset)
-            else:
-                bound.append(buffer.address)
-                self._gather(items, arenas, index, buffer)
-                # What an earlier batch left there may be what made it fail.
-                buffer.array[nbytes : buffer.row_nbytes * size] = 0
-                result.copied_bytes += nbytes
-        if private:
-            self._compare(items, buffers, first, result)
-        outputs = buffers[len(self.inputs) :]
-        slotted = all(item.outputs for item in items)
-        for index, buffer in enumerate(outputs):
-            in_place = adjacent and slotted and buffer.row_nbytes * rows >= IN_PLACE_MIN_BYTES
-            bound.append(arenas[0].address + items[0].outputs[index].offset if in_place else buffer.address)
-        binding = self._binding(size, shapes, tuple(bound), bool(outputs))
-        computing_ns = perf_counter_ns()
-        if self._host is not None:
-            self._host.run_with_iobinding(binding)
-        else:
-            self._run_on_device(binding, size, shapes, bound)
-        computed_ns = perf_counter_ns()
-        if outputs:
-            self._scatter(items, arenas, bound[len(self.inputs) :], outputs, first, result)
-        else:
-            self._send_back(items, binding.get_outputs(), size, first, result)
-        result.gather_ns += computing_ns - started_ns
-        result.compute_ns += computed_ns - computing_ns
-        result.scatter_ns += perf_counter_ns() - computed_ns
-
-    def _gather(
-        self, items: Sequence[Item], arenas: Sequence[MappedArena], index: int, buffer: _Buffer
-    ) -> None:
-        view = buffer.view
-        at = 0
-        for item, arena in zip(items, arenas, strict=True):
-            tensor = item.inputs[index]
-            nbytes = buffer.row_nbytes * (tensor.shape[0] if self.batchable else 1)
-            view[at : at + nbytes] = arena.view[tensor.offset : tensor.offset + nbytes]
-            at += nbytes
-
-    def _compare(self, items: Sequence[Item], buffers: Sequence[_Buffer], first: int, result: Result) -> None:
-        """Note the items whose gathered inputs are not what their digest says."""
-        at = 0
-        for number, item in enumerate(items):
-            rows = item.inputs[0].shape[0] if self.batchable else 1
-            if item.digest:
-                parts = [
-                    buffer.view[at * buffer.row_nbytes : (at + rows) * buffer.row_nbytes]
-                    for buffer in buffers[: len(self.inputs)]
-                ]
-                if digest(parts) != item.digest:
-                    result.changed.append(first + number)
-            at += rows
-
-    def _scatter(
+    def _run_rows(
         self,
         items: Sequence[Item],
         arenas: Sequence[MappedArena],
-        bound: Sequence[int],
-        outputs: Sequence[_Buffer],
         first: int,
         result: Result,
+        columns: Columns | None = None,
     ) -> None:
-        """Copy from the model's buffers into slots; into frames for items that have no slots."""
-        rows_before = 0
-        for number, (item, arena) in enumerate(zip(items, arenas, strict=True)):
-            rows = item.inputs[0].shape[0] if self.batchable else 1
-            tensors = []
-            for index, buffer in enumerate(outputs):
-                if bound[index] != buffer.address:
-                    continue  # it was written in place
-                nbytes = buffer.row_nbytes * rows
-                at = buffer.row_nbytes * rows_before
-                result.copied_bytes += nbytes
-                if item.outputs:
-                    offset = item.outputs[index].offset
-                    arena.view[offset : offset + nbytes] = buffer.view[at : at + nbytes]
-                else:
-                    result.frames.append(bytes(buffer.view[at : at + nbytes]))
-                    spec = self.outputs[index]
-                    shape = [int(axis) for axis in spec.shape[self._skip :]]
-                    lead = [rows] if self.batchable else []
-                    tensors.append(Tensor(spec.dtype, lead + shape, 0, len(result.frames)))
-            if tensors:
-                result.elsewhere.append(ItemOutputs(first + number, tensors))
-            rows_before += rows
+        """Run a batch's items together, or in groups: by the bytes of their shared inputs; by size if they
+        can't be padded; one by one if they are big and not contiguous, which beats copying them."""
+        big = self._apart and sum(tensor.nbytes for tensor in items[0].inputs) >= APART_MIN_BYTES
+        if len(items) == 1 or not (big or self._shared or self._pads):
+            self._run_group(items, arenas, first, result, (), columns)
+            return
+        if columns is not None and not big and self._pads is None:
+            common = self._shared_by_all(items[0], columns)
+            if common is not None:
+                self._run_group(items, arenas, first, result, common, columns)
+                return
+        start = 0
+        kind = self._kind(items[0], arenas[0], big)
+        for stop in range(1, len(items) + 1):
+            following = None if stop == len(items) else self._kind(items[stop], arenas[stop], big)
+            if stop == len(items) or following != kind or (big and not follows(items[stop - 1], items[stop])):
+                assert kind is not None
+                self._run_group(items[start:stop], arenas[start:stop], first + start, result, kind[0])
+                start, kind = stop, following
 
-    def _send_back(
-        self, items: Sequence[Item], values: Sequence[Any], size: int, first: int, result: Result
+    def _kind(self, item: Item, arena: MappedArena, big: bool) -> tuple[list[bytes], Any] | None:
+        """The properties that all items of a run share: shared inputs, and shapes unless they are padded."""
+        shared = self._shared_bytes(item, arena)
+        if self._pads is None or (not big and self._pads.sizes_of(item) is not None):
+            return shared, None
+        axes = self._axes or self._none
+        tails = [t.dtype and tail_of(t.shape, axis) for t, axis in zip(item.inputs, axes, strict=False)]
+        return shared, tails
+
+    def _shared_bytes(self, item: Item, arena: MappedArena) -> list[bytes]:
+        """A copy of the item's shared inputs: its client could change them during the run."""
+        parts = [item.inputs[index] for index in self._shared]
+        return [bytes(arena.view[t.offset : t.offset + t.nbytes]) if t.dtype else b"" for t in parts]
+
+    def _shared_by_all(self, item: Item, columns: Columns) -> list[bytes] | None:
+        """The shared inputs of requests of one shape; None if their bytes differ."""
+        common = []
+        for index in self._shared:
+            value = columns.shared(index, item.inputs[index].nbytes)
+            if value is None:
+                return None
+            common.append(value)
+        return common
+
+    def _check(self, index: int, item: Item, memory: Memory) -> MappedArena:
+        arena = check(index, item, memory, self.name, len(self.inputs))
+        if self._declared is None:
+            return arena  # a part was cut for the revision before: the broker runs its request whole again
+        if item.rows and not 0 <= item.start <= self._all_rows(item) - item.rows:
+            text = f"rows {item.start} to {item.start + item.rows} are not in the request"
+            raise ItemRefused(index, text)
+        return arena
+
+    def _all_rows(self, item: Item) -> int:
+        """Rows of the whole request."""
+        axes = self._declared
+        return item.inputs[self._counted].shape[axes[self._counted]] if axes is not None else 1
+
+    def _whole(self, items: Sequence[Item], counts: Sequence[int]) -> list[int]:
+        """The rows of the items' whole requests; `counts` of them are run."""
+        return [
+            self._all_rows(item) if item.rows else count for item, count in zip(items, counts, strict=True)
+        ]
+
+    def _rows(self, item: Item) -> int:
+        """The rows of the item to run."""
+        return item.rows or self._all_rows(item)
+
+    def _form(self, item: Item, alone: bool, padded: Padded | None = None) -> Form:
+        """The form of a run of this item, or of others with it."""
+        axes = self._none if alone or self._axes is None else self._axes
+        shapes = [t.shape for t in item.inputs] if padded is None else padded.shapes(item)
+        return self._forms.of([t.dtype for t in item.inputs], shapes, axes, alone)
+
+    # ---- runs ---------------------------------------------------------------------------------
+
+    def _run_group(
+        self,
+        items: Sequence[Item],
+        arenas: Sequence[MappedArena],
+        first: int,
+        result: Result,
+        common: Sequence[bytes],
+        columns: Columns | None = None,
     ) -> None:
-        """Outputs whose sizes nobody knew before the run go back as frames."""
-        arrays = [bytes_of(value, spec) for value, spec in zip(values, self.outputs, strict=True)]
-        rows = sum(item.inputs[0].shape[0] for item in items) if self.batchable else 1
-        cut = len(items) > 1 or rows != size
-        if cut and any(not shape or shape[0] != size for shape, _ in arrays):
-            # Cutting them would hand one client another's rows. Alone, each request is right.
-            raise ValueError(
-                f"the outputs of {self.name!r} have {[shape for shape, _ in arrays]} for {size} rows: its "
-                "axis 0 is not the batch; set batchable = false for it"
+        """Run these items as one. If the outputs show that rows depend on each other, run them one by one."""
+        if self._axes is not None:
+            try:
+                counted, axis = self._counted, self._axes[self._counted]
+                if columns is not None:
+                    counts = [items[0].inputs[counted].shape[axis]] * len(items)
+                else:
+                    counts = [item.rows or item.inputs[counted].shape[axis] for item in items]
+                self._run_together(items, arenas, first, result, counts, common, columns)
+                return
+            except NotCut as error:
+                assert self._pads is not None
+                log.warning("%s: no more padding: %s", self.name, error)
+                self._pads.stopped = True
+                self._run_rows(list(items), list(arenas), first, result)
+                return
+            except NotRows as error:
+                self.alone_reason = str(error)
+                self._axes = None
+                self._forms.clear()
+                self._known.clear()
+        for number, (item, arena) in enumerate(zip(items, arenas, strict=True)):
+            self._run_alone(item, arena, first + number, result)
+
+    def _run_alone(self, item: Item, arena: MappedArena, number: int, result: Result) -> None:
+        if self._by_value:
+            run_texts(self._sessions, self.inputs, self.outputs, item, arena, number, result)
+        else:
+            self._run_together([item], [arena], number, result, None)
+
+    def _group(
+        self,
+        items: Sequence[Item],
+        arenas: Sequence[MappedArena],
+        first: int,
+        counts: Sequence[int] | None,
+        columns: Columns | None,
+    ) -> Group:
+        alone = counts is None
+        counts = counts or (1,)
+        rows = sum(counts)
+        padded = self._pads.of(items) if self._pads is not None and not alone else None
+        form = self._form(items[0], alone, padded)
+        axes = self._none if alone or self._axes is None else self._axes
+        size = rows if alone else self._size(rows)
+        wholes = counts if columns is not None else self._whole(items, counts)
+        group = Group(items, arenas, first, counts, wholes, size, form, axes, alone)
+        group.columns = columns
+        group.padded = padded
+        group.shared = self._shared
+        return group
+
+    def _run_together(
+        self,
+        items: Sequence[Item],
+        arenas: Sequence[MappedArena],
+        first: int,
+        result: Result,
+        counts: Sequence[int] | None,
+        common: Sequence[bytes] = (),
+        columns: Columns | None = None,
+    ) -> None:
+        """One run. `counts`: the rows of each item; None: one request, alone. `common`: the bytes of the
+        shared inputs."""
+        started_ns = perf_counter_ns()
+        group = self._group(items, arenas, first, counts, columns)
+        group.common = common
+        form, size = group.form, group.size
+        # Inputs that are run twice must not change meanwhile, or rows would seem to depend on each other.
+        is_checked = (
+            self._spots is not None
+            and len(items) > 1
+            and group.padded is None
+            and self._spots.wants((form.key, *common), started_ns)
+        )
+        if items[0].rows and not items[0].start:
+            self._check_split(items[0], arenas[0], group)
+        addresses = place_inputs(group, result, self._in_place, is_checked, self.max_batch)
+        places = [0] * len(self.outputs)
+        if not is_checked:
+            places = place_outputs(group, len(self.inputs), self._written, self.max_batch)
+        computing_ns = perf_counter_ns()
+        values = self._compute(form, size, addresses, places)
+        computed_ns = delivering_ns = perf_counter_ns()
+        if is_checked:
+            self._check_pieces(group, addresses, values)
+            delivering_ns = perf_counter_ns()  # not counted: later batches do not take this time
+            assert self._spots is not None
+            self._spots.spent_ns += delivering_ns - computed_ns
+        deliver(group, self.outputs, places, values, result)
+        if group.padded is not None:
+            result.padding += group.padded.padding(group.counts)
+        result.gather_ns += computing_ns - started_ns
+        result.compute_ns += computed_ns - computing_ns
+        result.scatter_ns += perf_counter_ns() - delivering_ns
+        if self._written is None and computed_ns - computing_ns < TRIED_NS_MAX:
+            self._written = self._find_written(form, size, addresses, values)
+
+    def _check_pieces(self, group: Group, addresses: Sequence[int], values: Sequence[Any]) -> None:
+        """Raises NotRows if a request by itself answers otherwise than in the batch."""
+        unplaced = [0] * len(self.outputs)
+        try:
+            check_pieces(
+                group,
+                self.outputs,
+                addresses,
+                values,
+                lambda rows, places: self._bindings.run(group.form, rows, places, unplaced),
             )
-        at = 0
-        for number, item in enumerate(items):
-            rows = item.inputs[0].shape[0] if self.batchable else 1
-            tensors = []
-            for spec, (shape, flat) in zip(self.outputs, arrays, strict=True):
-                part, part_shape = flat, shape
-                if cut:
-                    stride = flat.nbytes // max(1, shape[0])
-                    part = flat[at * stride : (at + rows) * stride]
-                    part_shape = [rows, *shape[1:]]
-                result.frames.append(part.tobytes())
-                result.copied_bytes += part.nbytes
-                tensors.append(Tensor(spec.dtype, part_shape, 0, len(result.frames)))
-            result.elsewhere.append(ItemOutputs(first + number, tensors))
-            at += rows
+        finally:
+            self._bindings.clear()  # some are bound to pieces, which end with this call
+
+    def _check_split(self, item: Item, arena: MappedArena, group: Group) -> None:
+        """Of the first requests that are split: raises NotRows if their parts answer otherwise than they do
+        whole. On copies: a client may write to its own memory meanwhile."""
+        axes, spots = self._axes, self._spots
+        if axes is None or spots is None or self._pads is not None or not spots.wants_whole(group.form.key):
+            return
+        given = [index for index, tensor in enumerate(item.inputs) if tensor.dtype]
+        row_nbytes = sum(layout.row_nbytes for layout in group.form.inputs if layout is not None)
+        rows = rows_to_check(self._all_rows(item), self.max_batch, row_nbytes)
+        if not rows:
+            return
+        arrays = []
+        for index in given:
+            tensor, axis = item.inputs[index], axes[index]
+            shape, dtype = tensor.shape, dtypes.BY_CODE[tensor.dtype].numpy
+            data = np.frombuffer(arena.view[tensor.offset : tensor.offset + tensor.nbytes], dtype)
+            array = data.reshape(shape)
+            arrays.append(array.copy() if axis < 0 else array.take(range(rows), axis))
+        specs = [self.inputs[index] for index in given]
+
+        def run(feeds: Sequence[Array]) -> list[Array]:
+            named = {spec.name: value_of(array, spec) for spec, array in zip(specs, feeds, strict=True)}
+            values = self._sessions.do(lambda: self._host.run_with_ort_values(None, named, quiet()))
+            return [comparable(value, spec) for value, spec in zip(values, self.outputs, strict=True)]
+
+        try:
+            chosen = [axes[index] for index in given] + list(axes[len(self.inputs) :])
+            check_split(arrays, chosen, self.outputs, self.max_batch, run)
+        except (DeviceLost, NotRows):
+            raise
+        except Exception as error:  # so many rows may be too much for it
+            log.info("%s: a request was not run whole: %s", self.name, error)
+
+    def _compute(self, form: Form, size: int, addresses: Sequence[int], places: Sequence[int]) -> list[Any]:
+        """Run. Returns a value for each output that the runtime allocated, else None."""
+        try:
+            return self._bindings.run(form, size, addresses, places)
+        except DeviceLost:
+            raise
+        except Exception:
+            if not any(places) or self._sessions.checks_outputs:
+                raise
+        # onnxruntime refuses a bound output whose shape is not the declared one. Declared shapes are claims:
+        # let it allocate the outputs, and see their shapes.
+        values = self._bindings.run(form, size, addresses, [0] * len(places))
+        for index, (layout, value) in enumerate(zip(form.outputs, values, strict=True)):
+            if layout is not None and list(value.shape()) != layout.shape(size):
+                self._written = [kept and at != index for at, kept in enumerate(self._written or ())]
+                self._known.clear()
+        return values
+
+    def _find_written(
+        self, form: Form, size: int, addresses: Sequence[int], values: Sequence[Any]
+    ) -> list[bool]:
+        """By a second run of the first batch, because the warm-up had no inputs."""
+        return written_outputs(
+            self._sessions.get(size),
+            self._sessions.do,
+            lambda binding: self._bindings.bind_inputs(binding, form, size, addresses),
+            self.outputs,
+            values,
+        )
 
     def _size(self, rows: int) -> int:
-        """The batch size that so many rows are run as."""
+        """The batch size of a run of so many rows."""
         buckets = self._buckets
         return buckets[bisect_left(buckets, rows)] if buckets else rows
 
-    def _run_on_device(
-        self, binding: Any, size: int, shapes: tuple[tuple[int, ...], ...], addresses: Sequence[int]
-    ) -> None:
-        """A GPU provider copies an input when it is bound: bound once, it would be the old one for ever.
-        The outputs' binding stays."""
-
-        def work() -> None:
-            self._bind_inputs(binding, size, shapes, addresses)
-            self._sessions.get(size).run_with_iobinding(binding)
-
-        self._sessions.do(work)
-
-    # ---- bindings -----------------------------------------------------------------------------
-
     def view(self, address: int, nbytes: int) -> memoryview | None:
-        """The bytes of a buffer by where it begins; None: no buffer begins there."""
-        for buffers in self._buffers.values():
-            for buffer in buffers:
-                if buffer.address == address:
-                    return buffer.view[:nbytes]
-        return None
-
-    def _buffers_for(self, shapes: tuple[tuple[int, ...], ...], rows: int) -> list[_Buffer]:
-        """Buffers of every input, then of every output unless some output's size is unknown."""
-        found = self._buffers.get(shapes)
-        if found is not None and len(found[0].array) >= found[0].row_nbytes * rows:
-            return found
-        if found is None and len(self._buffers) >= SHAPES_MAX:
-            self._buffers.clear()
-            self._bindings.clear()
-        room = self.max_batch
-        sizes = [nbytes_of(spec.dtype, shape) for spec, shape in zip(self.inputs, shapes, strict=True)]
-        tails = [spec.shape[self._skip :] for spec in self.outputs]
-        if all(isinstance(axis, int) for tail in tails for axis in tail):
-            sizes += [
-                nbytes_of(spec.dtype, [int(axis) for axis in tail])
-                for spec, tail in zip(self.outputs, tails, strict=True)
-            ]
-        # A request larger than the maximum has been split by the broker; pages are touched on use.
-        buffers = [_Buffer(size, max(room, rows)) for size in sizes]
-        self._buffers[shapes] = buffers
-        return buffers
-
-    def _binding(
-        self, rows: int, shapes: tuple[tuple[int, ...], ...], addresses: tuple[int, ...], outputs_known: bool
-    ) -> Any:
-        key = (rows, shapes, addresses)
-        binding = self._bindings.get(key)
-        if binding is not None:
-            if not outputs_known:
-                # It still holds the last run's outputs, and would insist on their shapes.
-                binding.clear_binding_outputs()
-                for spec in self.outputs:
-                    binding.bind_output(spec.name, "cpu")
-            return binding
-        if len(self._bindings) >= BINDINGS_MAX:
-            del self._bindings[next(iter(self._bindings))]
-        binding = self._sessions.get(rows).io_binding()
-        lead = [rows] if self.batchable else []
-        if self._host is not None:
-            self._bind_inputs(binding, rows, shapes, addresses)
-        for index, spec in enumerate(self.outputs):
-            if outputs_known:
-                shape_out = [*lead, *(int(axis) for axis in spec.shape[self._skip :])]
-                address = addresses[len(self.inputs) + index]
-                binding.bind_output(spec.name, "cpu", 0, spec.dtype, shape_out, address)
-            else:
-                binding.bind_output(spec.name, "cpu")
-        self._bindings[key] = binding
-        return binding
-
-    def _bind_inputs(
-        self, binding: Any, rows: int, shapes: tuple[tuple[int, ...], ...], addresses: Sequence[int]
-    ) -> None:
-        lead = [rows] if self.batchable else []
-        for spec, shape, address in zip(self.inputs, shapes, addresses, strict=False):
-            binding.bind_input(spec.name, "cpu", 0, spec.dtype, [*lead, *shape], address)
-
-
-def _nbytes(item: Item) -> int:
-    return sum(nbytes_of(tensor.dtype, tensor.shape) for tensor in item.inputs)
-
-
-def _adjacent(left: Item, right: Item) -> bool:
-    """Whether every tensor and slot of `right` begins where `left`'s ends, in one arena."""
-    if left.arena != right.arena or len(left.outputs) != len(right.outputs):
-        return False
-    for a, b in zip(left.inputs, right.inputs, strict=True):
-        if a.offset + nbytes_of(a.dtype, a.shape) != b.offset:
-            return False
-    return all(a.offset + a.nbytes == b.offset for a, b in zip(left.outputs, right.outputs, strict=True))
-
-
-def bytes_of(value: Any, spec: TensorSpec) -> tuple[list[int], Any]:
-    """(shape, its bytes as an array that lives as long as `value`): numpy lacks some element types."""
-    shape = [int(axis) for axis in value.shape()]
-    nbytes = nbytes_of(spec.dtype, shape)
-    if not nbytes:
-        return shape, np.empty(0, np.uint8)
-    return shape, np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(value.data_ptr()))
+        """The first bytes of the buffer at this address; None: there is none."""
+        return self._forms.view(address, nbytes)

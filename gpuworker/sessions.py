@@ -1,7 +1,7 @@
-"""The sessions of one model by its provider's recipe, and on what its nodes were placed.
+"""The sessions of one model, made by its provider's recipe, and the placement of its nodes.
 
-One session for every batch size, or one for each bucket with its batch axis fixed. They are made when
-they are first needed, which is in the warm-up.
+There is one session for all batch sizes, or one for each bucket with its batch axis fixed. A session is made
+when it is first needed, in the warm-up.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..transport.tensors import TensorSpec
 from .device import DeviceLost, Turns, is_lost
 from .providers import Recipe
 
-OTHER_OPERATORS_MAX = 6  # named of those that are not on the device
+OTHER_OPERATORS_MAX = 6  # at most so many are named
 ANY_SIZE = 0
 UNNAMED = "?"  # axis of a TensorSpec
 
@@ -27,7 +27,9 @@ T = TypeVar("T")
 
 
 class Sessions:
-    """Sessions of the model at `path`. Raises whatever onnxruntime raises, and DeviceLost."""
+    """Sessions of the model at `path`. Raises onnxruntime's errors, and DeviceLost."""
+
+    checks_outputs = False  # whether a session itself refuses an output of another shape than declared
 
     def __init__(self, recipe: Recipe, path: str) -> None:
         self._recipe = recipe
@@ -35,17 +37,20 @@ class Sessions:
         self._by_rows: dict[int, Any] = {}
         self._batch_axes: list[str] = []
         self._profile: tempfile.TemporaryDirectory[str] | None = None  # of a device's first session
-        self.placement = ""  # the providers, in words; after `note_placement` with the nodes of each
+        self.placement = ""  # the providers, in words; with the number of nodes after `note_placement`
 
-    def fix(self, inputs: Sequence[TensorSpec], batchable: bool) -> None:
-        """From now on each batch size has a session of its own, if the recipe wants that and the model
-        can be fixed. An axis without a name, or that also counts something else, stays free."""
+    def fix(self, inputs: Sequence[TensorSpec], batch_axes: Sequence[int] | None) -> None:
+        """From now on each batch size has its own session, if the recipe wants that and the axis can be
+        fixed. An axis stays free if it has no name, or if its name also counts something else."""
         axes: list[str] = []
-        if self._recipe.session_per_bucket and batchable:
-            first = {value.shape[0] for value in inputs}
-            others = {axis for value in inputs for axis in value.shape[1:]}
-            if all(isinstance(axis, str) for axis in first) and not first & {*others, UNNAMED}:
-                axes = sorted(map(str, first))
+        if self._recipe.session_per_bucket and batch_axes is not None:
+            counting: set[int | str] = set()
+            others: set[int | str] = {UNNAMED}
+            for value, batch_axis in zip(inputs, batch_axes, strict=False):
+                for index, axis in enumerate(value.shape or ()):
+                    (counting if index == batch_axis else others).add(axis)
+            if not counting & others:
+                axes = sorted(map(str, counting))
         if axes != self._batch_axes:
             self._by_rows.clear()
             self._batch_axes = axes
@@ -57,7 +62,7 @@ class Sessions:
         return self.do(lambda: self._made(key)) if session is None else session
 
     def do(self, work: Callable[[], T]) -> T:
-        """Do something with a session, when it is this thread's turn on the device."""
+        """Call `work` when it is this thread's turn on the device."""
         try:
             with _turns if self._recipe.one_at_a_time else nullcontext():
                 return work()
@@ -69,7 +74,7 @@ class Sessions:
             raise
 
     def _made(self, key: int) -> Any:
-        """In this thread's turn: a batch and a canary may want the same one."""
+        """Called in this thread's turn: a batch and a canary may want the same session."""
         if key not in self._by_rows:
             self._by_rows[key] = self._make(key)
         return self._by_rows[key]
@@ -86,24 +91,25 @@ class Sessions:
         return session
 
     def note_placement(self) -> None:
-        """A device's first session has run once: read from its profile which provider ran which nodes.
+        """After the first run of a device's first session: read from its profile which provider ran
+        which nodes.
 
-        Its own list of assignments is no use: with WebGPU (1.27) it holds 2 of 8 nodes, those that came
-        with the last change of layout.
+        The session's own list of assignments is incomplete: with WebGPU (1.27) it has 2 of 8 nodes, those of
+        the last change of layout.
         """
         if self._profile is None:
             return
         session = next(iter(self._by_rows.values()))
         try:
             self.placement = describe(json.loads(Path(session.end_profiling()).read_text())) or self.placement
-        except (OSError, ValueError):  # what runs must not fail for what is only shown
+        except (OSError, ValueError):  # this is only shown; a model must not fail for it
             pass
         self._profile.cleanup()
         self._profile = None
 
 
 def describe(events: Any) -> str:
-    """A profile's nodes by provider, the device's first: `WebGpuExecutionProvider 8 nodes,
+    """The nodes of a profile by provider, the device's first: `WebGpuExecutionProvider 8 nodes,
     CPUExecutionProvider 1 node (NonZero)`. Empty for a profile without nodes."""
     nodes: dict[str, tuple[str, str]] = {}
     for event in events:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Sequence
 
 from ..transport.errors import BatchyardError
-from ..transport.processes import Backoff, ChildProcess
+from ..transport.flag import Flag
+from ..transport.processes import Backoff, ChildProcess, module
 from .ladder import Ladder, blames_device
 from .probe import Probe, Probed
 
-POLL_S = 0.05  # how soon a dead child is seen
-COMMAND = [sys.executable, "-m", "batchyard.gpuworker.child"]
+POLL_S = 0.05  # how soon a dead child is seen where it has no sentinel, and a probe's end
+LOOK_S = 1.0  # how soon the end of a quarantine is
+COMMAND = module("batchyard.gpuworker.child")
 LEAVE_SIGNAL: int | None = getattr(signal, "SIGUSR1", None)  # asks a child to end between two batches
 
 log = logging.getLogger("batchyard.gpuworker")
@@ -37,7 +37,7 @@ class Supervisor:
         self,
         ladder: Ladder,
         arguments: Sequence[str],
-        stop: threading.Event,
+        stop: Flag,
         insist: bool = False,
         device: int | None = None,
         worker: int = 1,
@@ -60,7 +60,7 @@ class Supervisor:
         self._backoff.next_delay_s(time.monotonic())  # the first start is not a restart
         try:
             self._start()
-            while not self._stop.wait(POLL_S):
+            while not self._wait():
                 status = self._child.poll() if self._child is not None else None
                 if status is not None:
                     self._ended(status)
@@ -70,6 +70,13 @@ class Supervisor:
             self._drop_probe()
             if self._child is not None:
                 self._child.terminate()
+
+    def _wait(self) -> bool:
+        """Until something may have happened; whether to stop."""
+        sentinel = self._child.sentinel if self._child is not None else None
+        if sentinel is None or self._probe is not None:
+            return self._stop.wait(POLL_S)
+        return self._stop.wait(LOOK_S, [sentinel])
 
     # ---- the child ----------------------------------------------------------------------------
 
@@ -82,7 +89,7 @@ class Supervisor:
         now_ns = time.monotonic_ns()
         device = self._devices.get(self._provider, 0)
         command = [*COMMAND, *self._arguments, "--provider", self._provider, "--device", str(device)]
-        command += ["--fallen", self._ladder.fallen(self._provider, now_ns)]
+        command += ["--fallback-reason", self._ladder.fallback_reason(self._provider, now_ns)]
         if self._provider != self._ladder.providers[0]:
             log.warning("%s; serving with %s", command[-1], self._provider)
         elif len(self._ladder.providers) > 1:
@@ -115,15 +122,15 @@ class Supervisor:
             if self._provider == self._ladder.providers[-1] or self._provider in self._devices:
                 return True
             probe = self._begin(self._provider)
-            found = probe.poll(time.monotonic())
-            while found is None:
+            outcome = probe.poll(time.monotonic())
+            while outcome is None:
                 if self._stop.wait(POLL_S):
                     probe.close()
                     return False
-                found = probe.poll(time.monotonic())
-            self._found(self._provider, found)
-            if self._insist and not found.works:
-                raise BatchyardError(f"{self._provider} was asked for and does not work here: {found.text}")
+                outcome = probe.poll(time.monotonic())
+            self._note(self._provider, outcome)
+            if self._insist and not outcome.works:
+                raise BatchyardError(f"{self._provider} was asked for and does not work here: {outcome.text}")
 
     def _look_up(self) -> None:
         """Probe a better provider when its quarantine is over; if it works, let the child leave for it."""
@@ -134,17 +141,17 @@ class Supervisor:
             if better is not None:
                 self._probe = self._begin(better)
             return
-        found = self._probe.poll(time.monotonic())
-        if found is None:
+        outcome = self._probe.poll(time.monotonic())
+        if outcome is None:
             return
         provider, self._probe = self._probe.provider, None
-        self._found(provider, found)
-        if found.works:
+        self._note(provider, outcome)
+        if outcome.works:
             log.warning("%s works again; the child leaves for it", provider)
             self._leaves = True
             os.kill(self._child.pid, LEAVE_SIGNAL)
         else:
-            log.warning("%s does not work yet: %s", provider, found.text)
+            log.warning("%s does not work yet: %s", provider, outcome.text)
 
     def _drop_probe(self) -> None:
         if self._probe is not None:
@@ -154,9 +161,9 @@ class Supervisor:
     def _begin(self, provider: str) -> Probe:
         return Probe(provider, self._device, self._worker, time.monotonic())
 
-    def _found(self, provider: str, found: Probed) -> None:
-        if found.works:
-            self._devices[provider] = found.device
+    def _note(self, provider: str, outcome: Probed) -> None:
+        if outcome.works:
+            self._devices[provider] = outcome.device
         else:
             self._devices.pop(provider, None)
-            self._ladder.refuse(provider, found.text, time.monotonic_ns())
+            self._ladder.refuse(provider, outcome.text, time.monotonic_ns())

@@ -1,4 +1,4 @@
-"""`python -m batchyard.sidecar`: serves what the broker counts to Prometheus, until a signal."""
+"""`python -m batchyard.sidecar`: serves the broker's counters to Prometheus until a signal."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import logging
 import os
 import signal
 import sys
-import threading
 from functools import partial
 from pathlib import Path
 from wsgiref.simple_server import WSGIServer
 
 from ..transport import endpoints, extras, lifeline
+from ..transport.arguments import add_process, add_yard, port
 from ..transport.errors import BatchyardError, EndpointInUse
+from ..transport.flag import Flag
 from ..transport.keys import KeyFolder
 from ..transport.snapshot import pull
 
@@ -31,7 +32,7 @@ log = logging.getLogger("batchyard.sidecar")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT. 0 then, 1 with a sentence on an error."""
+    """Serve until SIGTERM or SIGINT; return 0 then, or 1 after an error, with a sentence."""
     options = _parser().parse_args(argv)
     level = logging.WARNING if options.quiet else logging.INFO
     logging.basicConfig(level=level, format="sidecar: %(message)s", stream=sys.stderr)
@@ -57,7 +58,7 @@ def _serve(options: argparse.Namespace) -> int:
     ask = partial(pull, endpoint, keys, options.timeout)
     registry.register(YardCollector(ask, readers(options.sysfs), endpoint.is_loopback))
     _step_back()
-    stop = threading.Event()
+    stop = Flag()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
@@ -77,7 +78,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def close_silent(server: WSGIServer) -> None:
-    """Let no connection that sends nothing stay: each has a thread."""
+    """Close connections that send nothing, because each has a thread."""
 
     class Patient(server.RequestHandlerClass):  # type: ignore[misc,name-defined]
         timeout = REQUEST_WITHIN_S
@@ -90,7 +91,7 @@ def close_silent(server: WSGIServer) -> None:
 
 
 def _step_back() -> None:
-    """Let everybody else have the processor first: a page takes milliseconds of it, a request less."""
+    """Lower our priority: a page takes milliseconds of CPU time, a request less."""
     import psutil
 
     process = psutil.Process()
@@ -111,16 +112,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--url", default=None, help="the broker's (default: $BATCHYARD_URL, else local)")
-    parser.add_argument("--keys", type=Path, metavar="FOLDER", help="CURVE keys, if the broker has them")
+    add_yard(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="where to listen; other addresses than loopback: anybody there reads along (%(default)s)",
+        help="where to listen; the page has no password, so keep it on loopback (%(default)s)",
     )
     parser.add_argument(
         "--port",
-        type=_port,
+        type=port,
         default=os.environ.get("BATCHYARD_METRICS_PORT", str(PORT)),
         help=f"($BATCHYARD_METRICS_PORT, else {PORT})",
     )
@@ -129,24 +129,17 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=ANSWER_WITHIN_S,
         metavar="S",
-        help="the broker's answer is waited for so long (%(default)s)",
+        help="seconds to wait for the broker's answer (%(default)s)",
     )
     parser.add_argument(
         "--sysfs",
         type=Path,
         default=Path("/sys"),
         metavar="FOLDER",
-        help="in a container: where the host's is mounted (%(default)s)",
+        help="where the host's /sys is mounted, in a container (%(default)s)",
     )
-    parser.add_argument("--lifeline", action="store_true", help="end when stdin does (the starter died)")
-    parser.add_argument("-q", "--quiet", action="store_true", help="say only what went wrong")
+    add_process(parser)
     return parser
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 1 << 16:
-        raise argparse.ArgumentTypeError(f"expected a port, 1 to 65535, found {text!r}")
-    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -1,8 +1,7 @@
-"""The page, made anew for every scrape: one snapshot of one broker, and what sensors show then.
+"""The page, rebuilt for every scrape from one snapshot of one broker and the sensors' readings.
 
-Owns when the broker is asked: when somebody scrapes, and never more often than every SHARED_S, however
-many do. Nothing is remembered from one page to the next, so nothing is lost when this process stands
-still or is started again, and a page is never a mixture of two brokers.
+Decides when to ask the broker: at a scrape, and at most every SHARED_S, however many scrape. It keeps nothing
+between pages, so nothing is lost if this process stops or restarts, and a page never mixes two brokers.
 """
 
 from __future__ import annotations
@@ -74,7 +73,9 @@ class YardCollector(Collector):
         yield from metrics.absent() if snapshot is None else metrics.families(snapshot)
         text = "Time that the broker took to answer, or was waited for."
         yield GaugeMetricFamily("batchyard_snapshot_duration_seconds", text, took_s)
-        yield from gpu_metrics([gpu for read in self._gpu_readers for gpu in read()])
+        gpus = [gpu for read in self._gpu_readers for gpu in read()]
+        yield from gpu_metrics(gpus)
+        yield device_metric(bool(gpus))
         yield from host.host()
         pids = {"sidecar": [os.getpid()]}
         if snapshot is not None and self._is_local:
@@ -93,6 +94,14 @@ class YardCollector(Collector):
             log.info("the broker answers")
             self._trouble = None
         return snapshot
+
+
+def device_metric(has_gpu: bool) -> Metric:
+    """What a dashboard calls the panels of the machine's devices."""
+    text = "Whether a GPU can be read here: GPU, or Host; always 1."
+    family = GaugeMetricFamily("batchyard_device_info", text, labels=("device",))
+    family.add_metric(("GPU" if has_gpu else "Host",), 1)
+    return family
 
 
 def gpu_metrics(gpus: Sequence[Gpu]) -> Iterator[Metric]:

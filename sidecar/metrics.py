@@ -1,4 +1,4 @@
-"""Every metric that is made of the broker's snapshot: its name, its labels, and what it means. Pure.
+"""Every metric from the broker's snapshot: name, labels, and meaning. Pure.
 
 A page is made of one snapshot, so it never mixes two brokers; a broker that was started again counts
 from zero, which Prometheus takes for the reset that it is. What a served model may count is on the page
@@ -109,6 +109,12 @@ def _batches(snapshot: Snapshot) -> Iterator[Metric]:
         found = dict.fromkeys((name for name, *_ in snapshot.models), _EMPTY)
         found |= {model: h for model, kind, h in snapshot.batch_stages if kind == stage}
         yield _histogram(name, text, ("model",), (((model,), h) for model, h in found.items()), bounds)
+    names = [name for name, *_ in snapshot.models]
+    text = "Elements of batches along padded axes, of models whose batches are padded."
+    elements = dict.fromkeys(names, 0) | {model: count for model, count, _ in snapshot.elements}
+    yield _counters("batch_elements", text, "model", elements)
+    padding = dict.fromkeys(names, 0) | {model: count for model, _, count in snapshot.elements}
+    yield _counters("padding_elements", "Of these, elements that were padding.", "model", padding)
     yield _gauge("batches_lent", "Batches that workers have and have not answered.", snapshot.batches_lent)
     yield _gauge("credit", "Batches that could be lent at once, over all workers.", snapshot.credit)
     yield _counter("batches_failed", "Batches that failed as a whole.", snapshot.batches_failed)
@@ -126,13 +132,17 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
     text = "Workers on a provider below the best one that is installed; the broker's log says why."
     yield _gauge("workers_fallen", text, len(snapshot.workers_fallen))
     serving = GaugeMetricFamily("batchyard_model_workers", "Workers that serve a model.", labels=("model",))
+    text = "The revision that is served; it changes with every swap."
+    revisions = GaugeMetricFamily("batchyard_model_revision", text, labels=("model",))
     text = "By which provider workers run a model, and which revision of it is served; always 1."
     info = GaugeMetricFamily("batchyard_provider_info", text, labels=("model", "revision", "provider"))
     for model, revision, _, _, providers in snapshot.models:
         serving.add_metric((model,), sum(providers.values()))
+        revisions.add_metric((model,), revision)
         for provider in providers:
             info.add_metric((model, str(revision), provider), 1)
     yield serving
+    yield revisions
     yield info
     build = GaugeMetricFamily("batchyard_build_info", "The broker's version; always 1.", labels=("version",))
     build.add_metric((snapshot.version,), 1)
@@ -142,7 +152,10 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
 def _memory(snapshot: Snapshot) -> Iterator[Metric]:
     text = "Bytes of the arenas in slots of requests that a worker may still touch."
     yield _gauge("arena_used_bytes", text, snapshot.bytes_held)
-    yield _gauge("arena_total_bytes", "Bytes of all arenas that the broker has open.", snapshot.arena_bytes)
+    text = "Memory that the arenas have: their pages."
+    yield _gauge("arena_committed_bytes", text, snapshot.arena_committed_bytes)
+    text = "Bytes of all arenas that the broker has open: address space, most of it without pages."
+    yield _gauge("arena_total_bytes", text, snapshot.arena_bytes)
     copied = {"worker": snapshot.copied_bytes, "broker": snapshot.inline_copied_bytes}
     text = "Bytes of tensors that were copied: by workers into and out of batches, by the broker for tcp."
     yield _counters("copied_bytes", text, "by", copied)

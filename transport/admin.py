@@ -1,6 +1,6 @@
 """One question or order to a broker's admin socket, and its answer, on a connection of its own.
 
-Owns the dialogue that operators (client/admin.py) and the sidecar have with a broker. A connection
+Owns the dialogue that operators (client/operator.py) and the sidecar have with a broker. A connection
 that lives for one question can't mix two brokers' answers up, and leaves nothing behind when its
 process is stopped half-way.
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from typing import TypeVar
 
+import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from . import codec
+from . import codec, secret
 from . import messages as m
 from .endpoints import Endpoint
 from .errors import BrokerLost, DeadlineExceeded, MalformedMessage, Unauthorized, from_wire
@@ -28,15 +29,22 @@ _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED[0] |
 
 
 def ask(
-    endpoint: Endpoint, keys: KeyFolder | None, message: m.AdminMessage, kind: type[Answer], timeout_s: float
+    endpoint: Endpoint,
+    keys: KeyFolder | None,
+    message: m.AdminMessage,
+    kind: type[Answer],
+    timeout_s: float,
+    shared: str = "",
 ) -> Answer:
-    """The broker's answer to `message`, which is of `kind`.
+    """The broker's answer to `message`, which is of `kind`. `shared`: the yard's secret, if it is known.
 
     Raises DeadlineExceeded when no broker is there within a few seconds, or no answer within
     `timeout_s`; Unauthorized; BrokerLost when the broker goes away under an order; MalformedMessage
     for an answer to something else; and what the broker refuses with.
     """
     require_descriptors(CONTEXT_DESCRIPTORS + SOCKET_DESCRIPTORS)
+    if keys is None and not endpoint.is_ipc:
+        message = msgspec.structs.replace(message, secret=shared or secret.find(endpoint))
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         configure(socket, endpoint)
         if keys is not None:
@@ -64,7 +72,7 @@ def _receive(url: str, socket: Socket, monitor: Socket, timeout_s: float, patien
     within_s = min(timeout_s, CONNECT_TIMEOUT_S)
     text = (
         f"no broker answers at {url} within {within_s:g} s; start one with "
-        "`batchyard up`, or set BATCHYARD_URL to the one that runs"
+        "`batchyard up`, or name the one that runs (BATCHYARD_URL, --url, or url= in Python)"
     )
     poller = zmq.Poller()
     poller.register(socket, zmq.POLLIN)

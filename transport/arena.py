@@ -10,13 +10,14 @@ whose owner locks. Must not import anything of ours but the errors.
 A slab is cut into slots of one stride (the asked size rounded up to 64). A class hands out its
 lowest free slot first, so that consecutive requests of one size lie side by side and a batch of
 them is one contiguous range. Slabs are carved first fit out of an address-ordered, coalesced list
-of extents; wholly free slabs go back there only when the arena is exhausted.
+of extents; wholly free slabs go back there when the arena is exhausted, and when they have been idle:
+then their pages are given back to the system as well (`give_back`).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 
 from .errors import ArenaExhausted
@@ -32,14 +33,22 @@ class Arena:
 
     `commit(offset, nbytes)` is called before bytes are handed out for the first time ever, so that
     their pages exist; where it raises OSError, `alloc` raises `ArenaExhausted` and nothing changed.
+    `release(offset, nbytes)` lets the pages of free bytes go, where the system can (True); they are
+    committed again before they are handed out.
     """
 
-    def __init__(self, nbytes: int, commit: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        nbytes: int,
+        commit: Callable[[int, int], None] | None = None,
+        release: Callable[[int, int], bool] | None = None,
+    ) -> None:
         if nbytes < ALIGNMENT:
             raise ValueError(f"an arena needs at least {ALIGNMENT} bytes, not {nbytes}")
         self.nbytes = nbytes & -ALIGNMENT
         self.used_bytes = 0
         self._commit = commit
+        self._release = release
         self._slab_bytes = min(SLAB_BYTES, self.nbytes // SLABS_PER_ARENA_MIN)
         self._live: dict[int, int] = {}  # live slot -> stride
         self._free: dict[int, list[int]] = {}  # stride -> heap of free slots
@@ -48,6 +57,7 @@ class Arena:
         # First fit carves the never-used bytes from their start, so that what was ever committed
         # is always [0, high water): one number replaces a set of ranges.
         self._high_water = 0
+        self._holes: list[tuple[int, int]] = []  # (start, end) below it, released and not committed since
 
     @property
     def allocated_count(self) -> int:
@@ -82,6 +92,31 @@ class Arena:
             raise ValueError(f"no live slot at offset {offset}: freed twice, or never allocated")
         self.used_bytes -= stride
         heappush(self._free[stride], offset)
+
+    def nbytes_of(self, offset: int) -> int:
+        """The size of a slot that is in use."""
+        return self._live[offset]
+
+    def alloc_all(self, sizes: Sequence[int]) -> list[int]:
+        """As `alloc`, a slot for each size: all of them, or none and `ArenaExhausted`."""
+        offsets: list[int] = []
+        live, free = self._live, self._free
+        try:
+            for nbytes in sizes:
+                stride = (nbytes + 63) & -64
+                slots = free.get(stride)
+                if slots and stride:  # as in `alloc`, without entering it
+                    offset = heappop(slots)
+                    live[offset] = stride
+                    self.used_bytes += stride
+                else:
+                    offset = self.alloc(nbytes)
+                offsets.append(offset)
+        except ArenaExhausted:
+            for offset in offsets:
+                self.free(offset)
+            raise
+        return offsets
 
     # -- the cold path: slabs and extents --------------------------------------------------------
 
@@ -119,11 +154,16 @@ class Arena:
         start, end = self._extents[index]
         count = min(max(1, self._slab_bytes // stride), (end - start) // stride)
         slab_end = start + count * stride
-        if slab_end > self._high_water:
+        holes = [hole for hole in self._holes if hole[0] < slab_end and start < hole[1]]
+        if holes or slab_end > self._high_water:
             if self._commit is not None:
-                fresh = max(start, self._high_water)
+                fresh = start if holes else max(start, self._high_water)
                 self._commit(fresh, slab_end - fresh)  # may raise: nothing was changed yet
-            self._high_water = slab_end
+            self._high_water = max(slab_end, self._high_water)
+            for hole in holes:
+                self._holes.remove(hole)
+                kept = ((hole[0], start), (slab_end, hole[1]))
+                self._holes += [(low, high) for low, high in kept if low < high]
         if slab_end == end:
             del self._extents[index]
         else:
@@ -136,27 +176,57 @@ class Arena:
 
     def _reclaim(self) -> bool:
         """Return every wholly free slab to the extents; True if there was one."""
-        free_by_stride = {stride: set(slots) for stride, slots in self._free.items() if slots}
-        emptied: set[int] = set()
-        for start, (stride, count) in list(self._slabs.items()):
-            free = free_by_stride.get(stride)
-            if free is None or len(free) < count:
-                continue
-            slots = range(start, start + count * stride, stride)
-            if free.issuperset(slots):
-                free.difference_update(slots)
-                emptied.add(stride)
-                del self._slabs[start]
-                self._give_back(start, start + count * stride)
-        for stride in emptied:
-            if free_by_stride[stride]:
-                self._free[stride] = sorted(free_by_stride[stride])  # sorted, hence a heap
-            else:
-                # Live slots of this stride may remain in other slabs, and free() needs the list.
-                self._free[stride] = []
+        emptied = self.idle_slabs()
+        self._dissolve(emptied)
         return bool(emptied)
 
-    def _give_back(self, start: int, end: int) -> None:
+    def idle_slabs(self) -> set[int]:
+        """The slabs of which no slot is in use."""
+        free_by_stride = {stride: set(slots) for stride, slots in self._free.items() if slots}
+        idle = set()
+        for start, (stride, count) in self._slabs.items():
+            free = free_by_stride.get(stride, set())
+            if len(free) >= count and free.issuperset(range(start, start + count * stride, stride)):
+                idle.add(start)
+        return idle
+
+    def give_back(self, slabs: Iterable[int]) -> int:
+        """Return these idle slabs to the extents, and the pages of all extents to the system. How many bytes
+        went."""
+        self._dissolve(slabs)
+        released = 0
+        for start, extent_end in self._extents:
+            end = min(extent_end, self._high_water)
+            inside = [hole for hole in self._holes if start <= hole[0] < end]
+            left = end - start - sum(high - low for low, high in inside)
+            if left > 0 and self._release is not None and self._release(start, end - start):
+                self._holes = [hole for hole in self._holes if hole not in inside] + [(start, end)]
+                released += left
+        return released
+
+    @property
+    def committed_bytes(self) -> int:
+        """How many bytes have pages."""
+        return self._high_water - sum(end - start for start, end in self._holes)
+
+    def _dissolve(self, slabs: Iterable[int]) -> None:
+        """Idle slabs are extents again."""
+        left: dict[int, set[int]] = {}
+        gone: list[tuple[int, int]] = []
+        for start in slabs:
+            stride, count = self._slabs.pop(start)
+            end = start + stride * count
+            if stride not in left:
+                left[stride] = set(self._free[stride])
+            left[stride].difference_update(range(start, end, stride))
+            gone.append((start, end))
+        for stride, free in left.items():
+            # Kept though it may be empty: slots of other slabs may come back. Sorted, hence a heap.
+            self._free[stride] = sorted(free)
+        for start, end in gone:  # last: a signal's exception in between must not leave it in two places
+            self._insert(start, end)
+
+    def _insert(self, start: int, end: int) -> None:
         """Insert [start, end) into the extents, joined with its neighbours."""
         extents = self._extents
         index = bisect_left(extents, (start, end))
@@ -206,3 +276,7 @@ class Arena:
         assert self.used_bytes == sum(self._live.values()), "used_bytes is wrong"
         slab_end = max((start + stride * count for start, (stride, count) in self._slabs.items()), default=0)
         assert slab_end <= self._high_water <= self.nbytes, "bytes in use were never committed"
+        in_use = [(start, start + stride * count) for start, (stride, count) in self._slabs.items()]
+        for low, high in self._holes:
+            assert 0 <= low < high <= self._high_water, "a hole where nothing was ever committed"
+            assert all(high <= start or end <= low for start, end in in_use), "a slab has no pages"

@@ -6,9 +6,12 @@ with a deadline of 30 s would otherwise keep everything of the last 30 s in memo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
+
+from .heaps import AT_ONCE_MAX, tidy
 
 SWEEP_MIN = 1024
 PEELED_MAX = 4  # ended things taken off the top at one look
@@ -18,13 +21,14 @@ T = TypeVar("T")
 
 
 class Deadlines(Generic[T]):
-    """Things by the time at which they are due; `is_over` tells of those that no longer matter."""
+    """Things by the time at which they are due; `is_over` says which no longer matter."""
 
     def __init__(self, is_over: Callable[[T], bool]) -> None:
         self._is_over = is_over
         self._heap: list[tuple[int, int, T]] = []
         self._sequence = 0
         self._sweep_at = SWEEP_MIN
+        self._cursor = 0
 
     def __len__(self) -> int:
         """Entries held, ended ones included."""
@@ -33,10 +37,15 @@ class Deadlines(Generic[T]):
     def add(self, due_ns: int, thing: T) -> None:
         self._sequence += 1
         heappush(self._heap, (due_ns, self._sequence, thing))
-        if len(self._heap) > self._sweep_at:
+        if len(self._heap) > AT_ONCE_MAX:
+            self._cursor = tidy(self._heap, self._cursor, self._is_entry_over)
+        elif len(self._heap) > self._sweep_at:
             self._heap = [entry for entry in self._heap if not self._is_over(entry[2])]
             heapify(self._heap)
             self._sweep_at = max(SWEEP_MIN, 2 * len(self._heap))
+
+    def _is_entry_over(self, entry: tuple[int, int, T]) -> bool:
+        return self._is_over(entry[2])
 
     def next_ns(self) -> int | None:
         """When to look again: no later than the earliest that still matters is due; None: never.
@@ -52,14 +61,14 @@ class Deadlines(Generic[T]):
         return heap[0][0] if heap else None
 
     def living(self) -> list[tuple[int, T]]:
-        """(when it is due, what), of everything that still matters; as they were added."""
-        found = sorted((sequence, due_ns, thing) for due_ns, sequence, thing in self._heap)
-        return [(due_ns, thing) for _, due_ns, thing in found if not self._is_over(thing)]
+        """(due time, thing) of everything that still matters, in the order of addition."""
+        entries = sorted((sequence, due_ns, thing) for due_ns, sequence, thing in self._heap)
+        return [(due_ns, thing) for _, due_ns, thing in entries if not self._is_over(thing)]
 
-    def due(self, now_ns: int) -> Iterator[T]:
-        """Take out and yield what still matters and is due."""
-        heap = self._heap
-        while heap and (heap[0][0] <= now_ns or self._is_over(heap[0][2])):
+    def due(self, now_ns: int, most: int = sys.maxsize) -> Iterator[T]:
+        """Take out and yield the things that are due and still matter; `most`: entries that are taken out."""
+        while most > 0 and (heap := self._heap) and (heap[0][0] <= now_ns or self._is_over(heap[0][2])):
+            most -= 1
             thing = heappop(heap)[2]
             if not self._is_over(thing):
                 yield thing

@@ -1,4 +1,4 @@
-"""The digest of a request's content, by which requests are told to be identical.
+"""The digest of a request's content, which says whether requests are identical.
 
 Made by the broker when a request comes, and again by the worker over the bytes that it runs: a client
 could change them in between, and a result is shared only where both agree. Never taken from a client.
@@ -15,7 +15,7 @@ CONTENT_BYTES_MAX = 1 << 20  # about a millisecond of one core; larger contents 
 
 def digest(parts: Iterable[Any]) -> bytes:
     """Of the inputs' bytes in the model's order; dtypes and shapes are compared beside it."""
-    found = hashlib.blake2b(digest_size=16)
+    content = hashlib.blake2b(digest_size=16)
     for part in parts:
-        found.update(part)
-    return found.digest()
+        content.update(part)
+    return content.digest()

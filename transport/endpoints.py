@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import secrets
 import shlex
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Self
 
 import zmq
 
-from .errors import EndpointInUse, InvalidRequest, Unauthorized
+from .errors import EndpointInUse, InvalidRequest, Unauthorized, shown
 
 if TYPE_CHECKING:
     from .keys import KeyFolder
@@ -38,6 +39,9 @@ LOCK_FILE = "lock"
 # sockaddr_un holds 108 bytes with the closing zero on Linux, 104 on macOS and the BSDs.
 SOCKET_PATH_BYTES_MAX = 107 if sys.platform == "linux" else 103
 
+LAST_RESORT = "/tmp"
+RANDOM_CHARACTERS = 8  # of such a folder's name
+_ANOTHER = "use another address (--url ipc:///tmp/other; in Python, url=)"
 _ALLOWED = "a yard URL is ipc:///absolute/folder or tcp://host:port"
 
 
@@ -68,7 +72,9 @@ class Endpoint:
 
     @classmethod
     def parse(cls, url: str) -> Endpoint:
-        """Read a yard URL. Raises InvalidRequest that says what is wrong and what is allowed."""
+        """Read a yard URL. Raises InvalidRequest with the mistake and the allowed forms."""
+        if not isinstance(url, str):
+            raise InvalidRequest(f"{shown(url)} is no yard URL: {_ALLOWED}")
         scheme, separator, rest = url.partition("://")
         if scheme == "ipc" and separator:
             return _parse_ipc(url, rest)
@@ -83,11 +89,10 @@ def _parse_ipc(url: str, path: str) -> Endpoint:
     if not path.startswith("/") or "\0" in path:
         raise InvalidRequest(f"{url!r} does not name an absolute folder: write ipc:///folder, three slashes")
     folder = os.path.normpath("/" + path.lstrip("/"))
-    path_bytes = len(os.fsencode(folder)) + 1 + max(len(name) for name in SOCKETS)
-    if path_bytes > SOCKET_PATH_BYTES_MAX:
+    if not _is_short(folder):
         raise InvalidRequest(
             f"{url!r} is too long: a socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes, this one "
-            f"{path_bytes}; set {URL_VARIABLE} to a shorter folder, such as ipc:///tmp/yard"
+            f"{_socket_path_bytes(folder)}; choose a shorter folder, such as ipc:///tmp/yard"
         )
     clients, workers, admin = (f"ipc://{folder.rstrip('/')}/{name}" for name in SOCKETS)
     return Endpoint(f"ipc://{folder}", "ipc", clients, workers, admin, True, Path(folder))
@@ -107,7 +112,7 @@ def _parse_tcp(url: str, rest: str) -> Endpoint:
     if host == "localhost":
         host = "127.0.0.1"  # ZeroMQ cannot bind a name, and a hosts file could point it elsewhere
     elif host == "*":
-        host = "0.0.0.0"  # the same to whoever binds, and the yard's own workers can connect to it
+        host = "0.0.0.0"  # the same for a bind, and the yard's own workers can connect to it
     is_loopback = _is_loopback(url, host)
     clients, workers, admin = (f"tcp://{host}:{port + step}" for step in range(3))
     return Endpoint(clients, "tcp", clients, workers, admin, is_loopback)
@@ -126,7 +131,7 @@ def _is_loopback(url: str, host: str) -> bool:
     allowed = set("abcdefghijklmnopqrstuvwxyz0123456789-._")
     if host.startswith("[") or not set(host.lower()) <= allowed:
         raise InvalidRequest(f"{url!r}: {host!r} is neither an address nor a host name; {_ALLOWED}") from None
-    return False  # a name: whatever it resolves to today is no promise
+    return False  # a name: it may resolve to another address tomorrow
 
 
 def default_url(environ: Mapping[str, str] = os.environ) -> str:
@@ -135,21 +140,68 @@ def default_url(environ: Mapping[str, str] = os.environ) -> str:
         return environ[URL_VARIABLE]
     if sys.platform == "win32" or not zmq.has("ipc"):
         return DEFAULT_TCP_URL
-    runtime_folder = environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isdir(runtime_folder):
-        return f"ipc://{os.path.abspath(runtime_folder)}/batchyard"
-    return f"ipc://{tempfile.gettempdir()}/batchyard-{os.getuid()}"
+    runtime_folder = os.path.abspath(environ.get("XDG_RUNTIME_DIR") or "/nowhere")
+    if _is_usable(runtime_folder) and _is_short(f"{runtime_folder}/batchyard"):
+        return f"ipc://{runtime_folder}/batchyard"
+    name = f"batchyard-{os.getuid()}"
+    places = [place for place in (_temporary(), LAST_RESORT) if _is_short(f"{place}/{name}")]
+    return f"ipc://{places[0]}/{name}"
 
 
-def require_curve(endpoint: Endpoint, keys: KeyFolder | None) -> None:
-    """Unauthorized unless the endpoint is this machine's alone, or `keys` name who may come in."""
-    if endpoint.is_loopback:
+def private_folder(note: Callable[[str], object] = str) -> str:
+    """A new folder of mode 0700 for a yard of one program: where temporary files are made, or, where that
+    has too long a name for sockets, in this user's runtime folder or in /tmp. `note` is called with its name
+    before it is made. Raises InvalidRequest."""
+    for place in (_temporary(), os.environ.get("XDG_RUNTIME_DIR") or LAST_RESORT, LAST_RESORT):
+        folder = f"{place}/yard-{secrets.token_hex(RANDOM_CHARACTERS // 2)}"
+        if _is_usable(place) and _is_short(folder):
+            note(folder)
+            os.mkdir(folder, 0o700)
+            return folder
+    raise InvalidRequest(
+        f"there is no folder for the yard's sockets: {LAST_RESORT} can't be written, and TMPDIR is too long "
+        "or can't be written either; give the yard a url=\"ipc:///a/short/folder\""
+    )
+
+
+def _temporary() -> str:
+    """Where temporary files are made."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:  # not even here
+        return LAST_RESORT
+
+
+def _is_usable(folder: str) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _is_short(folder: str) -> bool:
+    return _socket_path_bytes(folder) <= SOCKET_PATH_BYTES_MAX
+
+
+def _socket_path_bytes(folder: str) -> int:
+    return len(os.fsencode(folder)) + 1 + max(len(name) for name in SOCKETS)
+
+
+def require_curve(
+    endpoint: Endpoint, keys: KeyFolder | None, open_to_this_machine: bool = False
+) -> None:
+    """Unauthorized unless the endpoint is this user's alone, or `keys` list the admitted clients.
+    `open_to_this_machine`: all users of this machine may be clients at a loopback address."""
+    if endpoint.is_ipc or (endpoint.is_loopback and keys is None and open_to_this_machine):
         return
+    if keys is None and endpoint.is_loopback:
+        raise Unauthorized(
+            f"refuses to start on {endpoint.url} without CURVE keys: every user of this machine could send "
+            "requests there. Make keys with `batchyard keys create FOLDER` and run "
+            "`batchyard up --keys FOLDER`, listen on ipc:///a/folder, or, if that is meant, pass "
+            "--open-to-this-machine"
+        )
     if keys is None:
         raise Unauthorized(
             f"refuses to start on {endpoint.url} without CURVE keys: everybody who reaches the port would be "
-            "served. Make keys with `batchyard keys create FOLDER` and pass them (--keys), or listen on "
-            f"{DEFAULT_TCP_URL}"
+            "served. Make keys with `batchyard keys create FOLDER` and run `batchyard up --keys FOLDER`"
         )
     keys.server_socket_options()
     keys.authorized_keys()
@@ -182,14 +234,16 @@ class Claim:
         self.release()
 
 
-def claim(endpoint: Endpoint, keys: KeyFolder | None = None) -> Claim:
+def claim(
+    endpoint: Endpoint, keys: KeyFolder | None = None, open_to_this_machine: bool = False
+) -> Claim:
     """Become the one process that binds `endpoint`; socket files that a dead one left are removed.
 
     Raises EndpointInUse (with the holder's pid), Unauthorized (the folder is another user's or
-    open to others; a tcp address beyond this machine without keys). tcp needs no lock: the kernel
+    open to others; a tcp address without keys: see `require_curve`). tcp needs no lock: the kernel
     refuses a second bind by itself.
     """
-    require_curve(endpoint, keys)
+    require_curve(endpoint, keys, open_to_this_machine)
     if endpoint.folder is None:
         return Claim(endpoint, None)
     _make_private(endpoint.folder)
@@ -204,27 +258,31 @@ def claim(endpoint: Endpoint, keys: KeyFolder | None = None) -> Claim:
 
 def _make_private(folder: Path) -> None:
     """Make `folder` with mode 0700, or check that it is ours alone."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         os.mkdir(folder, 0o700)
     except FileExistsError:
-        pass
+        if not folder.parent.is_dir():
+            text = f"{folder.parent} is a file, and no folder can be in it: {_ANOTHER}"
+            raise InvalidRequest(text) from None
+    except OSError as error:
+        raise InvalidRequest(f"{folder} can't be made ({error.strerror}): {_ANOTHER}") from None
     check_private(folder)
 
 
 def check_private(folder: Path) -> None:
     """Unauthorized unless `folder`, which exists, is a folder that this user alone can enter."""
-    found = os.lstat(folder)  # not stat: in /tmp somebody may have put a link of that name
-    if not stat.S_ISDIR(found.st_mode):
-        raise Unauthorized(f"{folder} is not a folder: remove it, or set {URL_VARIABLE} to another one")
-    if found.st_uid != os.getuid():
+    status = os.lstat(folder)  # not stat: in /tmp anybody can put a link of that name
+    if not stat.S_ISDIR(status.st_mode):
+        raise Unauthorized(f"{folder} is not a folder: remove it, or {_ANOTHER}")
+    if status.st_uid != os.getuid():
         raise Unauthorized(
-            f"{folder} belongs to user {found.st_uid}, and we are user {os.getuid()}: "
-            f"set {URL_VARIABLE} to a folder of yours"
+            f"{folder} belongs to user {status.st_uid}, and this process runs as user {os.getuid()}: "
+            f"{_ANOTHER}"
         )
-    if found.st_mode & 0o077:
+    if status.st_mode & 0o077:
         raise Unauthorized(
-            f"{folder} is open to other users (mode {stat.S_IMODE(found.st_mode):04o}): "
+            f"{folder} is open to other users (mode {stat.S_IMODE(status.st_mode):04o}): "
             f"run `chmod 700 {shlex.quote(str(folder))}`"
         )
 
@@ -239,7 +297,7 @@ def _lock(endpoint: Endpoint, path: Path) -> int:
         holder = os.pread(lock_fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
         os.close(lock_fd)
         raise EndpointInUse(
-            f"{endpoint.url} is held by process {holder}: stop it, or set {URL_VARIABLE} to another folder"
+            f"a yard already runs at {endpoint.url} (process {holder}): stop it, or {_ANOTHER}"
         ) from None
     except BaseException:
         os.close(lock_fd)

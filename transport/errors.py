@@ -1,4 +1,4 @@
-"""The error taxonomy: what can go wrong, whose turn it is, and the code that says so on the wire.
+"""The error taxonomy: what can go wrong, who must act, and the code for it on the wire.
 
 Every error that a user can meet is a `BatchyardError` and also the built-in that fits it, so
 `except TimeoutError` works without importing us. `code` is the wire form; a code that this
@@ -9,6 +9,23 @@ from __future__ import annotations
 
 from enum import IntEnum
 from typing import ClassVar
+
+VALUE_CHARS_MAX = 80
+_PLAIN = (str, bytes, int, float, complex, bool, type(None))
+_LITERAL = (list, tuple, dict, set)
+
+
+def shown(value: object) -> str:
+    """A wrong value in a sentence: as it was written, shortened, or by its type. Other objects' own words may
+    be an address, or pages of numbers."""
+    is_plain = type(value) in _PLAIN
+    if type(value) in _LITERAL:
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        is_plain = all(type(part) in _PLAIN for part in parts)  # type: ignore[attr-defined]
+    if not is_plain:
+        return f"an object of type {type(value).__name__}"
+    text = repr(value)
+    return text if len(text) <= VALUE_CHARS_MAX else f"{text[: VALUE_CHARS_MAX - 3]}..."
 
 
 class Code(IntEnum):
@@ -112,7 +129,7 @@ class UnknownConnection(BrokerLost):
 
 
 class SegmentRefused(BatchyardError, ValueError):
-    """A peer offered shared memory that is not what it must be. The offering side must change it."""
+    """A peer offered shared memory that breaks the rules for segments. The offering side must change it."""
 
     code = Code.SEGMENT_REFUSED
 
@@ -162,3 +179,11 @@ def from_wire(code: int, text: str, retry_after_ns: int = 0) -> BatchyardError:
     if kind is Overloaded:
         return Overloaded(text, retry_after_ns / 1e9)
     return kind(text)
+
+
+def no_descriptors(error: OSError) -> Overloaded:
+    """The error of a call for which this process had no descriptor left."""
+    return Overloaded(
+        f"this process may open no more descriptors ({error.strerror}): close clients that are not "
+        "used, or raise its limit (ulimit -n)"
+    )

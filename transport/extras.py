@@ -1,4 +1,5 @@
-"""How a package that is missing is had: the command to type, in the Python that runs here.
+"""How a package that is missing is had: the command to type, in the Python that runs here. And whether
+batchyard itself is compiled.
 
 Owns which extra of pyproject.toml brings what. Needs none that may be missing: it is asked where things are.
 """
@@ -10,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from . import deadlines
 from .errors import BatchyardError
 
 SOURCE = Path(__file__).resolve().parents[1]
@@ -17,8 +19,11 @@ SOURCE = Path(__file__).resolve().parents[1]
 BROUGHT_BY = {
     "fastapi": "gateway",
     "google": "gateway",  # protobuf
+    "envoy": "fleet",
     "grpc": "gateway",
+    "hdrh": "load",
     "httptools": "gateway",
+    "httpx": "fleet",
     "matplotlib": "plot",
     "onnx": "bench",
     "onnxruntime": "cpu",
@@ -57,6 +62,11 @@ def require(who: str, *packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise BatchyardError(f"{who} needs a package: {missing(package)}")
+
+
+def code() -> str:
+    """Which code runs here: "compiled" (`python3 run wheel`), or "pure Python"."""
+    return "pure Python" if str(deadlines.__file__).endswith(".py") else "compiled"
 
 
 def _seen_from(here: Path, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The buckets of the broker's histograms: what a bucket's number in a snapshot means.
+"""The buckets of the broker's histograms: the meaning of a bucket's number in a snapshot.
 
 Pure. Log-spaced, 4 buckets to a factor of two, so a quantile read from them is within 19 % of the
 true value over the whole range from nanoseconds to hours.
@@ -32,8 +32,8 @@ def bucket_upper(bucket: int) -> int:
 
 
 def quantile(counts: Mapping[int, int], share: float) -> float | None:
-    """The value that a share (0 to 1) of what was counted does not exceed, straight between the ends of
-    its bucket; None when nothing was counted."""
+    """The value that a share (0 to 1) of all counted values does not exceed, interpolated within its bucket;
+    None when nothing was counted."""
     left = share * sum(counts.values())
     for bucket, count in sorted(counts.items()):
         if count and left <= count:

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 
-EXIT_CODE = 3  # "my starter died": told apart from a crash in a supervisor's log
+EXIT_CODE = 3  # "my starter died": not to be taken for a crash in a supervisor's log
 
 
 def hold(on_end: Callable[[], None] | None = None, fd: int = 0) -> threading.Thread:
@@ -29,7 +29,7 @@ def hold(on_end: Callable[[], None] | None = None, fd: int = 0) -> threading.Thr
 def _watch(fd: int, on_end: Callable[[], None] | None) -> None:
     try:
         while os.read(fd, 4096):
-            pass  # nobody should write here; what comes is dropped
+            pass  # nothing should be written here; it is dropped
     except OSError:
         pass  # a closed or broken stdin is an end as well
     if on_end is None:

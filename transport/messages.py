@@ -11,26 +11,38 @@ from typing import Annotated, Any
 
 import msgspec
 
-from .functions import Function
+from .python_models import Function
 from .segments import SegmentHandle
-from .tensors import Count, Slot, Tensor, TensorSpec
+from .tensors import RANK_MAX, Count, Slot, Tensor, TensorSpec, moved
+from .wire import ALONG_MAX
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 5
 MESSAGES_MAX = 4096  # messages in one envelope
 REQUESTS_MAX = 4096  # request ids in one Cancel
+MORE_MAX = 256  # further requests of one Submit
 
 Id = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
-Took = Annotated[int, msgspec.Meta(ge=0, le=10**13)]  # hours; sums of them stay below 2**63
-TENSORS_MAX = 1024  # inputs or outputs of a model
-INLINE_BYTES_MAX = 256 << 20  # of one frame
-Name = Annotated[str, msgspec.Meta(max_length=64)]
+TOOK_NS_MAX = 10**13
+Took = Annotated[int, msgspec.Meta(ge=0, le=TOOK_NS_MAX)]  # hours; sums of them stay below 2**63
+RUN_SECONDS_MAX = 604_800  # the most that a run may be allowed: a week
+RunTime = Annotated[int, msgspec.Meta(ge=0, le=RUN_SECONDS_MAX * 10**9)]
+TENSORS_MAX = 4096  # inputs or outputs of a model
+INLINE_BYTES_MAX = 256 << 20  # of one frame that a client sends
+ANSWER_BYTES_MAX = 1 << 36  # of one frame that it gets: the requesting client's arena is the bound
+NAME_CHARS_MAX = 255  # of a model
+Name = Annotated[str, msgspec.Meta(max_length=NAME_CHARS_MAX)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Path = Annotated[str, msgspec.Meta(max_length=4096)]
 Short = Annotated[str, msgspec.Meta(max_length=256)]
+LongText = Annotated[str, msgspec.Meta(max_length=1 << 16)]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=1024)]  # of one run
 SIZES_MAX = 64  # batch sizes of a model
+Axis = Annotated[int, msgspec.Meta(ge=-1, lt=RANK_MAX)]
 RunTimes = Annotated[dict[Rows, Took], msgspec.Meta(max_length=16)]  # rows -> time of one run
+Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]  # of an axis
+PADDED_AXES_MAX = 4  # names of one model's axes
+PAD_SIZES_MAX = 64  # of one name
 
 
 class Priority(IntEnum):
@@ -50,17 +62,54 @@ class Hello(msgspec.Struct, array_like=True, tag=1):
 
     segment: SegmentHandle | None
     client: Annotated[str, msgspec.Meta(max_length=128)]
+    borrows: bool = False  # frames may come to it as segments
+
+
+class More(msgspec.Struct, array_like=True, gc=False):
+    """Requests that differ from a Submit's own in nothing but these columns: their numbers, the time they
+    have left, and where their tensors lie. `offsets` has each request's inputs, then its output slots."""
+
+    requests: Annotated[list[Id], msgspec.Meta(max_length=MORE_MAX)]
+    deadlines_ns: Annotated[list[Nanoseconds], msgspec.Meta(max_length=MORE_MAX)]
+    offsets: list[Count]
+
+    def fits(self, width: int) -> bool:
+        """Whether the columns are of one length, for requests of so many tensors and slots."""
+        count = len(self.requests)
+        return count > 0 and len(self.deadlines_ns) == count and len(self.offsets) == count * width
 
 
 class Submit(msgspec.Struct, array_like=True, tag=2, gc=False):
-    """One request. `request` is the client's own number, unique among what it has under way."""
+    """A request, and more that are like it. `request` is the client's own number, unique among what it has
+    under way."""
 
     request: Id
     model: Name
     priority: Annotated[int, msgspec.Meta(ge=0, le=3)]
     deadline_ns: Nanoseconds  # time left when this was sent; 0: none
-    inputs: Annotated[list[Tensor], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
+    inputs: Annotated[list[Tensor], msgspec.Meta(max_length=TENSORS_MAX)]
     outputs: Annotated[list[Slot], msgspec.Meta(max_length=TENSORS_MAX)]  # in the model's order, or empty
+    more: More | None = None
+
+    @property
+    def width(self) -> int:
+        """Offsets of each request in `more`."""
+        return len(self.inputs) + len(self.outputs)
+
+    def apart(self) -> list[Submit]:
+        """Its requests, each as a Submit of its own."""
+        more, width = self.more, self.width
+        if more is None:
+            return [self]
+        submits = [
+            Submit(self.request, self.model, self.priority, self.deadline_ns, self.inputs, self.outputs)
+        ]
+        for index, (number, left_ns) in enumerate(zip(more.requests, more.deadlines_ns, strict=True)):
+            tensors, slots = moved(
+                self.inputs, self.outputs, more.offsets[index * width : (index + 1) * width]
+            )
+            submits.append(Submit(number, self.model, self.priority, left_ns, tensors, slots))
+        return submits
 
 
 class Cancel(msgspec.Struct, array_like=True, tag=3):
@@ -70,21 +119,21 @@ class Cancel(msgspec.Struct, array_like=True, tag=3):
 
 
 class Describe(msgspec.Struct, array_like=True, tag=4):
-    """What models there are. With a name: answered once that model is ready or has failed."""
+    """Ask which models there are. With a name: answered once that model is ready or has failed."""
 
     request: Id
     model: Name
 
 
 class Bye(msgspec.Struct, array_like=True, tag=5):
-    """The connection ends in order; whatever it had under way is dropped."""
+    """The connection ends in order; its requests under way are dropped."""
 
 
 # ---- broker -> client -----------------------------------------------------------------------
 
 
 class BatchReceipt(msgspec.Struct, array_like=True, frozen=True):
-    """What happened to the batch that a request ran in. Times in nanoseconds."""
+    """A batch that a request ran in: sizes, and times in nanoseconds."""
 
     rows: int
     gather_ns: int
@@ -96,6 +145,7 @@ class BatchReceipt(msgspec.Struct, array_like=True, frozen=True):
     revision: int
     batch: int = 0  # the broker's number for it; 0: there was none
     lent_ns: int = 0  # from when the worker was sent the batch until the broker heard that it is done
+    padded: float = 0.0  # the share of the batch's elements, along padded axes, that were padding
 
 
 class Refused(msgspec.Struct, array_like=True, tag=0):
@@ -120,6 +170,17 @@ class Completed(msgspec.Struct, array_like=True, tag=2):
     batch: BatchReceipt
 
 
+class FrameSegment(msgspec.Struct, array_like=True):
+    """A frame that is sent empty: its bytes are a memfd's, whose descriptor comes along. It is sealed against
+    every change."""
+
+    frame: Annotated[int, msgspec.Meta(ge=1, le=TENSORS_MAX)]
+    segment: SegmentHandle
+
+
+Lent = Annotated[list[FrameSegment], msgspec.Meta(max_length=ALONG_MAX)]  # in the order of their descriptors
+
+
 class Answer(msgspec.Struct, array_like=True, tag=3):
     """One request is done, in parts of consecutive rows; outputs in a slot or in a frame."""
 
@@ -127,6 +188,9 @@ class Answer(msgspec.Struct, array_like=True, tag=3):
     queue_ns: int
     batch: BatchReceipt
     parts: list[list[Tensor]]
+    lent: Lent = []
+    # Of several parts: the axis of each output to join them on. A client may know another revision's.
+    axes: Annotated[list[Axis], msgspec.Meta(max_length=TENSORS_MAX)] = []
 
 
 class Failed(msgspec.Struct, array_like=True, tag=4):
@@ -153,12 +217,12 @@ class WorkerInfo(msgspec.Struct, array_like=True, frozen=True):
     provider: str
     placement: str
     warmup_ns: dict[int, int]  # rows -> time of one run
-    fallen: str = ""  # why the worker is on no better provider, where it might be
+    fallback_reason: str = ""  # why the worker is on no better provider, where it might be
 
 
-class Origin(msgspec.Struct, array_like=True, frozen=True):
-    """What a model's file says of itself (`batchyard export` writes that), beside its real digest. Claims:
-    for people to read, and no more. `figures`: size_ratio, rms, abs_max, agreement, and so on; see
+class Provenance(msgspec.Struct, array_like=True, frozen=True):
+    """Claims that a model's file makes about itself (`batchyard export` writes them), beside its real digest.
+    For people to read, and no more. `figures`: size_ratio, rms, abs_max, agreement, and so on; see
     docs/export.md. `measured_ns`: by onnxruntime's name of the provider."""
 
     sha256: Annotated[str, msgspec.Meta(max_length=64)]  # of the file that the worker has loaded
@@ -166,6 +230,8 @@ class Origin(msgspec.Struct, array_like=True, frozen=True):
     source: Short = ""
     figures: Annotated[dict[Short, float], msgspec.Meta(max_length=16)] = {}
     measured_ns: Annotated[dict[Short, RunTimes], msgspec.Meta(max_length=8)] = {}
+    # Its other entries, as their writer left them: names of classes, stride, task.
+    metadata: Annotated[dict[Short, LongText], msgspec.Meta(max_length=64)] = {}
 
 
 class ModelState(IntEnum):
@@ -188,7 +254,14 @@ class ModelInfo(msgspec.Struct, array_like=True, frozen=True):
     max_batch: int
     workers: list[WorkerInfo]
     idempotent: bool = True  # whether a request may run twice when something died under it
-    origin: Origin | None = None  # of the file that the worker heard of last has loaded
+    origin: Provenance | None = None  # of the file that the worker heard of last has loaded
+    batch_axes: list[int] = []  # as in Loaded
+    evidence: str = ""  # why rows may share a run, with the figure
+    padded_axes: list[str] = []  # names of axes on which requests of different sizes share a run
+    pad_reason: str = ""  # why they may, or may not though the configuration asks for it; with the figure
+    elements: int = 0  # along padded axes, of all its batches so far
+    padding: int = 0  # of these, what was padding
+    streams: bool = False  # it answers a request several times; see Yielded
 
 
 class Described(msgspec.Struct, array_like=True, tag=6):
@@ -196,6 +269,14 @@ class Described(msgspec.Struct, array_like=True, tag=6):
 
     request: int
     models: list[ModelInfo]
+
+
+class Streamed(msgspec.Struct, array_like=True, tag=7):
+    """One answer of a request that has several, its outputs in frames. An Answer without outputs, or Failed,
+    is the request's end."""
+
+    request: int
+    outputs: list[Tensor]
 
 
 # ---- worker -> broker -----------------------------------------------------------------------
@@ -206,7 +287,23 @@ class Register(msgspec.Struct, array_like=True, tag=1):
 
     pid: Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]
     providers: Annotated[list[str], msgspec.Meta(max_length=16)]
-    fallen: Text = ""  # why it is on no better provider, where it might be
+    fallback_reason: Text = ""  # why it is on no better provider, where it might be
+    secret: Short = ""  # the yard's, where it has no CURVE keys; see secret.py
+
+
+class Padding(msgspec.Struct, array_like=True):
+    """A worker's findings on the padding that Load.pad asks for. `axes`: of each input, the axis that has
+    each padded name, in Load.pad's order, -1 where it has none; empty: padding changes answers, and is not
+    done. `whole`: batches are padded to a size of the configuration, else to the longest of their requests.
+    `run_ns`: elements of one row along padded axes -> rows -> time of one run."""
+
+    axes: Annotated[
+        list[Annotated[list[Axis], msgspec.Meta(max_length=PADDED_AXES_MAX)]],
+        msgspec.Meta(max_length=TENSORS_MAX),
+    ]
+    reason: Text
+    whole: bool = False
+    run_ns: Annotated[dict[Size, RunTimes], msgspec.Meta(max_length=PAD_SIZES_MAX)] = {}
 
 
 class Loaded(msgspec.Struct, array_like=True, tag=2):
@@ -214,7 +311,7 @@ class Loaded(msgspec.Struct, array_like=True, tag=2):
 
     model: Name
     revision: Id
-    inputs: Annotated[list[TensorSpec], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
+    inputs: Annotated[list[TensorSpec], msgspec.Meta(max_length=TENSORS_MAX)]
     outputs: Annotated[list[TensorSpec], msgspec.Meta(min_length=1, max_length=TENSORS_MAX)]
     batchable: bool
     alone_reason: Text
@@ -223,9 +320,15 @@ class Loaded(msgspec.Struct, array_like=True, tag=2):
     placement: Text
     warmup_ns: Annotated[dict[Rows, Took], msgspec.Meta(max_length=SIZES_MAX)]
     buckets: Annotated[list[Rows], msgspec.Meta(max_length=SIZES_MAX)] = []  # the only ones; empty: any
-    difference: float | None = None  # greatest, of the canary's answers from those of Load.beside
-    origin: Origin | None = None
+    difference: float | None = None  # greatest, of the canary's answers from those of Load.baseline_revision
+    origin: Provenance | None = None
     claimed_ns: RunTimes = {}  # what the file says of this worker's provider; warmup_ns is what was seen
+    # Of a batchable model: the axis that counts the rows of each input, then of each output; -1: an input
+    # of which all rows of a batch have the same value. Empty: axis 0 of every tensor.
+    batch_axes: Annotated[list[Axis], msgspec.Meta(max_length=2 * TENSORS_MAX)] = []
+    evidence: Text = ""  # why rows may share a run, with the figure
+    padding: Padding | None = None  # None: the configuration asks for none
+    streams: bool = False  # it answers a request several times, and runs each by itself
 
 
 class LoadFailed(msgspec.Struct, array_like=True, tag=3):
@@ -244,7 +347,7 @@ class ItemOutputs(msgspec.Struct, array_like=True):
 
 
 class Done(msgspec.Struct, array_like=True, tag=4):
-    """A batch has run. Items that are not in `elsewhere` have their outputs in their slots."""
+    """A batch has run. Items that are not in `inline_outputs` have their outputs in their slots."""
 
     epoch: Id
     batch: Id
@@ -252,8 +355,10 @@ class Done(msgspec.Struct, array_like=True, tag=4):
     compute_ns: Took
     scatter_ns: Took
     copied_bytes: Count
-    elsewhere: list[ItemOutputs]
-    changed: list[Count] = []  # items whose inputs were not what Item.digest says
+    inline_outputs: list[ItemOutputs]
+    changed: list[Count] = []  # items whose inputs do not have Item.digest
+    padding: Count = 0  # elements along padded axes that were no request's
+    lent: Lent = []
 
 
 class BatchFailed(msgspec.Struct, array_like=True, tag=5):
@@ -266,9 +371,27 @@ class BatchFailed(msgspec.Struct, array_like=True, tag=5):
     item: int = -1
 
 
+class RunsAlone(msgspec.Struct, array_like=True, tag=7):
+    """A batch gave outputs that can't be divided among its requests: they were run again one by one, and
+    from now on this revision runs every request by itself, on every worker."""
+
+    model: Name
+    revision: Id
+    reason: Text
+
+
+class Yielded(msgspec.Struct, array_like=True, tag=8):
+    """One answer of a batch of one request that has several, its outputs in frames. Done, with no outputs,
+    follows the last one."""
+
+    epoch: Id
+    batch: Id
+    outputs: Annotated[list[Tensor], msgspec.Meta(max_length=TENSORS_MAX)]
+
+
 class Leaving(msgspec.Struct, array_like=True, tag=6):
-    """The worker's process is about to end, and not for what it was lent: its device is lost, and it runs
-    nothing any more; or it goes to a better one, and runs what comes before the answer, Dismissed."""
+    """The worker is about to exit, through no fault of its batches: either its device is lost, and it runs
+    nothing more; or it moves to a better one, and runs the batches that come before the answer, Dismissed."""
 
     text: Text
 
@@ -284,6 +407,14 @@ class WorkerWelcome(msgspec.Struct, array_like=True, tag=1):
     pid: int
 
 
+class Pad(msgspec.Struct, array_like=True, frozen=True):
+    """How an axis of one name is padded. `to`: the sizes, rising; a longer request shares a run with its own
+    length alone. `fill`: by an input's name, what stands in the padding; 0 for what it does not name."""
+
+    to: list[int]
+    fill: dict[str, float] = {}
+
+
 class Load(msgspec.Struct, array_like=True, tag=2):
     """Load this file, or this function, and warm it; answered by Loaded or LoadFailed."""
 
@@ -294,9 +425,14 @@ class Load(msgspec.Struct, array_like=True, tag=2):
     batchable: bool | None
     warmup: bool
     buckets: list[int] = []  # the only batch sizes to run, rising; empty: the provider decides
-    beside: int = 0  # the revision to compare a canary's answers with; 0: none
+    baseline_revision: int = 0  # the revision to compare a canary's answers with; 0: none
     tolerance: float | None = None  # greatest difference of the canary's answers; None: any
     function: Function | None = None  # None: the file is an ONNX model; else `path` is its file, or ""
+    batch_axis: int | dict[str, int] | None = (
+        None  # where the operator says the rows are; None: see the names
+    )
+    trusted: bool = False  # the operator vouches for independent rows: they are not tried
+    pad: dict[str, Pad] = {}  # by the axis's name: requests of different sizes may share a run
 
 
 class Unload(msgspec.Struct, array_like=True, tag=3):
@@ -320,17 +456,32 @@ class Detach(msgspec.Struct, array_like=True, tag=5):
 
 
 class Item(msgspec.Struct, array_like=True, gc=False):
-    """A request's rows in a batch. `outputs` empty: send the outputs back as frames. `digest`: others
-    want this result too, if the inputs are what they were; see docs/architecture.md, "Identical work"."""
+    """A request in a batch, with its whole tensors; of them rows `start` to `start + rows` are run, all where
+    `rows` is 0. `outputs` empty, or of other sizes than come out: the outputs go back as frames. `digest`:
+    others want this result too, if the inputs are what they were; see docs/architecture.md, "Identical
+    work". `more`: the offsets of further whole requests that are like it, as in More; each counts as an item
+    of the batch."""
 
     arena: int
     inputs: list[Tensor]
     outputs: list[Slot]
     digest: bytes = b""
+    start: int = 0
+    rows: int = 0
+    more: list[Count] = []
+
+    def apart(self) -> list[Item]:
+        """Its requests, each as an Item of its own."""
+        width = len(self.inputs) + len(self.outputs)
+        items = [Item(self.arena, self.inputs, self.outputs, self.digest, self.start, self.rows)]
+        for at in range(0, len(self.more), width):
+            places = self.more[at : at + width]
+            items.append(Item(self.arena, *moved(self.inputs, self.outputs, places)))
+        return items
 
 
 class Batch(msgspec.Struct, array_like=True, tag=6):
-    """Run these items as one. `rows` is the sum of their rows; 0 when the model is not batchable."""
+    """Run these items as one. `rows` is the sum of their rows; 0: one request that runs alone."""
 
     batch: int
     model: str
@@ -338,6 +489,10 @@ class Batch(msgspec.Struct, array_like=True, tag=6):
     rows: int
     items: list[Item]
     lease_ns: int = 0  # a worker that runs it longer is hung; 0: no limit
+
+    def apart(self) -> list[Item]:
+        """An Item for each of its requests."""
+        return [each for item in self.items for each in item.apart()]
 
 
 class LentBatch(msgspec.Struct, array_like=True, tag=6):
@@ -353,14 +508,24 @@ class LentBatch(msgspec.Struct, array_like=True, tag=6):
 
 
 class Dismissed(msgspec.Struct, array_like=True, tag=7):
-    """Answer to Leaving: it is known why the process ends, and it is lent nothing behind this."""
+    """Answer to Leaving: the broker knows why the process ends. No batch follows."""
+
+
+class Unwanted(msgspec.Struct, array_like=True, tag=8):
+    """Answer to Yielded: the request has ended, so its batch may end with this answer."""
+
+    batch: int
 
 
 # ---- admin ----------------------------------------------------------------------------------
 
+Options = Annotated[dict[Short, Any], msgspec.Meta(max_length=64)]
+
 
 class Snapshot(msgspec.Struct, array_like=True, tag=1):
     """Ask for the cumulative counters."""
+
+    secret: Short = ""  # of every message here: the yard's, over tcp without CURVE keys; see secret.py
 
 
 class LoadModel(msgspec.Struct, array_like=True, tag=2):
@@ -370,6 +535,9 @@ class LoadModel(msgspec.Struct, array_like=True, tag=2):
     model: Name
     file: Path
     max_batch: Rows | None = None  # None: the yard's default
+    run_ns_max: RunTime | None = None  # a worker that runs it for longer is ended; None, 0: no such bound
+    options: Options = {}  # as a model's table in batchyard.toml has them, by the same keys
+    secret: Short = ""
 
 
 class SwapModel(msgspec.Struct, array_like=True, tag=3):
@@ -379,12 +547,16 @@ class SwapModel(msgspec.Struct, array_like=True, tag=3):
     model: Name
     file: Path
     tolerance: Annotated[float, msgspec.Meta(ge=0)] | None = None  # of a canary's answers; None: any
+    run_ns_max: RunTime | None = None  # as in LoadModel; 0: no such bound any more; None: as it was
+    options: Options = {}  # as of LoadModel; an option that is not named stays as it is
+    secret: Short = ""
 
 
 class UnloadModel(msgspec.Struct, array_like=True, tag=4):
-    """Serve it no longer. What waits for it is still run; answered when that is done."""
+    """Stop serving it. Waiting requests still run; answered when they are done."""
 
     model: Name
+    secret: Short = ""
 
 
 class SnapshotTaken(msgspec.Struct, array_like=True, tag=1):
@@ -402,8 +574,8 @@ class ModelChanged(msgspec.Struct, array_like=True, tag=2):
 
 
 ClientMessage = Hello | Submit | Cancel | Describe | Bye
-BrokerToClient = Refused | Welcome | Completed | Answer | Failed | Released | Described
-WorkerMessage = Register | Loaded | LoadFailed | Done | BatchFailed | Leaving
-BrokerToWorker = Refused | WorkerWelcome | Load | Unload | Attach | Detach | LentBatch | Dismissed
+BrokerToClient = Refused | Welcome | Completed | Answer | Failed | Released | Described | Streamed
+WorkerMessage = Register | Loaded | LoadFailed | Done | BatchFailed | Leaving | RunsAlone | Yielded
+BrokerToWorker = Refused | WorkerWelcome | Load | Unload | Attach | Detach | LentBatch | Dismissed | Unwanted
 AdminMessage = Snapshot | LoadModel | SwapModel | UnloadModel
 BrokerToAdmin = Refused | SnapshotTaken | ModelChanged

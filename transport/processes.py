@@ -6,6 +6,7 @@ the caller's loop reads the clock and waits). Knows nothing of brokers or worker
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,36 @@ from typing import IO
 DELAY_FIRST_S = 0.1
 DELAY_MAX_S = 5.0
 LIVED_LONG_ENOUGH_S = 10.0
+KILLED_S = 1.0  # within which a killed child is gone
+# Without it onnxruntime 1.32 looks up a host of its maker's and writes a device id below HOME.
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+
+
+def module(name: str) -> list[str]:
+    """The command that runs a module of ours. -P: a file called queue.py in the current folder is not
+    imported in the place of Python's."""
+    return [sys.executable, "-P", "-m", name]
+
+
+def open_standard_streams() -> None:
+    """Open those of this process's standard streams that it was started without (`2>&-`). Otherwise the next
+    file or socket gets the number, and what some library writes to stderr goes there."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            while os.open(os.devnull, os.O_RDWR) < fd:
+                pass  # a lower one was closed, too
+            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115  # for as long as the process
+
+
+def _own(fd: int) -> int | None:
+    """For a child: our own stream, or, where that is closed, none."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return subprocess.DEVNULL
+    return None
 
 
 class Backoff:
@@ -49,7 +80,7 @@ class ChildProcess:
     """One child process whose stdin is its lifeline (`lifeline.hold()` in the child).
 
     argv: the command line, as a list; no shell.
-    env: the child's whole environment; None: ours.
+    env: the child's whole environment; None: ours. NO_TELEMETRY is set in either, unless it is there.
     stdout, stderr: as for `subprocess.Popen`; None: ours.
     """
 
@@ -68,6 +99,7 @@ class ChildProcess:
         self._stdout = stdout
         self._stderr = stderr
         self._process: subprocess.Popen[bytes] | None = None
+        self._sentinel: int | None = None
 
     def start(self) -> None:
         """Start the child. OSError when the system cannot; starting a living child is our own bug."""
@@ -78,18 +110,28 @@ class ChildProcess:
         on_windows = sys.platform == "win32"
         self._process = subprocess.Popen(
             self.argv,
-            env=self._env,
+            env={NO_TELEMETRY: "1", **(os.environ if self._env is None else self._env)},
             stdin=subprocess.PIPE,
-            stdout=self._stdout,
-            stderr=self._stderr,
+            stdout=self._stdout if self._stdout is not None else _own(1),
+            stderr=self._stderr if self._stderr is not None else _own(2),
             start_new_session=not on_windows,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) if on_windows else 0,
         )
+        if hasattr(os, "pidfd_open"):
+            try:
+                self._sentinel = os.pidfd_open(self._process.pid)
+            except OSError:  # an older kernel, or no descriptor is left
+                self._sentinel = None
 
     @property
     def pid(self) -> int | None:
         """The child's process id; None before the first start."""
         return self._process.pid if self._process is not None else None
+
+    @property
+    def sentinel(self) -> int | None:
+        """A descriptor that can be read once the child has ended; None where the system has no such thing."""
+        return self._sentinel
 
     @property
     def stdout(self) -> IO[bytes] | None:
@@ -115,18 +157,22 @@ class ChildProcess:
             self._process.terminate()
 
     def terminate(self, grace_s: float = 2.0) -> int | None:
-        """Ask the child to end (SIGTERM), kill it after `grace_s`, and reap it; its exit code."""
+        """Ask the child to end (SIGTERM), kill it after `grace_s`, and reap it; its exit code, None when even
+        a kill has not ended it within a second."""
         if self._process is None:
             return None
         if self.poll() is None:
             self._process.terminate()
             if self.wait(grace_s) is None:
                 self._process.kill()
-                self._process.wait()
+                self.wait(KILLED_S)  # a driver may keep it for longer: our caller does not wait for that
         self._close_pipes()
         return self._process.returncode
 
     def _close_pipes(self) -> None:
+        if self._sentinel is not None:
+            os.close(self._sentinel)
+            self._sentinel = None
         if self._process is not None:
             for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
                 if pipe is not None:

@@ -1,4 +1,4 @@
-"""The broker's snapshot as whoever reads it gets it: typed, because it is a peer's data.
+"""The broker's snapshot for its readers: typed, because it is a peer's data.
 
 Owns the keys (docs/protocol.md says what they mean) and their types. Keys that a later broker has besides
 are let be.
@@ -23,14 +23,14 @@ ByClass = Annotated[list[Natural], msgspec.Meta(min_length=_CLASSES, max_length=
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """Counts by bucket of histograms.py, and the sum of what was counted."""
+    """Counts by bucket of histograms.py, and the sum of the counted values."""
 
     counts: dict[Natural, Natural]
     sum: Natural
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """What one broker has done since it started, and what is under way now."""
+    """One broker's work since it started, and what is under way now."""
 
     version: str
     pid: Natural
@@ -68,6 +68,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     arena_bytes: Natural
     bytes_held: Natural
     inline_used_bytes: Natural
+    lanes_omitted: dict[str, Natural]  # by model: how many lanes are not among `lanes`
+    elements: list[tuple[str, Natural, Natural]] = []  # model, along padded axes in all, of these padding
+    arena_committed_bytes: Natural = 0  # of arena_bytes: what has pages
 
 
 def pull(endpoint: Endpoint, keys: KeyFolder | None, timeout_s: float) -> Snapshot:

@@ -1,4 +1,4 @@
-"""What every ZeroMQ socket of ours has in common: options by endpoint, and quick questions.
+"""Common ground of our ZeroMQ sockets: options by endpoint, and quick questions.
 
 The questions use plain integers: pyzmq's enums cost a quarter of a microsecond at every use, and
 these are asked for every message.
@@ -11,7 +11,7 @@ import os
 import zmq
 
 from .endpoints import Endpoint
-from .errors import Overloaded
+from .errors import no_descriptors
 
 HEARTBEAT_MS = 2_000  # over tcp, where a dead machine closes nothing; ipc needs none
 CONTEXT_DESCRIPTORS = 16  # of a context with its threads, one socket, and its monitor: 12 on Linux
@@ -47,10 +47,7 @@ def require_descriptors(count: int) -> None:
         for _ in range(count):
             opened.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401  # what is there is closed
     except OSError as error:
-        raise Overloaded(
-            f"this process may open no more descriptors ({error.strerror}): close clients that are not "
-            "used, or raise its limit (ulimit -n)"
-        ) from error
+        raise no_descriptors(error) from error
     finally:
         for fd in opened:
             os.close(fd)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..datasets import digits_split
-from ..training import Settings, deterministic, fit
+from ..training.datasets import digits_split
+from ..training.fit import Settings, deterministic, fit
 
 CLASSES = 10
 PIXELS = 64

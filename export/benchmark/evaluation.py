@@ -1,4 +1,4 @@
-"""How good a candidate's answers are: labelled rows, or a function of the user's own.
+"""Evaluates a candidate's answers, by labelled rows or by the user's function.
 
 labelled.npz        arrays by input name, or one array of any name, and `labels`: int[rows]. The figure is
                     the share of rows whose largest output is the label (top-1 accuracy)
@@ -18,8 +18,9 @@ import numpy as np
 from ...transport.errors import InvalidRequest, ModelFailed
 from .. import runtime
 from ..calibration import LABELS, is_named, resolved, rows_of
+from ..metadata import own_sizes_in
 from ..sources import first_line
-from ..specs import Array, InputSpec
+from ..specs import Array, InputSpec, size_of
 
 ROWS_AT_ONCE = 64
 
@@ -87,17 +88,23 @@ def _accuracy(path: Path, labels: Array, session: Any) -> float:
 
 
 def specs_of_session(session: Any) -> tuple[InputSpec, ...]:
-    """Inputs as a session has them; free axes count as 1."""
+    """Inputs as a session has them; free axes have the sizes that they were exported with, where the file
+    says so, else 1."""
     kinds = {"float": "float32", "double": "float64"}
+    sizes = own_sizes_in(session.get_modelmeta().custom_metadata_map)
     found = []
     for value in session.get_inputs():
         kind = value.type.removeprefix("tensor(").removesuffix(")")
-        shape = tuple(axis if isinstance(axis, int) else 1 for axis in value.shape)
-        found.append(InputSpec(value.name, shape, kinds.get(kind, kind)))
+        axes = tuple("" if isinstance(axis, int) else str(axis or "") for axis in value.shape)
+        shape = tuple(
+            axis if isinstance(axis, int) else size_of(name, sizes) or 1
+            for axis, name in zip(value.shape, axes, strict=True)
+        )
+        found.append(InputSpec(value.name, shape, kinds.get(kind, kind), axes=axes))
     return tuple(found)
 
 
 def fixed_rows(session: Any) -> int | None:
-    """The only number of rows that a session takes; None where axis 0 is free."""
-    first = session.get_inputs()[0].shape[0]
-    return first if isinstance(first, int) else None
+    """The only number of rows that a session takes; None where it has a batch axis."""
+    specs = specs_of_session(session)
+    return None if any(spec.batch_axis is not None for spec in specs) else specs[0].shape[0]

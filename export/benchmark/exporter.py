@@ -1,4 +1,4 @@
-"""`python -m batchyard.export.benchmark.exporter`: exports one candidate after the other, as it is told.
+"""`python -m batchyard.export.benchmark.exporter`: exports candidates one after the other, on request.
 
 JSON lines. In: {"where", "out", "common"} once, then {"export": name}, and {} as leave to measure.
 Out: {"quiet": true} asks for that leave, {"quiet": false} ends it, {"ended": name, "error": text or null}.

@@ -1,5 +1,5 @@
-"""The processes that export: how many at once, what becomes of one that dies or never ends, and that none
-works while another measures.
+"""The exporting processes: how many at once, what happens if one dies or hangs, and that none works while
+another measures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long candidates take next to one of them: in turn, in another order in every round.
+"""Times candidates relative to one of them: in turn, in a new order every round.
 
 A folder may hold more than fits into memory, so they are timed a group at a time, and the same one, the
 baseline, is in every group: the ratios to it can be compared across groups, and across days.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import runtime
-from ..specs import sample
+from ..specs import BATCH, sample
 from ..timing import ROUNDS_MAX, ROUNDS_MIN, WARM_RUNS
 from ..validation import SEED
 from .evaluation import fixed_rows, specs_of_session
@@ -53,7 +53,7 @@ def run_of(session: Any, batch: int) -> Run:
     are 0 and 1, which every table has. Raises ModelFailed when a first run fails.
     """
     fixed = fixed_rows(session)
-    feeds = sample(specs_of_session(session), fixed or batch, SEED)
+    feeds = sample(specs_of_session(session), {} if fixed else {BATCH: batch}, SEED)
     times = -(-batch // fixed) if fixed else 1
 
     def run() -> None:

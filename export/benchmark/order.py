@@ -1,6 +1,6 @@
-"""The order of things: export what has changed, then evaluate and time all, then rank.
+"""The sequence: export what has changed, evaluate and time everything, then rank.
 
-The record is written after every candidate, so that whatever ends this is gone on with by the next call.
+The record is written after every candidate, so the next call continues where this one ended.
 """
 
 from __future__ import annotations

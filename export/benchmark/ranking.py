@@ -1,4 +1,4 @@
-"""Which candidates are worth having: fronts of those that nothing beats in everything. Pure.
+"""Ranks candidates by Pareto fronts: those that none beats in everything. Pure.
 
 Sorted as NSGA-II does (Deb et al., 2002): front 0 is the Pareto front; without it, the next one is front 1;
 and so on.

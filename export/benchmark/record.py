@@ -1,4 +1,4 @@
-"""What a benchmark found, as JSON (`benchmark.json`), and whether a candidate is still what it was.
+"""A benchmark's results as JSON (`benchmark.json`), and whether a candidate has changed since.
 
 A fingerprint is the digest of everything that an export depends on and that can be looked at without running
 it: the candidate's table, its files, the module of its factory, the arguments for all, and the libraries.

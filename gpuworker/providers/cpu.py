@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import Recipe, base_options, has
+from .recipes import Recipe, base_options, has
 
+NAME = "cpu"
 EXECUTION_PROVIDER = "CPUExecutionProvider"
+WHEELS = ("onnxruntime", "onnxruntime-directml", "onnxruntime-webgpu", "onnxruntime-gpu")
 
 
 def found() -> bool:
@@ -25,4 +27,4 @@ def recipe(threads: int, device: int = 0, whole: bool = False) -> Recipe:
         made.intra_op_num_threads = threads
         return made
 
-    return Recipe("cpu", options, [EXECUTION_PROVIDER])
+    return Recipe(NAME, options, [EXECUTION_PROVIDER])

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from . import Recipe, and_cpu, cpu, device_options, has, listed
+from . import cpu
+from .recipes import Recipe, and_cpu, device_options, has, listed
 
+NAME = "cuda"
 EXECUTION_PROVIDER = "CUDAExecutionProvider"
+WHEELS = ("onnxruntime-gpu",)
 
 
 def found() -> bool:
@@ -23,7 +26,7 @@ def devices() -> int:
 
 def recipe(threads: int, device: int = 0, whole: bool = False) -> Recipe:
     return Recipe(
-        "cuda",
+        NAME,
         partial(device_options, whole),
         and_cpu((EXECUTION_PROVIDER, {"device_id": str(device)}), whole),
         reference=cpu.recipe(threads),

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from . import Recipe, and_cpu, cpu, device_options, has, listed
+from . import cpu
+from .recipes import Recipe, and_cpu, device_options, has, listed
 
+NAME = "directml"
 EXECUTION_PROVIDER = "DmlExecutionProvider"
+WHEELS = ("onnxruntime-directml",)
 ROWS_MAX = 16  # buckets 1, 2, 4, 8, 16: each is a session with its own memory on the device
 RUN_NS_MAX = 500_000_000  # Windows resets a GPU that computes for 2 s
 
@@ -28,7 +31,7 @@ def devices() -> int:
 def recipe(threads: int, device: int = 0, whole: bool = False) -> Recipe:
     """`device_id` is the one option that is given: it overrides the others that choose a device."""
     return Recipe(
-        "directml",
+        NAME,
         partial(device_options, whole),
         and_cpu((EXECUTION_PROVIDER, {"device_id": str(device)}), whole),
         reference=cpu.recipe(threads),

@@ -13,9 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from . import Recipe, and_cpu, cpu, device_options, has
+from . import cpu
+from .recipes import Recipe, and_cpu, device_options, has
 
+NAME = "webgpu"
 EXECUTION_PROVIDER = "WebGpuExecutionProvider"
+WHEELS = ("onnxruntime-webgpu", "onnxruntime-ep-webgpu")
 PLUGIN = "onnxruntime_ep_webgpu"
 REGISTERED_AS = "batchyard.webgpu"
 ADAPTER_INDEX_SINCE = (0, 5)  # of the plugin; before, and in the built-in one, Dawn chooses the GPU
@@ -48,7 +51,7 @@ def recipe(threads: int, device: int = 0, whole: bool = False) -> Recipe:
             "(MESA_VK_DEVICE_SELECT, DRI_PRIME)"
         )
     return Recipe(
-        "webgpu",
+        NAME,
         partial(_built_in_options if built_in else _plugin_options, chosen, whole),
         and_cpu((EXECUTION_PROVIDER, {}), whole) if built_in else None,
         reference=cpu.recipe(threads),

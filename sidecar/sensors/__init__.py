@@ -1,8 +1,8 @@
-"""What a GPU shows of itself, through whichever door its driver offers. A sensor that isn't there is
-None, never 0; a GPU of which nothing can be read is not in the list.
+"""GPU sensors, through whatever interface the driver offers. A missing sensor is None, never 0; a GPU without
+any readable sensor is not listed.
 
-One reader a file: amdgpu.py (Linux), pdh.py (Windows), nvml.py (NVIDIA on both); host.py is what there
-is on every machine. Readers are asked once a scrape, and by one thread at a time.
+One reader per file: amdgpu.py (Linux), pdh.py (Windows), nvml.py (NVIDIA on both); host.py works on every
+machine. Readers are called once per scrape, by one thread at a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every machine shows: its processors and memory, and what our own processes take of them.
+"""Every machine's processors and memory, and our own processes' share of them.
 
 By psutil, which knows how Linux, Windows, and macOS say it. Seconds of processor time are cumulative,
 so that whoever scrapes, and however often, gets the mean over his own interval.

@@ -15,6 +15,7 @@ from .mutations import Mutator
 
 CHUNK = 20_000  # inputs
 CPU_MAX_NS = 100_000_000  # of one input; they have at most 64 kB
+SLOW_TRIES = 3  # an input that is slow is slow every time; a garbage collection is slow once
 GROWTH_MAX_BYTES = 64 << 20  # of the process's peak, over one chunk
 REPLAY = ".venv/bin/python -m batchyard.tests.fuzz {name} {hex}"
 
@@ -39,6 +40,17 @@ class Played:
 
 def judge(name: str, payload: bytes) -> tuple[str, int, str]:
     """(what became of the input, CPU time in ns, how it broke a promise or "")."""
+    outcome, took_ns, broken = _try(name, payload)
+    for _ in range(SLOW_TRIES - 1):
+        if took_ns <= CPU_MAX_NS:
+            break
+        took_ns = min(took_ns, _try(name, payload)[1])
+    if took_ns > CPU_MAX_NS:
+        broken = broken or f"it took {took_ns / 1e6:.0f} ms of CPU time"
+    return outcome, took_ns, broken
+
+
+def _try(name: str, payload: bytes) -> tuple[str, int, str]:
     check = targets.target(name).check
     began_ns = time.thread_time_ns()
     try:
@@ -47,10 +59,7 @@ def judge(name: str, payload: bytes) -> tuple[str, int, str]:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         outcome, broken = "broken", f"{type(error).__name__}: {error}"
-    took_ns = time.thread_time_ns() - began_ns
-    if took_ns > CPU_MAX_NS:
-        broken = broken or f"it took {took_ns / 1e6:.0f} ms of CPU time"
-    return outcome, took_ns, broken
+    return outcome, time.thread_time_ns() - began_ns, broken
 
 
 def report(name: str, payload: bytes, broken: str) -> str:

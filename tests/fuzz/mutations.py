@@ -50,7 +50,10 @@ class Mutator:
     def __init__(self, seeds: Sequence[bytes], rng: random.Random) -> None:
         self._rng = rng
         self._seeds = list(seeds)
-        self._trees = [msgpack.unpackb(seed, strict_map_key=False) for seed in seeds]
+        try:
+            self._trees = [msgpack.unpackb(seed, strict_map_key=False) for seed in seeds]
+        except (msgpack.UnpackException, ValueError):
+            self._trees = []  # not values, but bytes of another kind
         self._bends: list[Callable[[bytearray, int], None]] = [
             self._change,
             self._change,
@@ -64,7 +67,7 @@ class Mutator:
         """The next input."""
         rng = self._rng
         number = int(rng.random() * len(self._seeds))
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 and self._trees:
             tree = self._trees[number]
             for _ in range(1 + int(rng.random() * 2)):
                 tree = self._bent(tree)

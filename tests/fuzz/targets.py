@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from math import prod
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -18,13 +19,14 @@ from typing import Any
 
 import msgspec
 from batchyard.broker.config import ModelConfig
-from batchyard.broker.registry import Model
+from batchyard.broker.models import Model
 from batchyard.gpuworker.memory import Memory
 from batchyard.transport import codec, dtypes, segments
 from batchyard.transport import messages as m
 from batchyard.transport.errors import InvalidRequest, MalformedMessage, SegmentRefused, WrongVersion
 from batchyard.transport.segments import SegmentHandle
 from batchyard.transport.tensors import Slot, Tensor, TensorSpec, nbytes_of
+from batchyard.transport.wire import Bounds, zmtp
 
 GOLDEN = Path(__file__).parents[1] / "unit" / "transport" / "golden.json"
 ARENA_BYTES = 1 << 16
@@ -123,7 +125,9 @@ def request_target() -> Target:
             for tensor in message.inputs:
                 assert not tensor.frame, "a frame passed for a handle"
                 assert inside(tensor.offset, size_of(tensor), ARENA_BYTES), "an input outside its arena"
-                assert not model.batchable or tensor.shape[0] == rows > 0, "rows that are none"
+            counts = {tensor.shape[0] if tensor.shape else 0 for tensor in message.inputs}
+            is_alone = not model.batchable or len(counts) > 1 or 0 in counts
+            assert rows == (1 if is_alone else counts.pop()), "rows that are none"
             for slot in message.outputs:
                 assert inside(slot.offset, slot.nbytes, ARENA_BYTES), "an output outside its arena"
             taken = [size_of(tensor) for tensor in message.inputs] + [slot.nbytes for slot in message.outputs]
@@ -220,6 +224,67 @@ def segment_target() -> Target:
     return Target("segment_handles", [msgspec.msgpack.encode(segment.handle) for segment in made], check)
 
 
+# ---- the wire -----------------------------------------------------------------------------------
+
+WIRE_BOUNDS = Bounds(frame_bytes=6_000, parts=5, message_bytes=9_000)
+
+
+def wire_target() -> Target:
+    """A peer's bytes and what our ZMTP makes of them, whole and in pieces."""
+
+    def read(data: bytes, *steps: int) -> tuple[list[list[bytes]], bool]:
+        """(messages, whether all was in order); as stream.py reads: to its room, where there is one."""
+        one = zmtp.Receiver(zmtp.ROUTER, WIRE_BOUNDS)
+        found: list[list[Any]] = []
+        at = 0
+        for step in cycle(steps):
+            if at >= len(data):
+                break
+            if one.room is not None:
+                count = min(len(one.room), len(data) - at, step)
+                one.room[:count] = data[at : at + count]
+                found += one.filled(count)
+            else:
+                count = min(step, len(data) - at)
+                found += one.receive(data[at : at + count])
+            at += count
+            while one.has_more:
+                found += one.receive(b"")
+            kept = len(one._buffer) + sum(map(len, one._parts)) + len(one._large or b"")
+            most = WIRE_BOUNDS.message_bytes + WIRE_BOUNDS.frame_bytes + zmtp.COMMAND_BYTES_MAX + 9
+            assert kept <= most, f"{kept} bytes are kept of one peer"
+            assert sum(map(len, one.replies)) <= zmtp.PONGS_MAX * 32, "answers without end"
+            one.replies.clear()
+        return [[bytes(part) for part in parts] for parts in found], not one.violation
+
+    def check(payload: bytes) -> str:
+        whole, in_order = read(payload, 1 << 20)
+        for steps in ((1, 1, 61, 2), (300, 1, 5_000)):
+            assert read(payload, *steps) == (whole, in_order), f"pieces of {steps} bytes mean something else"
+        for parts in whole:
+            assert 1 <= len(parts) <= WIRE_BOUNDS.parts + 1, "more parts than there may be"
+            assert sum(map(len, parts)) <= WIRE_BOUNDS.message_bytes, "more bytes than there may be"
+        if in_order and whole:
+            again = b"".join(b"".join(zmtp.encode(parts)) for parts in whole)
+            assert read(zmtp.opening(zmtp.DEALER) + again, 1 << 20) == (whole, True)
+        return ACCEPTED if in_order and whole else REFUSED
+
+    def peer(*messages: list[bytes], minor: int = 1) -> bytes:
+        opening = bytearray(zmtp.opening(zmtp.DEALER))
+        opening[11] = minor
+        return bytes(opening) + b"".join(b"".join(zmtp.encode(parts)) for parts in messages)
+
+    ping = zmtp.command(b"PING", b"\0\x0acontext")
+    seeds = [
+        peer([b""], [b"hello"]),
+        peer([b"payload", b"x" * 255, b"y" * 256], [b"", b""], minor=0),
+        peer([b"x" * 4200]),
+        peer([b"a"]) + ping + peer([b"b", b"c"])[len(peer()) :] + ping,
+        peer([b"p"] * 5),
+    ]
+    return Target("zmtp", seeds, check)
+
+
 DIRECTIONS = (
     *("client_to_broker", "broker_to_client", "worker_to_broker"),
     *("broker_to_worker", "admin_to_broker", "broker_to_admin"),
@@ -229,6 +294,7 @@ _MAKERS: dict[str, Callable[[], Target]] = {
     "request_handles": request_target,
     "batch_handles": batch_target,
     "segment_handles": segment_target,
+    "zmtp": wire_target,
 }
 NAMES = tuple(_MAKERS)
 

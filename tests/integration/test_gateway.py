@@ -193,18 +193,18 @@ def test_statistics_count_what_was_asked(triton: tuple[Any, Any]) -> None:
     assert stats() == (requests + 3, rows + 6)
 
 
-def test_strings_and_other_mistakes_are_refused_with_a_sentence(triton: tuple[Any, Any]) -> None:
+def test_mistakes_are_refused_with_a_sentence(triton: tuple[Any, Any]) -> None:
     module, client = triton
     x = sample("FP32")
     words = np.array([[b"a", b"b", b"c", b"d"]], dtype=np.object_)
     wrong = [
-        ("takes strings", "FP32", [tensor(module, words, "BYTES")], {}),
+        ("takes FP32, not BYTES", "FP32", [tensor(module, words, "BYTES")], {}),
         ("takes INT32", "INT32", [tensor(module, x, "FP32")], {}),
         ("no input 'q'", "FP32", [tensor(module, x, "FP32", "q")], {}),
         ("was given the shape", "FP32", [tensor(module, x[:, :3].copy(), "FP32")], {}),
         ("a, b", "add", [tensor(module, x[:, :2].copy(), "FP32", "a")], {}),
         ("no output", "FP32", [tensor(module, x, "FP32")], {"outputs": [module.InferRequestedOutput("q")]}),
-        ("classification", "FP32", [tensor(module, x, "FP32")], {"outputs": [module.InferRequestedOutput("y", class_count=2)]}),
+        ("classes are made of numbers", "BOOL", [tensor(module, sample("BOOL"), "BOOL")], {"outputs": [module.InferRequestedOutput("y", class_count=2)]}),
         ("sequence", "FP32", [tensor(module, x, "FP32")], {"sequence_id": 5}),
         ("priority is", "FP32", [tensor(module, x, "FP32")], {"priority": 9}),
     ]  # fmt: skip
@@ -265,7 +265,7 @@ def test_typed_contents_without_raw_bytes_are_read(served: Gateway) -> None:
         # The product of a million such axes takes minutes: it must not be made before they are counted.
         many = service_pb2.ModelInferRequest(model_name="INT8", raw_input_contents=[b""])
         many.inputs.add(name="x", datatype="BYTES", shape=[2**62] * 100)
-        with pytest.raises(grpc.RpcError, match="no shape"):
+        with pytest.raises(grpc.RpcError, match="impossible shape"):
             stub.ModelInfer(many, timeout=10)
 
 
@@ -428,3 +428,30 @@ def test_nothing_is_left_of_all_this(served: Gateway, yard: batchyard.Yard, tool
         tools.until(lambda name=name: served.gauge(name) == 0, what=name)
     assert served.gauge("requests_in_flight") == 1  # the one that asks
     assert yard.snapshot()["rows_under_way"] == 0
+
+
+def test_a_key_that_predict_does_not_know_is_refused_and_not_taken_for_nothing(served: Gateway) -> None:
+    body = {"model": "FP32", "data": [[1, 2, 3, 4]], "deadline": 5}
+    status, answer, _ = served.ask("POST", "/predict", body)
+    assert (status, answer["code"]) == (400, "INVALID_REQUEST")
+    assert "unknown field `deadline`" in answer["error"]
+
+
+def test_a_fleet_sees_what_a_node_serves_how_busy_it_is_and_why_it_refuses(
+    served: Gateway, yard: batchyard.Yard
+) -> None:
+    status, body, headers = served.ask("GET", "/v2", headers={"endpoint-load-metrics-format": "json"})
+    assert status == 200
+    with yard.client() as client:
+        digests = {info.name: info.origin.sha256 for info in client.models() if info.origin is not None}
+    assert {model["name"]: model["sha256"] for model in body["models"]} == digests
+    assert headers["endpoint-load-metrics"].startswith('JSON {"application_utilization":')
+    tensor_of = {"name": "a", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
+    ask = {"inputs": [tensor_of, {**tensor_of, "name": "b"}], "parameters": {"receipt": True}}
+    text = {"endpoint-load-metrics-format": "text"}
+    status, body, headers = served.ask("POST", "/v2/models/add/infer", ask, text)
+    assert (status, body["outputs"][0]["data"]) == (200, [2.0, 4.0])
+    assert body["parameters"]["provider"] == "cpu"
+    assert headers["endpoint-load-metrics"].startswith("TEXT application_utilization=")
+    status, body, headers = served.ask("POST", "/v2/models/none/infer", ask)
+    assert (status, headers["batchyard-code"]) == (404, "UNKNOWN_MODEL")

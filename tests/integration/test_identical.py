@@ -228,7 +228,7 @@ def test_sizes_that_are_padded_answer_like_plain_onnxruntime(
         x = draw(count)
         reply = client.request("sized", x)
         np.testing.assert_allclose(reply.arrays[0], reference(paths["sized"], x=x)[0], rtol=1e-4, atol=1e-5)
-        assert 1 <= reply.receipt.rows <= 16
+        assert 1 <= reply.receipt.rows <= max(16, count)  # of a request in parts, the sum
     together = [draw(1 + number % 5, seed=number) for number in range(60)]
     futures = [client.submit("sized", x) for x in together]
     for x, future in zip(together, futures, strict=True):
@@ -248,12 +248,13 @@ def test_a_content_that_killed_two_workers_is_refused_at_once_and_others_are_not
         killed.add(pid)
         tools.until(lambda: yard.snapshot()["workers_lost"] >= len(killed), 10)
     assert isinstance(future.exception(30), WorkerLost)
-    began_s = time.monotonic()
+    before = yard.snapshot()
     with yard.client(segment="frames") as other:
         for one in (client, other):
             with pytest.raises(WorkerLost, match="it is refused for another"):
                 one.infer("slow", marked, timeout=30)
-    assert time.monotonic() - began_s < 1.0
+    after = yard.snapshot()
+    assert [after[name] - before[name] for name in ("batches", "workers_lost")] == [0, 0], "it was lent"
     x = draw(1, 512)
     np.testing.assert_array_equal(client.infer("slow", x, timeout=30), x)
     assert yard.snapshot()["rows_under_way"] == 0

@@ -24,12 +24,11 @@ from typing import Any
 import batchyard
 import numpy as np
 import pytest
-from batchyard.bench import monitoring
 from batchyard.bench.loops import open_loop
-from batchyard.bench.main import main as bench
 from batchyard.bench.statistics import Measured, percentile
 from batchyard.sidecar.buckets import TIME
-from batchyard.sidecar.dashboard import dashboard
+from batchyard.tools import monitoring
+from batchyard.tools.__main__ import main as measure
 from batchyard.transport.errors import BatchyardError
 
 from ..required import part
@@ -41,7 +40,9 @@ RATE_PER_S = 25.0  # few enough for a shared machine: what waits for long is the
 HOPELESS = 10
 LOAD_S = 6.0
 WINDOW = "10s"  # for $__rate_interval: of a scrape a second
-PANELS = [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+BOARD = json.loads((ROOT / "grafana/dashboards/batchyard.json").read_text())
+EVENTS = BOARD["annotations"]["list"]
+PANELS = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 TARGETS = [(panel["title"], target) for panel in PANELS for target in panel["targets"]]
 
 
@@ -99,6 +100,7 @@ def scene(slow_model: Path, tmp_path_factory: pytest.TempPathFactory, tools: Any
     config = (PROMETHEUS / "prometheus.yml").read_text()
     for committed, here in (
         ("127.0.0.1:9877", f"127.0.0.1:{port}"),
+        ("127.0.0.1:8000", f"127.0.0.1:{port + 2}"),
         (" 5s", " 1s"),
         (" 4s", " 1s"),
         (" 15s", " 1s"),
@@ -122,10 +124,14 @@ def scene(slow_model: Path, tmp_path_factory: pytest.TempPathFactory, tools: Any
         with batchyard.serve({"slow": slow_model}, threads=1, max_batch=4) as yard:
             sidecar = subprocess.Popen(sidecar_command(yard.url, port, "--sysfs", str(folder / "sys")))
             started.append(sidecar)
-            tools.until(lambda: scraped(server), 30, "Prometheus has scraped the sidecar")
+            http = ["batchyard.gateway", "--url", yard.url, "--port", str(port + 2), "--grpc-port", "0", "-q"]
+            started.append(subprocess.Popen([sys.executable, "-m", *http]))
+            tools.until(lambda: scraped(server), 60, "Prometheus has scraped the sidecar and the gateway")
             measured, ended = load(yard)
             all_of_them = sum(ended.values())  # a page that was shared with Prometheus may be a little older
-            tools.until(lambda: figure(page, "batchyard_requests_total") == all_of_them, 10, "all are counted")
+            tools.until(
+                lambda: figure(page, "batchyard_requests_total") == all_of_them, 60, "all are counted"
+            )
             yield Scene(yard, page, sidecar, server, measured, ended)
     finally:
         for process in started:
@@ -139,9 +145,11 @@ def sidecar_command(url: str, port: int, *arguments: str) -> list[str]:
 
 
 def scraped(server: Server) -> bool:
+    """Also that the gateway has been asked twice: its figures are those of Prometheus' own questions."""
     try:
         fetch(f"{server.url}/-/ready")  # 503 until it can be asked
-        return server.number("batchyard_up") == 1
+        asked = server.number('batchyard_gateway_requests_total{route="/metrics"}')
+        return server.number("batchyard_up") == 1 and asked >= 1
     except OSError:
         return False
 
@@ -168,7 +176,7 @@ def load(yard: Any) -> tuple[Measured, Counter[str]]:
 def test_figures_agree_with_the_load_generators_own(scene: Scene, tools: Any) -> None:
     total = sum(scene.ended.values())
     counted = "sum(batchyard_requests_total)"
-    tools.until(lambda: scene.prometheus.number(counted) >= total, 10, "the last scrape has seen them all")
+    tools.until(lambda: scene.prometheus.number(counted) >= total, 60, "the last scrape has seen them all")
     assert scene.prometheus.number(counted) == pytest.approx(total, rel=0.001)
     by_status = scene.prometheus.query("sum by (status) (batchyard_requests_total) > 0")
     assert {labels["status"]: count for labels, count in by_status} == scene.ended
@@ -199,15 +207,27 @@ def test_percentiles_agree_with_the_load_generators_within_a_bucket(scene: Scene
 def test_a_panels_query_is_answered_with_numbers_and_the_labels_of_its_legend(
     scene: Scene, title: str, target: dict[str, Any]
 ) -> None:
-    query = target["expr"].replace("$__rate_interval", WINDOW)
-    for name, value in (("$job", "batchyard"), ("$instance", ".+"), ("$model", ".*")):
+    answered_with_labels(scene, target["expr"], target["legendFormat"])
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: str(event["name"]))
+def test_an_events_query_looks_at_something_that_has_the_labels_of_its_title(
+    scene: Scene, event: dict[str, Any]
+) -> None:
+    looked_at = event["expr"].removesuffix(" > 0")
+    answered_with_labels(scene, looked_at, f"{event['titleFormat']} {{{{{event['tagKeys']}}}}}")
+
+
+def answered_with_labels(scene: Scene, query: str, legend: str) -> None:
+    query = query.replace("$__rate_interval", WINDOW)
+    for name, value in (("$job", "batchyard.*"), ("$instance", ".+"), ("$model", ".*")):
         query = query.replace(name, value)
     assert "$" not in query
     found = scene.prometheus.query(query)
     assert found, query
     for labels, value in found:
         assert math.isfinite(value), (query, labels)
-        for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+        for label in re.findall(r"\{\{(\w+)\}\}", legend):
             assert labels.get(label), (query, labels)
 
 
@@ -231,10 +251,10 @@ def test_every_rule_is_well_quiet_and_looks_at_something(scene: Scene, tools: An
 
 
 def test_the_dashboards_variables_find_the_yard(scene: Scene) -> None:
-    for name, expected in (("job", {"batchyard"}), ("model", {"slow"})):
-        (variable,) = [v for v in dashboard()["templating"]["list"] if v["name"] == name]
+    for name, expected in (("job", {"batchyard", "batchyard-gateway"}), ("model", {"slow"}), ("device", {"GPU"})):
+        (variable,) = [v for v in BOARD["templating"]["list"] if v["name"] == name]
         selector = re.match(r"label_values\((.+), \w+\)", variable["query"])[1]  # type: ignore[index]
-        selector = selector.replace("$job", "batchyard").replace("$instance", ".+")
+        selector = selector.replace("$job", "batchyard.*").replace("$instance", ".+")
         said = json.loads(fetch(f"{scene.prometheus.url}/api/v1/series", **{"match[]": selector}))
         assert {series[name] for series in said["data"]} == expected
 
@@ -293,7 +313,7 @@ def test_a_sidecar_that_stands_still_or_starts_again_loses_nothing(scene: Scene,
         infer(scene.yard, 3)
     finally:
         os.kill(scene.sidecar.pid, signal.SIGCONT)
-    tools.until(lambda: figure(scene.page, ok) == before + 3, 5, "the page has what it slept through")
+    tools.until(lambda: figure(scene.page, ok) == before + 3, 30, "the page has what it slept through")
     port = tools.free_port()
     page = f"http://127.0.0.1:{port}/metrics"
     another = subprocess.Popen(sidecar_command(scene.yard.url, port))
@@ -332,7 +352,7 @@ def test_a_broker_that_follows_a_dead_one_counts_from_zero(scene: Scene, tools: 
         lambda: scene.yard.processes[0].pid != scene_pid and answers(scene.page), 30, "the next answers"
     )
     infer(scene.yard, 2)
-    tools.until(lambda: figure(scene.page, "batchyard_requests_total") == 2, 5, "both are counted, alone")
+    tools.until(lambda: figure(scene.page, "batchyard_requests_total") == 2, 30, "both are counted, alone")
 
 
 def test_a_port_that_is_taken_is_one_sentence_and_not_a_traceback(scene: Scene) -> None:
@@ -349,7 +369,7 @@ def test_the_benchmark_of_watching_measures_each_state_of_a_sidecar(
 ) -> None:
     monkeypatch.setattr(monitoring, "SLICES", 1)
     figures = tmp_path / "figures.json"
-    assert bench(["monitoring", "--rounds", "1", "--seconds", "0.4", "--json", str(figures)]) == 0
+    assert measure(["monitoring", "--rounds", "1", "--seconds", "0.4", "--json", str(figures)]) == 0
     ratios = json.loads(figures.read_text())["benchmarks"]["monitoring"]["figures"]["ratios"]
     states = ("scraped", "stopped", "killed")
     assert set(ratios) == {f"p{p}, {state}" for p in ("50", "99", "99.9") for state in states}

@@ -15,11 +15,24 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from batchyard import Client, DeadlineExceeded, InvalidRequest, Overloaded, Unauthorized, UnknownModel, serve
+from batchyard import (
+    BatchyardError,
+    BrokerLost,
+    Client,
+    DeadlineExceeded,
+    InvalidRequest,
+    Operator,
+    Overloaded,
+    SegmentRefused,
+    Unauthorized,
+    UnknownModel,
+    serve,
+)
 from batchyard.client import Yard
-from batchyard.transport import codec
+from batchyard.transport import codec, secret
 from batchyard.transport import messages as m
 from batchyard.transport.endpoints import Endpoint
+from batchyard.transport.errors import Code
 from batchyard.transport.keys import KeyFolder
 from batchyard.transport.tensors import Tensor, TensorSpec
 
@@ -45,8 +58,9 @@ def paths(onnx_models: Any, slow_model: Path, neg_model: Path) -> dict[str, Path
 
 @pytest.fixture(scope="module")
 def remote(paths: dict[str, Path], tools: Any) -> Iterator[Yard]:
-    """A yard that listens on loopback tcp."""
-    with serve(paths, workers=1, max_batch=8, threads=1, url=f"tcp://127.0.0.1:{tools.free_port()}") as made:
+    """A yard that listens on loopback tcp, for every user of this machine."""
+    url = f"tcp://127.0.0.1:{tools.free_port()}"
+    with serve(paths, workers=1, max_batch=8, threads=1, url=url, open_to_this_machine=True) as made:
         yield made
 
 
@@ -205,13 +219,13 @@ def test_a_worker_over_tcp_that_claims_another_process_cannot_have_it_killed(
             socket = context.socket(zmq.DEALER)
             socket.setsockopt(zmq.LINGER, 0)
             socket.connect(endpoint.workers)
-            socket.send(codec.encode([m.Register(victim.pid, ["cpu"])]))
+            socket.send(codec.encode([m.Register(victim.pid, ["cpu"], "", secret.find(endpoint))]))
             socket.send(codec.encode([m.Loaded("neg", 1, spec_in, spec_out, True, "", 8, "cpu", "", {})]))
             tools.until(lambda: len(tools.worker_pids(client, "neg")) == 2)
             futures = []
 
             def is_lent_a_batch() -> bool:
-                futures.extend(client.submit("neg", X, timeout=20) for _ in range(50))
+                futures.extend(client.submit("neg", X, timeout=60) for _ in range(50))
                 if not socket.poll(50):
                     return False
                 messages = codec.broker_to_worker.decode(socket.recv())
@@ -219,7 +233,7 @@ def test_a_worker_over_tcp_that_claims_another_process_cannot_have_it_killed(
 
             tools.until(is_lent_a_batch)
             socket.close()  # with a batch in its hands
-            assert all((future.result(20) == -1).all() for future in futures)
+            assert all((future.result(60) == -1).all() for future in futures)
             tools.until(lambda: len(tools.worker_pids(client, "neg")) == 1)
         assert victim.poll() is None
     finally:
@@ -232,8 +246,29 @@ def test_a_worker_over_tcp_that_claims_another_process_cannot_have_it_killed(
 
 @pytest.fixture(scope="module")
 def local(paths: dict[str, Path]) -> Iterator[Yard]:
-    with serve(paths, workers=1, max_batch=8, threads=1) as made:
+    """A yard that takes named segments, too."""
+    models = [part for name, path in paths.items() for part in ("--model", f"{name}={path}")]
+    with Yard([*models, "--max-batch", "8", "--named-segments"], 1, 1) as made:
+        made.await_models(list(paths), 60)
         yield made
+
+
+def test_a_client_that_shrinks_its_named_segment_fails_alone(local: Yard, tools: Any) -> None:
+    with local.client() as good, local.client(segment="named") as client:
+        assert (client.infer("neg", X) == -1).all()
+        before = tools.worker_pids(good, "neg")
+        name = client._sessions.current.memory.segment.handle.name  # type: ignore[union-attr]
+        os.truncate(f"/dev/shm/{name}", 1 << 20)  # its own slots are in the rest
+        for _ in range(3):
+            with pytest.raises(InvalidRequest, match="has shrunk its segment"):
+                client.infer("neg", X)
+            assert (good.infer("neg", X) == -1).all()
+        assert tools.worker_pids(good, "neg") == before
+
+
+def test_a_memfd_over_tcp_is_refused_with_the_way_that_works(remote: Yard) -> None:
+    with remote.client(segment="memfd") as client, pytest.raises(SegmentRefused, match='segment="frames"'):
+        client.infer("neg", X)
 
 
 def test_named_segments_work_over_ipc_and_their_names_go_with_the_client(local: Yard, tools: Any) -> None:
@@ -268,6 +303,65 @@ def test_clients_with_and_without_an_arena_share_batches(local: Yard) -> None:
         assert [float(future.result(20)[0, 0]) for future in futures] == [-float(n) for n in range(300)]
 
 
+# ---- who may be what ----------------------------------------------------------------------------
+
+
+def ask_in_vain(address: str, message: Any, decoder: Any) -> str:
+    """What a stranger is told who can connect and knows no more than the protocol."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(address)
+        socket.send(codec.encode([message]))
+        assert socket.poll(30_000)
+        (refused,) = decoder.decode(socket.recv())
+    assert isinstance(refused, m.Refused)
+    assert refused.code == Code.UNAUTHORIZED
+    return refused.text
+
+
+def test_a_stranger_on_this_machine_is_neither_worker_nor_operator(remote: Yard) -> None:
+    endpoint = Endpoint.parse(remote.url)
+    assert "no worker" in ask_in_vain(endpoint.workers, m.Register(1, ["cpu"]), codec.broker_to_worker)
+    for message in (m.Snapshot(), m.UnloadModel("neg"), m.Snapshot("sesam")):
+        assert "no operator" in ask_in_vain(endpoint.admin, message, codec.broker_to_admin)
+    assert Operator(remote.url).snapshot()["workers"] == 1, "the yard's user finds its secret"
+    with pytest.raises(Unauthorized):
+        Operator(remote.url, secret="sesam").snapshot()
+    with Client(remote.url) as client:
+        assert (client.infer("neg", X) == -1).all()
+
+
+def refusal(match: str) -> Any:
+    """Without keys, a client is not told whether it is refused or its broker dies at every greeting."""
+    return pytest.raises((Unauthorized, BrokerLost), match=match)
+
+
+def test_an_embedded_yard_on_tcp_admits_its_own_clients_alone(
+    neg_model: Path, tools: Any
+) -> None:
+    with serve(neg_model, threads=1, url=f"tcp://127.0.0.1:{tools.free_port()}") as yard:
+        keys = yard.keys
+        assert keys is not None
+        with yard.client() as client, Client(yard.url, keys=keys) as other:
+            assert (client.infer("neg", X) == -1).all()
+            assert (other.infer("neg", X) == -1).all()
+        with Client(yard.url, connect_timeout=2) as keyless, refusal(match="keys="):
+            keyless.infer("neg", X)
+        tools.kill(yard.processes[0].pid)
+
+        def is_back() -> bool:
+            try:
+                return bool(yard.snapshot(1)["workers"])
+            except BatchyardError:
+                return False
+
+        tools.until(is_back, 60)
+        with yard.client() as client:
+            client.wait_ready("neg", 30)
+            assert (client.infer("neg", X) == -1).all()
+    assert not keys.exists()
+
+
 # ---- CURVE --------------------------------------------------------------------------------------
 
 
@@ -285,7 +379,7 @@ def test_with_keys_only_admitted_clients_come_in(neg_model: Path, tmp_path: Path
             assert (client.submit("neg", X).result(20) == -1).all()
             with Client(url, keys=stranger.path) as refused, pytest.raises(Unauthorized, match="authorized"):
                 refused.infer("neg", X)
-            with Client(url, connect_timeout=2) as keyless, pytest.raises(Unauthorized, match="keys="):
+            with Client(url, connect_timeout=2) as keyless, refusal(match="keys="):
                 keyless.infer("neg", X)
 
             async def main() -> None:

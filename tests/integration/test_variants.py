@@ -37,7 +37,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, scans: Any) -> dict[str, Pat
     fp32, _ = passes.optimize(imported.load(EXAMPLES / "digits.onnx", 1 << 30))
     found = {}
     for name in (FP32, *SIZE_MAX):
-        proto = fp32 if name == FP32 else variants.make(name, fp32, {"image": scans[:64]}, "minmax", None)
+        proto = fp32 if name == FP32 else variants.make(name, fp32, [{"image": scans[:64]}], "minmax")
         timings = f'[{{"batch": 4, "provider": "CPUExecutionProvider", "ms": {CLAIMED_MS}}}]'
         said = {"batchyard.variant": name, "batchyard.source": "digits", "batchyard.timings": timings}
         found[name] = folder / f"{name}.onnx"

@@ -1,42 +1,35 @@
-"""A client's process: the real Channel, Backlog, Signature and SlotMemory, driven as futures.py drives
-them; mapping.py drives the real Window beside it.
+"""A client's process: users, and the real Engine for each of their lines and for the I/O thread (driver.py).
 
-Every request is a Ticket, which must be settled exactly once, in time, with its own result or with
-an error that it can have had. Results are looked at again when they are dropped: nobody may have
-written over them meanwhile.
+Every request is a Ticket, which must end exactly once, in time, with its own result or with an error that it
+can have had. Results are looked at again when they are dropped: nobody may have written over them meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from batchyard.broker.core import LOSSES_MAX
-from batchyard.client.channel import Pending, Settled
-from batchyard.client.connection import refusal
-from batchyard.client.futures import GRACE_NS
+from batchyard.broker.books import LOSSES_MAX
+from batchyard.client.engine import GRACE_NS
 from batchyard.client.reply import Reply
-from batchyard.client.resubmit import Backlog, Ended
-from batchyard.client.signature import Signature
-from batchyard.transport import codec, errors
-from batchyard.transport import messages as m
+from batchyard.client.request import Request
+from batchyard.transport import errors
 
-from .clock import MS, US
+from .clock import MS
+from .driver import Driver
 from .mapping import SimMap
 from .memory import ClientMemory
-from .models import ALONE_ROWS, FINE, MAX_BATCH, POISON, Array, make_inputs
-from .network import Link
-from .tickets import ClientSession, Conn, Ticket
+from .models import ALONE_ROWS, FINE, INPUTS, MAX_BATCH, ODD, POISON, WIDTHS, Array, make_inputs
+from .tickets import SimSession, Ticket
 
 if TYPE_CHECKING:
     from .world import World
 
 OUTCOME_LATE_NS_MAX = 50 * MS  # after its deadline: the first promise
 HOLD_NS_MAX = 20 * MS  # how long a user keeps a result
-RETRY_NS = 30 * MS
-DESCRIBE_NS = 700 * MS
+LINE_SHARE = 0.4  # of all requests: `infer`, on a line of the calling thread
 
 
 class SimClient:
@@ -48,50 +41,73 @@ class SimClient:
         self.alive = True
         self.closed = False
         self.stopped_until_ns = 0
-        self.session: ClientSession | None = None
-        self.tickets: list[Ticket] = []  # not settled
+        self.session: SimSession | None = None
+        self.tickets: list[Ticket] = []  # not ended
         self.maps: list[SimMap] = []  # not over
-        self.backlog = Backlog(lambda ticket: not ticket.outcome)
-        self._numbers = count(1)
+        self.numbers = count(1)
+        self.connect_timeout_ns = world.rng.choice((60, 5_000)) * MS
         self.holding = 0  # results that the user has not dropped
         self._inline = inline
-        self._conns: dict[Link, Conn] = {}
-        self._inbox: list[tuple[Link, bytes, Sequence[Any]]] = []
+        self.io = Driver(self, is_line=False)
+        self.drivers: list[Driver] = [self.io]
+        self._idle: list[Driver] = []
 
-    # ---- connections --------------------------------------------------------------------------
+    # ---- sessions and lines -------------------------------------------------------------------
+
+    def open(self) -> SimSession:
+        """As Sessions.open."""
+        if self.session is None or self.session.lost:
+            memory = None if self._inline else ClientMemory(self.world, self.world.rng.choice((4, 16, 64)) << 10)
+            self.session = SimSession(memory)
+        return self.session
+
+    def give_up(self, session: SimSession) -> None:
+        """As Session.give_up: idle lines are closed; others go on."""
+        session.lost = True
+        for line in [line for line in self._idle if line.session is session]:
+            self._drop(line)
+        if self.io.session is session:
+            self.io.act_soon()
+
+    def line(self) -> Driver:
+        """A line for one user alone, until `leave`."""
+        if self._idle:
+            return self._idle.pop()
+        line = Driver(self, is_line=True)
+        self.drivers.append(line)
+        return line
+
+    def leave(self, line: Driver) -> None:
+        line.user = None
+        self._idle.append(line)
+        if not line.is_connected or line.session is None or line.session.lost:
+            self._drop(line)
+
+    def _drop(self, line: Driver) -> None:
+        if line in self._idle:
+            self._idle.remove(line)
+        line.close()
+        self.drivers.remove(line)
+
+    def connected(self) -> list[Driver]:
+        return [driver for driver in self.drivers if driver.is_connected]
 
     def connect(self) -> None:
-        """A new session with one or two connections, as soon as there is a broker."""
-        world = self.world
-        if self.closed or (self.session is not None and not self.session.lost):
-            return
-        if world.broker is None:
-            world.clock.after(RETRY_NS, lambda: self.when_awake(self.connect))
-            return
-        memory = None if self._inline else ClientMemory(world, world.rng.choice((4, 16, 64)) << 10)
-        self.session = session = ClientSession(memory, self._numbers)
-        for _ in range(world.rng.randrange(1, 3)):
-            session.conns.append(self.greet(session))
-        for mapping in list(self.maps):
-            mapping.connect()
+        """A user who asks what there is, so that there is a connection."""
+        self.nudge(self.io)
 
-    def greet(self, session: ClientSession) -> Conn:
-        """A new connection of the session."""
-        assert self.world.broker is not None
-        link = Link(self.world, self.world.broker.clients, self)
-        conn = self._conns[link] = Conn(session, link)
-        handle = session.memory.segment.handle if session.memory is not None else None
-        self.put(conn, m.Hello(handle, self.name))
-        return conn
+    def nudge(self, driver: Driver) -> None:
+        """Ask for something: who has been dropped learns of it so."""
+        now_ns = self.world.clock.now_ns
+        driver.ask(Request(next(iter(self.world.config.models)), None, 0, 0, now_ns + 60_000 * MS, now_ns))
 
     def close(self) -> None:
         """The user closes the client."""
         self.closed = True
-        for conn in list(self._conns.values()):
-            self._close(conn, errors.Cancelled("closed"))
-        if self.session is not None:
-            self.session.lost = True
-        self._settle_ended(self.backlog.end(errors.Cancelled("closed")))
+        for driver in self.drivers:
+            driver.close(errors.Cancelled("closed"))
+        waiting = [ticket.number for ticket in self.tickets]
+        assert not waiting, f"the client is closed, and {waiting} have not ended"
 
     def die(self) -> None:
         self.alive = False
@@ -99,146 +115,23 @@ class SimClient:
             ticket.client_died = True
         self.tickets.clear()
         self.maps.clear()
-        for conn in self._conns.values():
-            if self.world.rng.random() < 0.5:
-                conn.link.reset()
-            else:
-                conn.link.close_in_order()
+        for driver in self.drivers:
+            for link in driver.links:
+                if self.world.rng.random() < 0.5:
+                    link.reset()
+                else:
+                    link.close_in_order()
 
-    def link_ended(self, link: Link) -> None:
-        conn = self._conns.get(link)
-        if self.alive and conn is not None:
-            self.when_awake(lambda: self._lose(conn, errors.BrokerLost("the broker went away")))
-
-    def _lose(self, conn: Conn, error: errors.BatchyardError) -> None:
-        """The broker is gone: the session is given up, and its other connections end when they are idle."""
-        if conn.closed:
-            return
-        conn.session.lost = True
-        lost = error if isinstance(error, errors.BrokerLost) else errors.BrokerLost(str(error))
-        now_ns = self.world.clock.now_ns
-        for expires_ns, pending in conn.expiries.living():
-            self._add_lost(conn, pending, expires_ns - GRACE_NS, lost, now_ns)
-        if conn.mapping is not None:
-            conn.mapping.lose(lost)
-            conn.mapping = None
-        self._close(conn, error)
-        for other in conn.session.conns:
-            self._close_if_idle(other)
-        self.world.clock.after(self.world.rng.randrange(RETRY_NS), lambda: self.when_awake(self.connect))
-
-    def _add_lost(
-        self, conn: Conn, pending: Pending, due_ns: int, error: errors.BrokerLost, now_ns: int
-    ) -> None:
-        """As futures.py: what had no outcome waits for the next broker, or ends."""
-        pending.settled = True
-        ticket = pending.waiter
-        ticket.pending, ticket.lost = None, True
-        self.world.count("lost")
-        self._settle_ended(self.backlog.add(pending, conn.session.memory, error, due_ns, now_ns))
-        pending.waiter = None
-        self.world.clock.at(due_ns, lambda: self.when_awake(self._expire_backlog))
-
-    def _expire_backlog(self) -> None:
-        self._settle_ended(self.backlog.expire(self.world.clock.now_ns, self.has_link()))
-
-    def has_link(self) -> bool:
-        """Whether a broker has answered in this session."""
-        session = self.session
-        return session is not None and not session.lost and any(conn.greeted for conn in session.conns)
-
-    def _settle_ended(self, ended: Sequence[Ended]) -> None:
-        for ticket, error in ended:
-            self.check(ticket, error)
-
-    def _ask_again(self, session: ClientSession) -> None:
-        conn = next((conn for conn in session.conns if conn.greeted and not conn.closed), None)
-        if conn is None or session.lost:
-            return
-        for model in self.backlog.models:
-            signature = session.signatures.get(model)
-            if signature is None:
-                continue
-            submitted, ended = self.backlog.ask_again(conn.channel, signature, self.world.clock.now_ns)
-            for pending, frames, due_ns in submitted:
-                self.world.count("asked_again")
-                assert self._is_idempotent(pending.waiter), f"{pending.waiter.number} may run twice"
-                self._under_way(conn, pending, frames, due_ns + GRACE_NS)
-            self._settle_ended(ended)
-
-    def _under_way(self, conn: Conn, pending: Pending, frames: Sequence[Any], expires_ns: int) -> None:
-        ticket: Ticket = pending.waiter
-        ticket.pending, ticket.conn = pending, conn
-        self.put(conn, pending.message, frames)
-        conn.expiries.add(expires_ns, pending)
-        self.world.clock.at(expires_ns, lambda: self.when_awake(lambda: self._expire(conn)))
-
-    def _close(self, conn: Conn, error: errors.BatchyardError) -> None:
-        if conn.closed:
-            return
-        conn.closed = True
-        self._settle(conn.channel.lose(error))
-        waiting = [ticket.number for ticket in self.tickets if ticket.conn is conn and ticket.pending]
-        assert not waiting, f"the connection is lost, and {waiting} wait for it"
-        if conn.link.open:
-            conn.link.to_broker(codec.encode([m.Bye()]))
-            conn.link.close_in_order()
-        del self._conns[conn.link]
-
-    def _close_if_idle(self, conn: Conn) -> None:
-        if conn.mapping is not None:
-            return
-        if conn.session.lost and not conn.closed and not conn.channel.pending and not conn.outbox:
-            self._close(conn, errors.Cancelled("idle"))
-
-    # ---- sending ------------------------------------------------------------------------------
-
-    def conns(self) -> list[Conn]:
-        return [conn for conn in self._conns.values() if conn.greeted]
-
-    def put(self, conn: Conn, message: Any, frames: Sequence[Any] = ()) -> None:
-        conn.outbox.append((message, frames))
-        if len(conn.outbox) == 1:
-            delay_ns = self.world.rng.randrange(100 * US)
-            self.world.clock.after(delay_ns, lambda: self.when_awake(lambda: self._flush(conn)))
-
-    def _flush(self, conn: Conn) -> None:
-        gathered: list[Any] = []
-        for message, frames in conn.outbox:
-            if frames:
-                if gathered:
-                    conn.link.to_broker(codec.encode(gathered))
-                    gathered = []
-                conn.link.to_broker(codec.encode([message]), [bytes(frame) for frame in frames])
-            else:
-                gathered.append(message)
-        if gathered:
-            conn.link.to_broker(codec.encode(gathered))
-        conn.outbox = []
-        self._close_if_idle(conn)
-
-    def describe(self, conn: Conn, model: str) -> None:
-        pending = conn.channel.describe(model)
-        pending.waiter = (conn, model)
-        self.put(conn, pending.message)
-
-        def give_up() -> None:  # as session.describe does
-            if conn.channel.pending.pop(pending.number, None) is not None and not conn.closed:
-                self.describe(conn, model)
-
-        self.world.clock.after(DESCRIBE_NS, lambda: self.when_awake(give_up))
+    # ---- what users do ------------------------------------------------------------------------
 
     def submit(self) -> None:
-        """A user asks for something, if there is a connection to ask on."""
-        world, rng, session = self.world, self.world.rng, self.session
-        conns = [c for c in session.conns if c.greeted and not c.closed] if session is not None else []
-        if session is None or session.lost or not conns or not session.signatures:
-            world.count("not_connected")
+        """A user asks for something, unless he has closed the client."""
+        world, rng = self.world, self.world.rng
+        if self.closed:
             return
-        conn = rng.choice(conns)
-        model = rng.choice(sorted(session.signatures))
+        model = rng.choice(sorted(world.config.models))
         rows = rng.choice((1, 1, 1, 2, 3, MAX_BATCH[model], 2 * MAX_BATCH[model] + 1))
-        does = world.what_an_item_does()
+        does = world.what_an_item_does(model)
         number = world.next_number()
         shape_rows = ALONE_ROWS if model == "alone" else rows
         again = world.again(model)
@@ -246,60 +139,64 @@ class SimClient:
             does, inputs = again
             shape_rows = len(inputs[0])
         else:
-            inputs = make_inputs(model, number, shape_rows, does, rng.randrange(1000), rng.choice((4, 6)))
+            inputs = make_inputs(model, number, shape_rows, does, rng.randrange(1000), rng.choice(WIDTHS.get(model, (4, 6))))
             world.asked.setdefault(model, []).append((does, inputs))
-        inputs = [array.copy() for array in inputs]  # to be written over, when they have been taken
-        ticket = Ticket(number, model, does, inputs)
+        ticket = Ticket(number, model, does, [array.copy() for array in inputs])
         deadline_ns = rng.choice((0, 0, 2, 8, 30, 200, 900)) * MS
         timeout_ns = rng.choice((50, 400, 1500)) * MS
-        given: Any = {spec.spec.name: array for spec, array in zip(session.signatures[model].inputs, inputs, strict=True)}
-        try:
-            if session.memory is not None and rng.random() < 0.2:
-                given = {name: self._in_shared_memory(session.memory, array) for name, array in given.items()}
-            pending, frames = conn.channel.submit(
-                session.signatures[model], given, rng.choice((0, 1, 2, 2, 3)), deadline_ns, 0.0
-            )
-        except errors.ArenaExhausted:
+        deadline_ns = deadline_ns or timeout_ns
+        session = self.session
+        given: Any = {spec.name: array for spec, array in zip(INPUTS[model], ticket.inputs, strict=True)}
+        placed = session is not None and session.memory is not None and not session.lost and rng.random() < 0.2
+        if placed:
+            assert session is not None
+            given = {name: self._in_shared_memory(session.memory, array) for name, array in given.items()}
+        self.asked(ticket, min(deadline_ns, timeout_ns))
+        driver = self.line() if rng.random() < LINE_SHARE else self.io
+        if driver.is_line:
+            driver.user = _OneRequest(self, driver, ticket)
+        now_ns = world.clock.now_ns
+        request = Request(
+            model, given, rng.choice((0, 1, 2, 2, 3)), now_ns + deadline_ns, now_ns + ticket.patience_ns + GRACE_NS, now_ns
+        )
+        request.waiter = ticket
+        ticket.request, ticket.driver = request, driver
+        driver.engine.submit(request, now_ns)
+        driver.submitted()
+        if request.want is not None:
             world.count("arena_full")
-            return
-        self.asked(ticket, min(deadline_ns or timeout_ns, timeout_ns))
-        pending.waiter = ticket
-        if pending.arrays is not None and session.memory is not None and does == FINE and world.happens("change"):
+        if placed and does == FINE and world.happens("change"):
             ticket.changed = True  # a user who does not keep to the rules
             overwrite = lambda: self._overwrite(ticket, given)  # noqa: E731
             world.clock.after(rng.randrange(2 * MS), lambda: self.when_awake(overwrite))
-        self._under_way(conn, pending, frames, ticket.sent_ns + ticket.patience_ns + GRACE_NS)
-        for array in inputs:
-            array[...] = -1  # the caller's own again
+        self.settle(driver)
+        driver.act_soon()
         if rng.random() < 0.12:
             world.clock.after(rng.randrange(8 * MS), lambda: self.when_awake(lambda: self._cancel(ticket)))
 
     def asked(self, ticket: Ticket, patience_ns: int) -> None:
-        """A user has a ticket."""
+        """A user has a ticket, and its time begins."""
         ticket.patience_ns = patience_ns
-        self.begins(ticket)
+        ticket.sent_ns = self.world.clock.now_ns
+        ticket.due_ns = ticket.sent_ns + ticket.patience_ns + OUTCOME_LATE_NS_MAX
         self.tickets.append(ticket)
         self.world.count("requests")
         self.world.trace(self.name, "asks", ticket.number, ticket.model, ticket.does, patience_ns)
 
-    def begins(self, ticket: Ticket) -> None:
-        """Its time begins now."""
-        ticket.sent_ns = self.world.clock.now_ns
-        ticket.due_ns = ticket.sent_ns + ticket.patience_ns + OUTCOME_LATE_NS_MAX
-
     def map(self) -> None:
         """A user asks for several things, a window of them at once."""
-        session = self.session
-        if session is None or session.lost or not session.signatures:
-            self.world.count("not_connected")
+        if self.closed:
             return
         self.world.count("maps")
-        self.maps.append(SimMap(self, self.world.rng.choice(sorted(session.signatures))))
+        self.maps.append(SimMap(self, self.world.rng.choice(sorted(self.world.config.models))))
 
     @staticmethod
-    def _in_shared_memory(memory: ClientMemory, array: Array) -> Array:
-        """What `client.empty` gives, filled."""
-        placed = memory.array(memory.alloc(array.nbytes), array.dtype, array.shape)
+    def _in_shared_memory(memory: Any, array: Array) -> Array:
+        """What `client.empty` gives, filled; where there is no room, an array of the user's own."""
+        try:
+            placed: Array = memory.array(memory.alloc(array.nbytes), array.dtype, array.shape)
+        except errors.ArenaExhausted:
+            return array
         placed[...] = array
         return placed
 
@@ -308,88 +205,57 @@ class SimClient:
         """The user writes over inputs that lie in shared memory, while their request is under way."""
         if not ticket.outcome:
             for array in given.values():
-                array[:, -1] += 1
+                array[..., -1] += 1
 
     def _cancel(self, ticket: Ticket) -> None:
-        if ticket.outcome:
+        if ticket.outcome or ticket.request is None or ticket.driver is None:
             return
         self.world.count("cancel")
-        conn, pending = ticket.conn, ticket.pending
         self.ended(ticket, "cancelled")
-        message = conn.channel.abandon(pending) if conn is not None and pending is not None else None
-        if message is not None and conn is not None:
-            self.put(conn, message)
+        ticket.driver.engine.cancel(ticket.request)
+        self.settle(ticket.driver)
+        ticket.driver.act_soon()
 
-    def _expire(self, conn: Conn) -> None:
-        for pending in conn.expiries.due(self.world.clock.now_ns):
-            message = conn.channel.abandon(pending)
-            self.world.count("abandoned")
-            self._settle([(pending, errors.DeadlineExceeded("no answer before the deadline"))])
-            if message is not None and not conn.closed:
-                self.put(conn, message)
+    # ---- what becomes of it -------------------------------------------------------------------
 
-    # ---- being answered -----------------------------------------------------------------------
+    def settle(self, driver: Driver) -> None:
+        """Tell users what their requests have come to; whose input has been taken writes over it."""
+        for request in driver.engine.take_outcomes():
+            ticket, request.waiter = request.waiter, None
+            outcome = request.take()
+            if isinstance(ticket, Ticket):
+                if isinstance(outcome, errors.DeadlineExceeded) and str(outcome).startswith("no answer within"):
+                    self.world.count("abandoned")
+                self.check(ticket, outcome)
+        for ticket in self.tickets:
+            if ticket.inputs and ticket.request is not None and ticket.request.message is not None and not ticket.changed:
+                for array in ticket.inputs:
+                    array[...] = -1  # the caller's own again
+                ticket.inputs = []
 
-    def receive(self, link: Link, payload: bytes, frames: Sequence[Any]) -> None:
-        self._inbox.append((link, payload, frames))
-        self.when_awake(self._read)
+    def check_sent(self, request: Request) -> None:
+        """A request leaves: for the second time only where it may run twice."""
+        ticket = next(ticket for ticket in self.tickets if ticket.request is request)
+        if ticket.was_sent:
+            self.world.count("asked_again")
+            allowed = self._is_idempotent(ticket) or ticket.may_go_twice
+            assert allowed, f"{ticket.number} may run twice"
+            left_ns = ticket.sent_ns + ticket.patience_ns - self.world.clock.now_ns
+            assert request.message.deadline_ns <= max(1, left_ns) + 900 * MS, "it is given more time than it had"
+        ticket.was_sent = True
 
-    def _read(self) -> None:
-        inbox, self._inbox = self._inbox, []
-        for link, payload, frames in inbox:
-            link.unread -= 1
-            conn = self._conns.get(link)
-            if conn is None:
-                continue
-            for message in codec.broker_to_client.decode(payload):
-                self.world.trace(self.name, "is told", type(message).__name__)
-                if isinstance(message, m.Refused):
-                    known = conn.greeted and link.open and not self.world.faults.get("queue_full")
-                    assert not known, f"a connection that is in order was refused: {message.text}"
-                    self._lose(conn, refusal(message))
-                    break
-                if isinstance(message, m.Welcome):
-                    conn.greeted = True
-                    for model in self.world.config.models if conn.mapping is None else [conn.mapping.model]:
-                        self.describe(conn, model)
-                    continue
-                self._settle(conn.channel.handle(message, frames))
-            if conn.mapping is not None and not conn.closed:
-                conn.mapping.go_on()
-            self._close_if_idle(conn)
-            if self.backlog and self.session is not None:
-                self._ask_again(self.session)
-
-    def _settle(self, settled: Sequence[Settled]) -> None:
-        for pending, outcome in settled:
-            if pending.signature is not None and pending.waiter is None:
-                pending.waiter = outcome  # a map's
-                continue
-            waiter, pending.waiter = pending.waiter, None
-            if isinstance(waiter, Ticket):
-                waiter.pending = None
-                self.check(waiter, outcome)
-            elif waiter is not None:
-                self._described(*waiter, outcome)
-
-    def _described(self, conn: Conn, model: str, outcome: Any) -> None:
-        try:
-            if isinstance(outcome, Exception):
-                raise outcome
-            conn.session.signatures[model] = Signature(outcome[0])
-            if conn.mapping is not None and conn.mapping.model == model:
-                conn.mapping.begin(conn)
-        except errors.BatchyardError:
-            if conn.mapping is not None:
-                conn.mapping.refuse()
-            elif not conn.closed and self.world.running:
-                again = lambda: conn.closed or self.describe(conn, model)  # noqa: E731
-                self.world.clock.after(RETRY_NS, lambda: self.when_awake(again))
+    def note_lost(self, driver: Driver, may_go_twice: bool) -> None:
+        """The driver's connection is about to be lost."""
+        for ticket in self.tickets:
+            if ticket.driver is driver and ticket.request is not None:
+                ticket.lost = True
+                ticket.may_go_twice = may_go_twice
+                self.world.count("lost")
 
     def check(self, ticket: Ticket, outcome: Any) -> None:
         world = self.world
         if isinstance(outcome, Reply):
-            assert ticket.does == FINE, "an item that can't be run has a result"
+            assert ticket.does in (FINE, ODD), "an item that can't be run has a result"
             if ticket.changed:
                 ticket.expected = [array.copy() for array in outcome.arrays]
             assert _equal(outcome.arrays, ticket.expected), f"request {ticket.number} has another's result"
@@ -405,25 +271,45 @@ class SimClient:
             self.ended(ticket, "ok")
             return
         kind = type(outcome)
+        is_over = world.clock.now_ns >= ticket.sent_ns + ticket.patience_ns
         if kind is errors.ModelFailed:
-            mixed = not self._is_idempotent(ticket) and "was swapped between the parts" in str(outcome)
-            assert ticket.does == POISON or ticket.changed or mixed, f"{ticket.number} failed for another's fault: {outcome}"
+            mixed = not self._is_idempotent(ticket) and "the parts of this request do not belong together" in str(outcome)
+            slow = world.config.models[ticket.model].run_ns_max and "longer than run_seconds_max" in str(outcome)
+            unloadable = "cannot be served" in str(outcome)
+            assert ticket.does == POISON or ticket.changed or mixed or slow or unloadable, f"{ticket.number} failed for another's fault: {outcome}"
         elif kind is errors.WorkerLost:
             assert world.deaths >= (LOSSES_MAX if self._is_idempotent(ticket) else 1), "too few died"
         elif kind is errors.DeadlineExceeded:
-            assert world.clock.now_ns >= ticket.sent_ns + ticket.patience_ns, "too early"
+            assert is_over, "too early"
         elif kind is errors.UnknownModel:
             assert world.faults.get("unload_model"), f"{ticket.number}: {outcome}"
         elif kind is errors.BrokerLost:
-            if self._is_idempotent(ticket):
-                assert world.clock.now_ns >= ticket.sent_ns + ticket.patience_ns, f"{ticket.number}: {outcome}"
-                assert ticket.lost, "its broker is there"
-                assert not self.has_link(), f"{ticket.number} had another broker"
+            self._check_lost(ticket, str(outcome), is_over)
         elif kind is errors.ArenaExhausted:
-            assert ticket.lost, "what was under way needs no room"
+            self._check_exhausted(ticket, str(outcome), is_over)
         elif kind is not errors.Overloaded:
             raise AssertionError(f"request {ticket.number} failed: {outcome!r}")
         self.ended(ticket, kind.__name__)
+
+    def _check_lost(self, ticket: Ticket, text: str, is_over: bool) -> None:
+        assert ticket.driver is not None
+        if "not idempotent" in text:
+            assert not self._is_idempotent(ticket), "it may run twice, and was given up"
+            assert ticket.was_sent, "nobody has run it, and it was given up"
+            return
+        assert not ticket.driver.is_connected, f"{ticket.number} had another broker"
+        if ticket.lost:
+            assert is_over, f"{ticket.number}: {text}"
+        else:
+            waited_ns = self.world.clock.now_ns - ticket.sent_ns
+            assert is_over or waited_ns >= self.connect_timeout_ns, "nobody has waited for a broker"
+
+    def _check_exhausted(self, ticket: Ticket, text: str, is_over: bool) -> None:
+        assert ticket.driver is not None
+        session = ticket.driver.session
+        assert session is not None
+        assert session.memory is not None
+        assert is_over or "exceed the whole arena" in text or not session.memory.is_owed, "room would have come back"
 
     def ended(self, ticket: Ticket, outcome: str) -> None:
         world = self.world
@@ -456,9 +342,20 @@ class SimClient:
             action()
 
     def at_rest(self) -> bool:
-        return not (
-            self.tickets or self.maps or self.holding or any(c.channel.pending or c.outbox for c in self._conns.values())
-        )
+        return not (self.tickets or self.maps or self.holding) and all(driver.at_rest() for driver in self.drivers)
+
+
+class _OneRequest:
+    """`infer`: the line is given back when its one request has ended."""
+
+    def __init__(self, client: SimClient, line: Driver, ticket: Ticket) -> None:
+        self._client = client
+        self._line = line
+        self._ticket = ticket
+
+    def go_on(self) -> None:
+        if self._ticket.outcome:
+            self._client.leave(self._line)
 
 
 def _equal(arrays: list[Array], expected: list[Array]) -> bool:

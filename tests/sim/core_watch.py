@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from batchyard.broker import events as e
-from batchyard.broker.batching import CREDIT, OVERDUE_SHARE
+from batchyard.broker import invariants
+from batchyard.broker.books import LOSSES_MAX
 from batchyard.broker.config import YardConfig
-from batchyard.broker.core import LOSSES_MAX, Core
+from batchyard.broker.core import Core
+from batchyard.broker.leases import HUNG_MIN_NS
+from batchyard.broker.policy import CREDIT, DEFAULT, OVERDUE_SHARE
+from batchyard.tests.sim.models import FREE
 from batchyard.transport import messages as m
 
 if TYPE_CHECKING:
@@ -24,8 +28,8 @@ class Seen:
     """A request as the broker has seen it."""
 
     __slots__ = (
-        "arrived_ns", "budget_ns", "deadline_ns", "done", "held", "lent", "losses", "model", "outcome",
-        "retried", "revisions",
+        "arrived_ns", "budget_ns", "deadline_ns", "done", "held", "lent", "losses", "mixed", "model", "outcome",
+        "retried", "revisions", "split",
     )  # fmt: skip
 
     def __init__(self, message: m.Submit, budget_ns: int, now_ns: int) -> None:
@@ -40,6 +44,8 @@ class Seen:
         self.done: list[tuple[int, int]] = []
         self.revisions: set[int] = set()  # that have run what is done
         self.retried = False
+        self.split = False  # parts of it have been lent
+        self.mixed = False  # they are parts of what has none
 
     @property
     def floor_ns(self) -> int:
@@ -50,17 +56,24 @@ class Seen:
 Lent = list[tuple[Seen, tuple[int, int]]]
 
 
-class WatchedCore(Core):
-    """Raises AssertionError as soon as a promise is broken."""
+class WatchedCore:
+    """Raises AssertionError as soon as a promise is broken. It holds a core, and is no subclass: a compiled
+    class has none."""
 
     def __init__(self, world: World, config: YardConfig, epoch: int, pid: int) -> None:
-        super().__init__(config, epoch, pid)
+        self._core = Core(config, epoch, pid, world.order)
         self._world = world
         self._limits = config.limits
+        self._budgets_ns = config.budgets_ns
         self.seen: dict[tuple[int, int], Seen] = {}  # by (connection, number), until released
         self._passed: dict[int, int] = {}  # batches that went before what was overdue, by worker
         self._lent: dict[int, dict[int, Lent]] = {}  # by worker and batch
+        self._stopped: set[int] = set()  # workers that the broker has killed for their time
+        self._disproved: set[tuple[str, int]] = set()  # models and revisions whose requests share no run
         self._leaving: set[int] = set()  # workers that are lent nothing more, and die of no request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
 
     def handle(self, event: e.Event, now_ns: int) -> list[e.Action]:
         kind = type(event)
@@ -73,15 +86,26 @@ class WatchedCore(Core):
             self._lent[event.worker] = {}  # type: ignore[union-attr]
         elif kind is e.WorkerSaid:
             self._said_seen(event)  # type: ignore[arg-type]
+        elif kind is e.WorkerCutOff:
+            self._cut_off_seen(event.worker, now_ns)  # type: ignore[union-attr]
         elif kind is e.WorkerGone:
-            died_with = self._worker_gone_seen(event.worker)  # type: ignore[union-attr]
+            died_with = self._worker_gone_seen(event.worker, now_ns)  # type: ignore[union-attr]
         self._asked_again = set(event.message.requests) if isinstance(event, e.CancelAsked) else set()
-        actions = super().handle(event, now_ns)
+        actions = self._core.handle(event, now_ns)
+        if kind is e.WorkerSaid and isinstance(event.message, m.Loaded):  # type: ignore[union-attr]
+            self._loaded_seen(event.message.model)  # type: ignore[union-attr]
         for action in actions:
             if isinstance(action, e.ToClient):
                 self._told(action.conn, action.message)
             elif isinstance(action, e.ToWorker) and isinstance(action.message, m.Batch):
                 self._batch_lent(action.worker, action.message, now_ns)
+            elif isinstance(action, e.KillWorker):
+                self._world.count("hung_killed")
+                self._killed(action.worker, now_ns)
+                self._world.check_hung(self.workers[action.worker].pid)
+            elif isinstance(action, e.Quarantine):
+                self._world.count("quarantined")
+                assert any(seen.losses >= LOSSES_MAX for seen in died_with), "nobody has died of it"
         if kind is e.Turn:
             self._after_turn(now_ns)
         elif kind is e.WorkerGone:
@@ -95,16 +119,17 @@ class WatchedCore(Core):
         assert self.admission.nbytes <= self._limits.queue_bytes_max
         for connection in self.connections.values():
             assert connection.account.rows <= self._limits.client_rows_max
-        self.validate()
+        invariants.check(self._core)
         self._world.trace("core", kind.__name__, len(actions), self.admission.rows, len(self.batches))
         return actions
 
     # ---- what comes in ------------------------------------------------------------------------
 
     def _submitted_seen(self, event: e.Submitted, now_ns: int) -> None:
-        key = (event.conn, event.message.request)
-        assert key not in self.seen, "the client used a number twice"
-        self.seen[key] = Seen(event.message, self._budgets_ns[event.message.priority], now_ns)
+        for message in event.message.apart():
+            key = (event.conn, message.request)
+            assert key not in self.seen, "the client used a number twice"
+            self.seen[key] = Seen(message, self._budgets_ns[message.priority], now_ns)
 
     def _gone_seen(self, conn: int) -> None:
         for key, seen in list(self.seen.items()):
@@ -112,15 +137,39 @@ class WatchedCore(Core):
                 seen.outcome = "gone"
                 seen.held = bool(seen.lent)
 
-    def _worker_gone_seen(self, worker: int) -> list[Seen]:
-        """Requests that were all that the worker was running when it died."""
+    def _killed(self, worker: int, now_ns: int) -> None:
+        """Slow is not hung: either it is past the operator's bound, or nobody waits for it any more; or every
+        run of the model is like the others."""
+        self._stopped.add(worker)
+        batch = next(iter(self.workers[worker].leases.values()))
+        held_ns = now_ns - batch.began_ns
+        model = batch.model
+        if 0 < model.config.run_ns_max <= held_ns:
+            return
+        assert held_ns >= HUNG_MIN_NS, f"worker {worker} is killed after {held_ns} ns"
+        awaited = [part.request.id for part in batch.parts if not part.request.ended]
+        assert model.name not in FREE or not awaited, f"somebody waits for {awaited}, and it may be slow"
+
+    def _cut_off_seen(self, worker: int, now_ns: int) -> None:
+        """One that holds nothing is gone with its connection; else its process has to end first."""
+        if worker in self.workers and not self.workers[worker].leases:
+            assert not self._lent[worker], "a worker that holds a batch counts as gone while it lives"
+            self._worker_gone_seen(worker, now_ns)
+
+    def _worker_gone_seen(self, worker: int, now_ns: int) -> list[Seen]:
+        """Requests that were all that the worker was running when it died of itself."""
         running = worker not in self._leaving
+        held = next(iter(self.workers[worker].leases.values()), None) if worker in self.workers else None
+        watched = held is not None and 0 < held.lease_ns <= now_ns - held.began_ns
+        slow = worker in self._stopped or watched
         alone: list[Seen] = []
         for batch in self._lent.pop(worker, {}).values():
             _take_back(batch, retried=running)
             if running and all(seen is batch[0][0] for seen, _ in batch):
                 alone.append(batch[0][0])
             running = False
+        if slow:
+            return []
         for seen in alone:
             seen.losses += 1
         return alone
@@ -129,6 +178,11 @@ class WatchedCore(Core):
         message = event.message
         if isinstance(message, m.Leaving):
             self._leaving.add(event.worker)
+        if isinstance(message, m.RunsAlone):
+            self._world.count("runs_alone")
+            self._disprove(message.model, message.revision)
+        if isinstance(message, m.Loaded) and message.batchable and not message.batch_axes:
+            raise AssertionError("a worker says that a model has rows, and not where")
         if isinstance(message, m.Done | m.BatchFailed) and message.epoch == self.epoch:
             batch = self._lent[event.worker].pop(message.batch, None)
             if batch is not None:
@@ -137,6 +191,20 @@ class WatchedCore(Core):
                     for seen, rows in batch:
                         seen.done.append(rows)
                         seen.revisions.add(self.batches[message.batch].revision)
+
+    def _loaded_seen(self, name: str) -> None:
+        """A worker that has not found what the others have disproves rows, too."""
+        model = self.models.get(name)
+        if model is not None and model.disproved:
+            self._disprove(name, model.revision)
+
+    def _disprove(self, name: str, revision: int) -> None:
+        model = self.models.get(name)
+        if model is None or model.revision != revision or (name, revision) in self._disproved:
+            return
+        self._disproved.add((name, revision))
+        for seen in self.seen.values():
+            seen.mixed = seen.mixed or (seen.model == name and seen.split)
 
     # ---- what goes out ------------------------------------------------------------------------
 
@@ -162,6 +230,7 @@ class WatchedCore(Core):
         assert seen is not None, f"request {number} of {conn} is over"
         assert not seen.outcome, f"request {number} of {conn} ended twice"
         assert outcome != "ok" or len(seen.revisions) <= 1, f"request {number} has two revisions' answers"
+        assert outcome != "ok" or not seen.mixed, f"request {number} has an answer in parts of what has none"
         seen.outcome = outcome
         seen.held = held
         # Released may follow at once; that it follows is seen at the end.
@@ -174,7 +243,7 @@ class WatchedCore(Core):
         batch = self.batches[message.batch]
         lent: Lent = []
         earliest_ns = None
-        for part, item in zip(batch.parts, message.items, strict=True):
+        for part, item in zip(batch.parts, message.apart(), strict=True):
             request = part.request
             seen = self.seen.get((request.conn, request.id))
             assert seen is not None, f"request {request.id} is over, and is lent"
@@ -184,25 +253,33 @@ class WatchedCore(Core):
             assert request.leader is None, f"request {request.id} waits for another's result, and is lent"
             whole = part.stop - part.start == request.rows
             if request.key is not None and request.model.config.join and whole:
-                leads = request.run is not None and request.model.identical.run(request.key) is request.run
+                leads = request.run is not None and request.model.sharing.run(request.key) is request.run
                 assert leads, f"request {request.id} is lent beside one that is like it"
             rows = (part.start, part.stop)
-            if len(seen.revisions) > 1 and sum(stop - start for start, stop in seen.done) == request.rows:
-                seen.done.clear()  # its parts do not go together: it is run again
+            does_not_go_together = seen.mixed or len(seen.revisions) > 1
+            if does_not_go_together and sum(stop - start for start, stop in seen.done) == request.rows:
+                seen.done.clear()  # it is run again
                 seen.revisions.clear()
+                seen.split = seen.mixed = False
+            seen.split = seen.split or not whole
             for start, stop in seen.lent + seen.done:
                 assert part.stop <= start or stop <= part.start, f"rows {rows} are run twice"
             seen.lent.append(rows)
             lent.append((seen, rows))
             earliest_ns = seen.floor_ns if earliest_ns is None else min(earliest_ns, seen.floor_ns)
         self._lent[worker][message.batch] = lent
-        assert message.revision == batch.lane.model.revision, "an old revision is lent"
+        assert message.revision == batch.model.revision, "an old revision is lent"
         assert len(self._lent[worker]) <= CREDIT
         total = sum(stop - start for _, (start, stop) in lent)
-        assert total <= batch.lane.model.max_batch, "larger than the model takes"
+        if message.rows:
+            assert (message.model, message.revision) not in self._disproved, "rows that are none share a run"
+            assert message.rows == total <= batch.model.max_batch, "larger than the model takes"
+        else:
+            assert len(lent) == 1, "two requests share a run that can't"
         self._world.lent(self, worker, message)
         assert earliest_ns is not None, "a batch of nothing"
-        self._check_order(worker, earliest_ns, now_ns)
+        if self._world.order == DEFAULT:
+            self._check_order(worker, earliest_ns, now_ns)
 
     def _check_order(self, worker: int, earliest_ns: int, now_ns: int) -> None:
         """Nothing that this worker serves waits with a place that was surely before this batch's, unless
@@ -229,13 +306,13 @@ class WatchedCore(Core):
         assert self._passed[worker] < OVERDUE_SHARE, "what is overdue never gets its share"
 
     def _waits(self, conn: int, number: int) -> bool:
-        """Whether rows of it wait to be lent; that they are there, validate() holds."""
+        """Whether rows of it wait to be lent; that they are there, invariants.py holds."""
         connection = self.connections.get(conn)
         request = connection.requests.get(number) if connection is not None else None
         return request is not None and request.leader is None and request.rows_waiting > 0
 
     def _follows(self, conn: int, number: int) -> bool:
-        """Whether another request is run for it; that this one is there, validate() holds."""
+        """Whether another request is run for it; that this one is there, invariants.py holds."""
         connection = self.connections.get(conn)
         request = connection.requests.get(number) if connection is not None else None
         return request is not None and request.leader is not None

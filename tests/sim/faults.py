@@ -31,7 +31,7 @@ BLOWS = {
     "unload_model": 1,
 }
 # What may go wrong in passing: with which probability, where a run has it at all.
-CHANCES = {"slow_run": 0.2, "slow_load": 0.3, "load_fails": 0.3, "poison": 0.12, "killer": 0.04, "change": 0.1}
+CHANCES = {"slow_run": 0.2, "slow_load": 0.3, "load_fails": 0.3, "poison": 0.12, "killer": 0.04, "change": 0.1, "odd": 0.08}
 DEVICES_SHARE = 0.2  # of all runs: devices that are lost
 DEVICE_CHANCE = 0.1  # there, of one batch
 FILES = sorted(Path(__file__).parent.glob("*.py"))  # that exist, for models to be

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 400
 SIM_LIMIT_S = 180  # a mutant may loop for ever: that counts as found
 UNIT_LIMIT_S = 300
-SKIP = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist")
+SKIP = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "*.so", "*.pyd")  # sown into the source
 
 
 def sow(mutant: Mutant, package: Path) -> None:
@@ -65,7 +65,14 @@ def judge(mutant: Mutant | None, seeds: int) -> str | None:
 
 
 def _unit_folders(mutant: Mutant | None) -> list[str]:
-    return sorted({f"tests/unit/{m.file.split('/')[0]}" for m in ([mutant] if mutant else MUTANTS)})
+    """Where the tests of a mutant's file are: the deepest folder that mirrors its own."""
+    found = set()
+    for one in [mutant] if mutant else MUTANTS:
+        folder = Path("tests/unit") / Path(one.file).parent
+        while not (ROOT / folder).is_dir():
+            folder = folder.parent
+        found.add(str(folder))
+    return sorted(found)
 
 
 def main(arguments: list[str]) -> int:

@@ -8,8 +8,8 @@ instead of ending the process.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from queue import SimpleQueue
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +40,18 @@ class SimSegment:
         return True
 
 
+class _Dead(deque[Any]):
+    """Leases whose arrays are gone; `is_over` is told of each, in the destructor: what it raises is swallowed."""
+
+    def __init__(self, is_over: Callable[[int], None]) -> None:
+        super().__init__()
+        self._tell = is_over
+
+    def append(self, lease: Any) -> None:
+        self._tell(lease.offset)
+        super().append(lease)
+
+
 class ClientMemory(SlotMemory):
     """A client's SlotMemory whose every slot is watched."""
 
@@ -52,8 +64,12 @@ class ClientMemory(SlotMemory):
         self._address = int(np.frombuffer(self.segment.buffer, np.uint8).ctypes.data)
         self._end = self._address + nbytes
         self._lock = threading.Lock()
-        self._freed: SimpleQueue[int] = SimpleQueue()
+        self._freed = deque()
         self._leases = {}
+        self._dead = _Dead(self._is_over)
+        self._bells = []
+        self._line = deque()
+        self.stuck_ns = 0
         self._live: dict[int, int] = {}
 
     def _alloc_all(self, sizes: Sequence[int]) -> list[int]:
@@ -61,13 +77,10 @@ class ClientMemory(SlotMemory):
         self._live.update(zip(offsets, sizes, strict=True))
         return offsets
 
-    def free(self, offset: int) -> None:
-        self._is_over(offset)
-        super().free(offset)
-
-    def _expired(self, lease: Any) -> None:
-        self._is_over(lease.offset)  # in a destructor: what is raised here would be swallowed
-        super()._expired(lease)
+    def free(self, *offsets: int) -> None:
+        for offset in offsets:
+            self._is_over(offset)
+        super().free(*offsets)
 
     def _is_over(self, offset: int) -> None:
         nbytes = self._live.pop(offset, None)
@@ -104,7 +117,9 @@ class SimArenas:
         self._world = world
         self._sequence = 0
 
-    def open(self, handle: SegmentHandle, pid: int, uid: int | None) -> tuple[int, bool]:
+    def open(
+        self, handle: SegmentHandle, pid: int, uid: int | None, descriptor: int | None = None
+    ) -> tuple[int, bool]:
         for number, name in self.open_names.items():
             if name == handle.name:
                 return number, False

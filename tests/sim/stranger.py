@@ -74,4 +74,16 @@ class Stranger:
         if rng.random() < 0.5:
             inputs.append(Tensor(INT64, [rows, 2], rng.choice((1024, offset))))
         outputs = [Slot(rng.choice((2048, offset)), rows * 16)] if rng.random() < 0.5 else []
-        return m.Submit(self._numbers, rng.choice([*self.world.config.models, "no"]), 0, 0, inputs, outputs)
+        model = rng.choice([*self.world.config.models, "no"])
+        return m.Submit(self._numbers, model, 0, 0, inputs, outputs, self._more(len(inputs) + len(outputs)))
+
+    def _more(self, width: int) -> m.More | None:
+        """Further requests in columns, whose columns may be of the wrong length."""
+        rng = self.world.rng
+        count = rng.randrange(-2, 3)
+        if count < 0:
+            return None
+        first = self._numbers
+        self._numbers += count
+        offsets = rng.choices((0, 2048, ARENA_BYTES - 32, 1 << 45), k=count * width + rng.choice((0, 0, 1)))
+        return m.More([first + 1 + index for index in range(count)], rng.choices((0, 10**9), k=count), offsets)

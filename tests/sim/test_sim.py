@@ -32,7 +32,7 @@ def test_every_promise_is_kept(first: int) -> None:
 def test_every_kind_of_fault_was_injected() -> None:
     if len(played) < SEEDS:
         pytest.skip("not all seeds were played in this session")
-    wanted = {*BLOWS, *CHANCES, "hang", "hung_killed", "killed_by_item", "cancel", "abandoned", "arena_full", "queue_full", "joined", "cached", "quarantined", "maps", "lost", "asked_again"}
+    wanted = {*BLOWS, *CHANCES, "hang", "hung_killed", "watched_end", "killed_by_item", "cancel", "abandoned", "arena_full", "queue_full", "joined", "cached", "quarantined", "maps", "lost", "asked_again", "runs_alone"}
     assert {kind for kind in wanted if not injected[kind]} == set()
     assert injected["requests"] > 20 * SEEDS
 

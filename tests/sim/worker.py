@@ -1,4 +1,4 @@
-"""A worker's process: the real Session, Memory checks and Runner around a simulated model.
+"""A worker's process: the real Worker, Memory checks and Runner around a simulated model.
 
 It reads its messages in order, one at a time, and loads beside that; a batch takes time, and may hang, or end the process.
 Until a batch is answered, or the process is dead, its bytes count as held.
@@ -10,12 +10,14 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from batchyard.gpuworker.child import GOODBYE_NS, LOOK_AROUND_MS, Session
-from batchyard.gpuworker.watchdog import GRACE_NS
+from batchyard.broker.requests import NEVER_NS
+from batchyard.gpuworker.child import GOODBYE_NS, RECONNECT_S
+from batchyard.gpuworker.watchdog import GRACE_NS, LOOK_S, ORPHAN_NS
+from batchyard.gpuworker.worker import Worker
 from batchyard.transport import codec
 from batchyard.transport import messages as m
 
-from .clock import MS, US
+from .clock import MS, SECOND, US
 from .memory import WorkerMemory
 from .models import Killed, SimModel
 from .network import Link
@@ -23,7 +25,7 @@ from .network import Link
 if TYPE_CHECKING:
     from .world import World
 
-RECONNECT_NS = 50 * MS
+RECONNECT_NS = int(RECONNECT_S * 1e9)
 
 
 class SimWorker:
@@ -37,16 +39,15 @@ class SimWorker:
         self.stopped_until_ns = 0
         self.hangs_next = False
         self.memory = WorkerMemory(world)
-        self.session = Session("sim", pid, self._send, self._start_load, self.memory)
+        self.session = Worker("sim", pid, self._send, self._start_load, self.memory)
         self.link: Link | None = None
-        self._unsent: list[tuple[bytes, Sequence[Any]]] = []  # ZeroMQ keeps it for the next broker
+        self._unsent: list[tuple[bytes, Sequence[Any]]] = []  # for the broker that we try to reach
         self._inbox: deque[tuple[Link | None, Any, int]] = deque()
         self._loaded: deque[tuple[Any, Any]] = deque()  # what the loader's thread has finished
         self._busy = False
         self._loads_until_ns = 0
         self._leaves = False  # its device is lost
         self._runs_out = False  # it goes to a better provider when it has run what it was lent
-        self._lost = False  # the connection ended, and we have not yet registered again
 
     def start(self) -> None:
         self._connect()
@@ -69,33 +70,36 @@ class SimWorker:
     def _send(self, messages: list[Any], frames: Sequence[Any] = ()) -> None:
         self.world.trace(self.name, "says", *[type(message).__name__ for message in messages])
         payload = codec.encode(messages)
-        if self.link is None or not self.link.open:
+        if self.link is None:
             self._unsent.append((payload, list(frames)))
         else:
-            self.link.to_broker(payload, list(frames))
+            self.link.to_broker(payload, list(frames))  # into nothing, where the broker is gone
 
     def receive(self, link: Link, payload: bytes, frames: Sequence[Any]) -> None:
         if self.alive:
-            epoch = link.router.broker.core.epoch
+            epoch = link.listener.broker.core.epoch
             self._inbox.append((link, codec.broker_to_worker.decode(payload), epoch))
             self._go_on()
 
     def link_ended(self, link: Link) -> None:
+        """The end comes behind what has arrived: the worker learns of it when it has handled that."""
         if self.alive and link is self.link:
-            self.link = None
-            self._lost = True
-            self.world.clock.after(RECONNECT_NS + self.world.rng.randrange(5 * MS), self._connect)
-            self.world.clock.after(self.world.rng.randrange(LOOK_AROUND_MS) * MS, self._look_around)
+            self._inbox.append((link, None, 0))
+            self._go_on()
 
-    def _look_around(self) -> None:
-        """Nothing came for a while: was the broker lost?"""
-        if not self.alive or not self._lost:
-            return
-        if self._busy or self._inbox or self.world.clock.now_ns < self.stopped_until_ns:
-            self.world.clock.after(LOOK_AROUND_MS * MS, self._look_around)
-            return
-        self._lost = False
-        self.session.register()
+    def _reconnect(self) -> None:
+        """As child.py: it waits a little, greets whoever comes, and goes on."""
+        self.link = None
+        self._busy = True
+
+        def go_on() -> None:
+            if not self.alive:
+                return
+            self.session.register()
+            self._connect()
+            self._resume()
+
+        self.world.clock.after(RECONNECT_NS + self.world.rng.randrange(5 * MS), go_on)
 
     # ---- the work -----------------------------------------------------------------------------
 
@@ -110,6 +114,10 @@ class SimWorker:
                 self.session.loaded(*self._loaded.popleft())
                 continue
             link, messages, epoch = self._inbox[0]
+            if messages is None:
+                self._inbox.popleft()
+                self._reconnect()
+                return
             if link is not None:
                 link.unread -= 1
                 self._inbox[0] = (None, messages, epoch)
@@ -117,7 +125,7 @@ class SimWorker:
                 self._inbox.popleft()
                 continue
             message = messages.pop(0)
-            takes_ns = 0 if self._leaves else self._takes_ns(message)
+            takes_ns = 0 if self._leaves else self._takes_ns(message, epoch)
             if takes_ns:
                 self._busy = True
                 if takes_ns > 0:
@@ -125,25 +133,36 @@ class SimWorker:
                 return
             self.session.handle(message)
             if self.session.dismissed:
-                if self._runs_out and any(type(m_) is m.LentBatch for _, rest, _ in self._inbox for m_ in rest):
+                if self._runs_out and any(type(m_) is m.LentBatch for _, rest, _ in self._inbox for m_ in rest or ()):
                     self.world.violated(f"{self.name} was lent a batch behind its dismissal")
                 self.world.kill(self.pid)
 
-    def _takes_ns(self, message: Any) -> int:
+    def _takes_ns(self, message: Any, epoch: int) -> int:
         """0: nothing worth counting; -1: for ever."""
         rng = self.world.rng
         if isinstance(message, m.LentBatch):
             if self.hangs_next:
                 self.hangs_next = False
                 self.world.count("hang")
-                # gpuworker/watchdog.py: its own watch ends it, where the broker does not.
-                self.world.clock.after(message.lease_ns + GRACE_NS, lambda: self.alive and self.world.kill(self.pid))
+                began_ns = self.world.clock.now_ns
+                until_ns = began_ns + message.lease_ns + GRACE_NS if message.lease_ns else NEVER_NS
+                self._watch(began_ns, until_ns, epoch)
                 return -1
             takes_ns = 300 * US + message.rows * rng.randrange(100 * US, 600 * US)
             if self.world.happens("slow_run"):
                 takes_ns *= rng.randrange(5, 30)
             return takes_ns
         return 0
+
+    def _watch(self, began_ns: int, until_ns: int, epoch: int) -> None:
+        """gpuworker/watchdog.py: its own watch ends a run, where the broker does not, or is no more."""
+        now_ns, broker = self.world.clock.now_ns, self.world.broker
+        is_orphan = (broker is None or broker.core.epoch != epoch) and now_ns > began_ns + ORPHAN_NS
+        if self.alive and (now_ns > until_ns or is_orphan):
+            self.world.count("watched_end")
+            self.world.kill(self.pid)
+        elif self.alive:
+            self.world.clock.after(int(LOOK_S * SECOND), lambda: self._watch(began_ns, until_ns, epoch))
 
     def _resume(self) -> None:
         self._busy = False
@@ -169,7 +188,8 @@ class SimWorker:
                 self.world.count("killed_by_item")
                 self.world.kill(self.pid)
                 return
-            self.world.given_back(self.pid, epoch, message.batch)
+            answer_ns = self.link.latest_arrives_ns if self.link is not None else 0
+            self.world.given_back(self.pid, epoch, message.batch, answer_ns)
             if self.world.device_heals() and not self._runs_out:
                 self._runs_out = True
                 self.session.leave("it goes to a better provider", runs_on=True)
@@ -183,7 +203,7 @@ class SimWorker:
         self.session.leave("its device is lost")
         self.world.clock.after(GOODBYE_NS, lambda: self.alive and self.world.kill(self.pid))
 
-    def _start_load(self, key: Any, message: m.Load, beside: Any) -> None:
+    def _start_load(self, key: Any, message: m.Load, baseline_revision: Any) -> None:
         """gpuworker/loader.py: one after the other, while batches are run."""
         rng = self.world.rng
         takes_ns = rng.randrange(1, 400 if self.world.happens("slow_load") else 20) * MS
@@ -193,7 +213,7 @@ class SimWorker:
             sizes = {1, 2, 4, message.max_batch} if rng.random() < 0.8 else set()
             warmup_ns = {rows: 300 * US + rows * 350 * US for rows in sorted(sizes)}
             model = SimModel(message, warmup_ns, self.world.sizes())
-            outcome = model, None if beside is None else 0.5
+            outcome = model, None if baseline_revision is None else 0.5
 
         def finish() -> None:
             self._loaded.append((key, outcome))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from batchyard.broker.config import Limits, ModelConfig, YardConfig
+from batchyard.broker.policy import DEFAULT
 from batchyard.transport import messages as m
 
 from .broker import SimBroker
@@ -22,7 +23,7 @@ from .client import SimClient
 from .clock import MS, SECOND, Clock
 from .faults import BLOWS, CALM_SHARE, CHANCES, DEVICE_CHANCE, DEVICES_SHARE, FAULT_SHARE, blow
 from .memory import SimSegment
-from .models import FINE, INPUTS, KILLER, MAX_BATCH, POISON
+from .models import FINE, INPUTS, KILLER, MAX_BATCH, ODD, PADS, POISON
 from .worker import SimWorker
 
 SPAN_NS = 400 * MS
@@ -34,6 +35,7 @@ TRACE_TAIL = 40
 SHARED_SHARE = 0.3  # of all models
 BUCKETS_SHARE = 0.2
 IDEMPOTENT_SHARE = 0.8
+BOUNDED_SHARE = 0.15
 MAP_SHARE = 0.1  # of all that is asked: several inputs, a window of them under way
 CROWD_SHARE = 0.03  # of all runs: ten times the requests
 WHERE = Path(__file__).resolve()  # a file that exists, for models to be
@@ -57,7 +59,8 @@ class Result:
 class World:
     """Everybody, by name; what is injected; and the books on who may touch which bytes."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, order: str = DEFAULT) -> None:
+        self.order = order  # the broker's policy
         self.rng = random.Random(seed)
         self.clock = Clock()
         self.faults: dict[str, int] = {}
@@ -82,6 +85,8 @@ class World:
         models = {
             name: ModelConfig(name, WHERE, MAX_BATCH[name], idempotent=rng.random() < IDEMPOTENT_SHARE) for name in names
         }
+        for name in PADS.keys() & models.keys():
+            models[name] = replace(models[name], pad=PADS[name], batch_elements_max=rng.choice((0, 20)))
         for name, model in models.items():  # some join identical requests, some keep results
             cache_ns = rng.choice((0, 20, 300)) * MS
             if rng.random() < SHARED_SHARE:
@@ -89,6 +94,10 @@ class World:
         for name, model in models.items():  # some run only some sizes
             if rng.random() < BUCKETS_SHARE:
                 models[name] = replace(model, buckets=(1, 3, MAX_BATCH[name]) if MAX_BATCH[name] > 3 else (2, 3))
+        bounds = random.Random(f"bounds {seed}")  # apart, too
+        for name, model in models.items():  # some runs may take only so long
+            if bounds.random() < BOUNDED_SHARE:
+                models[name] = replace(model, run_ns_max=bounds.choice((20, 60, 400, 8_000)) * MS)
         tight = rng.random() < 0.25
         limits = Limits(queue_rows_max=40, client_rows_max=24, queue_bytes_max=6_000) if tight else Limits()
         self.config = YardConfig(models, limits)
@@ -100,6 +109,7 @@ class World:
         self._epoch = 100
         self._pid = 1000
         self._held: dict[int, dict[tuple[int, int], list[tuple[str, int, int]]]] = {}
+        self._answers_ns: dict[int, int] = {}  # by process: when its latest answer arrives
 
     # ---- what everybody uses ------------------------------------------------------------------
 
@@ -142,8 +152,12 @@ class World:
         self.count("lost_device")
         return True
 
-    def what_an_item_does(self) -> int:
-        return KILLER if self.happens("killer") else POISON if self.happens("poison") else FINE
+    def what_an_item_does(self, model: str) -> int:
+        if self.happens("killer"):
+            return KILLER
+        if self.happens("poison"):
+            return POISON
+        return ODD if model == "filter" and self.happens("odd") else FINE
 
     def again(self, model: str) -> tuple[int, list[Any]] | None:
         """What was asked of the model before, now and then where identical requests are shared."""
@@ -168,25 +182,25 @@ class World:
         """The broker lends a batch: until the process answers or is dead, these bytes are held."""
         assert self.broker is not None
         ranges = []
-        for part, item in zip(core.batches[message.batch].parts, message.items, strict=True):
+        for item in message.apart():
             name = self.broker.arenas.open_names[item.arena]
             ranges += [(name, slot.offset, slot.offset + slot.nbytes) for slot in item.outputs]
-            rows = part.stop - part.start
-            for tensor in item.inputs:
-                width = tensor.shape[-1]
-                ranges.append((name, tensor.offset, tensor.offset + 8 * width * max(rows, tensor.shape[0])))
+            ranges += [(name, tensor.offset, tensor.offset + tensor.nbytes) for tensor in item.inputs]
         pid = core.workers[worker].pid
         if self.is_dead(pid):
             return  # the broker has not heard of it yet
         self._held.setdefault(pid, {})[core.epoch, message.batch] = ranges
 
-    def given_back(self, pid: int, epoch: int, batch: int) -> None:
+    def given_back(self, pid: int, epoch: int, batch: int, answer_ns: int) -> None:
+        """The process has answered; the broker can read it from `answer_ns` on."""
         self._held[pid].pop((epoch, batch), None)
+        self._answers_ns[pid] = answer_ns
 
     def check_hung(self, pid: int) -> None:
-        """The broker takes a process for hung: it must hold a batch, unless the clock or the broker itself
-        was held up while the answer was on its way."""
+        """The broker takes a process for hung: it must hold a batch, unless its answer is still on the way,
+        or the clock or the broker itself was held up meanwhile."""
         late = self.faults.get("leap") or self.faults.get("stop_broker") or self.is_dead(pid)
+        late = late or self._answers_ns.get(pid, 0) >= self.clock.now_ns
         if not late and not self._held.get(pid):
             self.violated(f"process {pid} has answered everything, and is killed as hung")
 
@@ -292,9 +306,9 @@ class World:
     def _nudge(self) -> None:
         """Every client asks for something: one that the broker has dropped learns of it so."""
         for client in self.clients:
-            for conn in client.conns() if client.alive else ():
-                if not any(isinstance(pending.message, m.Describe) for pending in conn.channel.pending.values()):
-                    client.describe(conn, next(iter(self.config.models)))
+            for driver in client.connected() if client.alive else ():
+                if not any(isinstance(request.message, m.Describe) for request in driver.engine.pending.values()):
+                    client.nudge(driver)
         if not self._at_rest() and not self.closing:
             self.clock.after(NUDGE_NS, self._nudge)
 
@@ -333,12 +347,12 @@ class World:
         return Result(seed, trace_hash, self.faults, self.outcomes, self.steps)
 
 
-def run(seed: int) -> Result:
+def run(seed: int, order: str = DEFAULT) -> Result:
     """Play one run. Raises Violation when a promise is broken."""
     log = logging.getLogger("batchyard")
     level = log.level
     log.setLevel(logging.CRITICAL + 1)  # the yard complains a lot about what we do to it
-    world = World(seed)
+    world = World(seed, order)
     try:
         world.play()
     except Exception as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from batchyard.broker import events as e
+from batchyard.broker import gauges
 from batchyard.broker.config import ModelConfig, YardConfig
 from batchyard.broker.core import Core
 from batchyard.transport import messages as m
@@ -37,5 +38,5 @@ def counters() -> dict[str, Any]:
     (batch,) = [action.message for action in core.handle(e.Turn(), 1 * MS) if isinstance(action, e.ToWorker)]
     core.handle(e.WorkerSaid(1, m.Done(7, batch.batch, 10, 2 * MS, 10, 96, [])), 5 * MS)
     submit(4, Priority.LOW)
-    rooms = {"version": "0.1.0", "arenas": 1, "arena_bytes": 1 << 20}
-    return core.snapshot() | rooms | {"inline_copied_bytes": 0, "inline_used_bytes": 0}
+    rooms = {"version": "0.1.0", "arenas": 1, "arena_bytes": 1 << 20, "arena_committed_bytes": 1 << 16}
+    return gauges.snapshot(core) | rooms | {"inline_copied_bytes": 0, "inline_used_bytes": 0}

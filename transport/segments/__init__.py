@@ -21,12 +21,14 @@ from typing import Self
 
 import msgspec
 
-from ..errors import InvalidRequest, SegmentRefused
+from ..errors import InvalidRequest, SegmentRefused, shown
 
 SEGMENT_BYTES_MAX = 1 << 46  # half of a 47-bit address space: larger is a typing error, not a wish
 
 # Linux 5.14; not in the mmap module. Faults the pages in for writing, so the hot path never does.
 _MADV_POPULATE_WRITE = 23
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000  # the same address; memory only for pages that are written
+_MADV_REMOVE = 9  # a hole in the file: on Linux, in memfd and in /dev/shm
 
 
 class SegmentHandle(msgspec.Struct, array_like=True, frozen=True):
@@ -52,6 +54,24 @@ class Segment(ABC):
         self._owner_fd = owner_fd  # None where this process attached, and on Windows
         self._released = False
 
+    @property
+    def descriptor(self) -> int | None:
+        """Of a memfd that this process made: it can be passed to another one. It stays the segment's."""
+        return self._owner_fd if self.handle.backend == "memfd" else None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` has been called: no other process can map it any more."""
+        return self._released
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it can be read still: a named one may have been shrunk by its owner."""
+        return True
+
+    def unwatch(self) -> None:  # noqa: B027  # most have nothing to give back
+        """Nobody will ask `is_whole`."""
+
     def commit(self, offset: int, nbytes: int) -> None:
         """Make the pages under [offset, offset + nbytes) exist; OSError when there is no memory.
 
@@ -63,11 +83,43 @@ class Segment(ABC):
         if self._owner_fd is None or nbytes == 0 or not hasattr(os, "posix_fallocate"):
             return
         os.posix_fallocate(self._owner_fd, offset, nbytes)
+        self.populate(offset, nbytes)  # on an older kernel the first touch maps them
+
+    def populate(self, offset: int, nbytes: int) -> bool:
+        """Map the pages under [offset, offset + nbytes) for writing. False if the system can't."""
         page_start = offset & -mmap.PAGESIZE
         try:
             self.buffer.madvise(_MADV_POPULATE_WRITE, page_start, offset + nbytes - page_start)
         except OSError:
-            pass  # an older kernel: the pages exist already, the first touch maps them
+            return False
+        return True
+
+    def release(self, offset: int, nbytes: int) -> bool:
+        """Let the whole pages within [offset, offset + nbytes) go; they are zeros until they are committed
+        again. False where the system can't: then they stay. Only the owner releases."""
+        start = (offset + mmap.PAGESIZE - 1) & -mmap.PAGESIZE
+        stop = (offset + nbytes) & -mmap.PAGESIZE
+        if self._owner_fd is None or stop <= start or sys.platform != "linux":
+            return False
+        try:
+            self.buffer.madvise(_MADV_REMOVE, start, stop - start)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def make_private(self) -> bool:
+        """In a forked child: a page that it writes to is its own from then on. False if the system can't."""
+        if self._owner_fd is None or self._released or sys.platform != "linux":
+            return False
+        import ctypes
+
+        remap = ctypes.CDLL(None, use_errno=True).mmap
+        remap.restype = ctypes.c_void_p
+        remap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
+        flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+        made = remap(address, self.nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, self._owner_fd, 0)
+        return bool(made == address)
 
     def close(self) -> bool:
         """Release the descriptor or name, and unmap. False while a view is alive: the mapping then
@@ -117,11 +169,13 @@ def create(nbytes: int, backend: str | None = None) -> Segment:
         from . import named
 
         return named.create(nbytes)
-    raise InvalidRequest(f"no segment backend {chosen!r} on {sys.platform}; there is {default_backend()!r}")
+    allowed = ("memfd", "named", "frames") if sys.platform == "linux" else ("named", "frames")
+    text = f"no segment backend {shown(chosen)} on {sys.platform}"
+    raise InvalidRequest(f"{text}: segment is one of {', '.join(allowed)}")
 
 
 def attach(handle: SegmentHandle, owner_pid: int, owner_uid: int | None = None) -> Segment:
-    """Map the segment that the process `owner_pid` offers with `handle`, having checked what it is.
+    """Map the segment that the process `owner_pid` offers with `handle`, after checking it.
 
     `owner_uid` is the user that must own it (None: not checked for memfd, our own for named).
     Raises SegmentRefused; the text names nothing that belongs to another process.

@@ -13,6 +13,7 @@ import mmap
 import os
 import re
 import stat
+from io import FileIO
 
 from ..errors import SegmentRefused
 from . import SEGMENT_BYTES_MAX, Segment, SegmentHandle
@@ -28,23 +29,33 @@ _SEALS_REFUSED = fcntl.F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE
 class MemfdSegment(Segment):
     """A mapped memfd. The owner's descriptor stays open until `close()`: peers reach it by number."""
 
+    def __init__(
+        self, buffer: mmap.mmap, nbytes: int, handle: SegmentHandle, owner: FileIO | None = None
+    ) -> None:
+        super().__init__(buffer, nbytes, handle, owner.fileno() if owner is not None else None)
+        self._owner = owner
+
     def _release(self) -> None:
-        if self._owner_fd is not None:
-            os.close(self._owner_fd)
-            self._owner_fd = None
+        self._owner_fd = None
+        if self._owner is not None:
+            self._owner.close()
 
 
 def create(nbytes: int) -> MemfdSegment:
     """A sealed memfd of `nbytes` (whole pages), mapped."""
-    fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    # One call, from the system's answer to an object that closes it: between two instructions a signal's
+    # exception would lose the number.
+    owner = next(map(FileIO, map(os.memfd_create, (_NAME,), (flags,)), ("r+",)))
+    fd = owner.fileno()
     try:
         os.ftruncate(fd, nbytes)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS_REQUIRED)
         buffer = mmap.mmap(fd, nbytes)
     except BaseException:
-        os.close(fd)
+        owner.close()
         raise
-    return MemfdSegment(buffer, nbytes, handle_of(fd, nbytes), fd)
+    return MemfdSegment(buffer, nbytes, handle_of(fd, nbytes), owner)
 
 
 def handle_of(fd: int, nbytes: int) -> SegmentHandle:
@@ -80,9 +91,28 @@ def attach_from(pid: int, handle: SegmentHandle, uid: int | None = None) -> Memf
 
 
 def adopt_from(pid: int, handle: SegmentHandle, uid: int | None = None) -> int:
-    """`adopt` what process `pid` offers with `handle`."""
+    """`adopt` the segment that process `pid` offers with `handle`."""
     fd, inode = _place_of(handle)
     return adopt(pid, fd, handle.nbytes, uid, inode)
+
+
+def judge(fd: int, handle: SegmentHandle) -> int:
+    """`fd`, which a peer has passed to us, when it is the memfd of `handle`; else it is closed, and
+    SegmentRefused is raised. Whoever could pass it may use it, so nobody asks whose it is."""
+    try:
+        _, inode = _place_of(handle)
+        if not 0 < handle.nbytes <= SEGMENT_BYTES_MAX:
+            raise SegmentRefused(f"a segment cannot have {handle.nbytes} bytes")
+        link = os.readlink(f"/proc/self/fd/{fd}")
+        if not (stat.S_ISREG(os.fstat(fd).st_mode) and link.startswith(f"/memfd:{_NAME}")):
+            raise SegmentRefused("the descriptor that came along is not a batchyard memfd")
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+            raise SegmentRefused("the memfd that came along is not open for writing")
+        _judge(fd, handle.nbytes, None, inode)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _place_of(handle: SegmentHandle) -> tuple[int, int]:
@@ -101,11 +131,11 @@ def _map(fd: int, nbytes: int) -> MemfdSegment:
         raise SegmentRefused(f"the memory of {nbytes:,} bytes cannot be mapped: {error}") from error
     finally:
         os.close(fd)
-    return MemfdSegment(buffer, nbytes, SegmentHandle("memfd", "", nbytes), None)
+    return MemfdSegment(buffer, nbytes, SegmentHandle("memfd", "", nbytes))
 
 
 def _open_checked(path: str, nbytes: int, uid: int | None, inode: int | None) -> int:
-    """Pin what `path` leads to, judge the pinned thing, and only then open it for use."""
+    """Pin the file at `path`, judge the pinned file, and only then open it for use."""
     if not 0 < nbytes <= SEGMENT_BYTES_MAX:
         raise SegmentRefused(f"a segment cannot have {nbytes} bytes")
     try:
@@ -152,11 +182,11 @@ def _judge(fd: int, nbytes: int, uid: int | None, inode: int | None) -> None:
         )
     if seals & _SEALS_REFUSED:
         raise SegmentRefused("the offered memfd is sealed against writing, and outputs go into it")
-    found = os.fstat(fd)
-    if uid is not None and found.st_uid != uid:
+    status = os.fstat(fd)
+    if uid is not None and status.st_uid != uid:
         raise SegmentRefused("the offered memfd belongs to another user")
-    if inode is not None and found.st_ino != inode:
+    if inode is not None and status.st_ino != inode:
         raise SegmentRefused("the descriptor no longer leads to the memfd that was offered")
     # After the seals: only now can the size no longer change.
-    if found.st_size != nbytes:
+    if status.st_size != nbytes:
         raise SegmentRefused(f"the offered memfd has not the {nbytes:,} bytes that were announced")

@@ -93,7 +93,19 @@ else:
     class NamedSegment(Segment):
         """A mapped POSIX shared memory; the creator's `close()` removes the name."""
 
+        peer_fd: int | None = None  # of one that we have attached
+
+        @property
+        def is_whole(self) -> bool:
+            return self.peer_fd is None or os.fstat(self.peer_fd).st_size >= self.nbytes
+
+        def unwatch(self) -> None:
+            if self.peer_fd is not None:
+                os.close(self.peer_fd)
+                self.peer_fd = None
+
         def _release(self) -> None:
+            self.unwatch()
             if self._owner_fd is None:
                 return
             # Unlink before the lock goes with the descriptor: sweep() must never see it unlocked.
@@ -134,19 +146,23 @@ else:
         except OSError as error:
             raise SegmentRefused("there is no such shared memory, or it is not ours") from error
         try:
-            found = os.fstat(fd)
-            if found.st_uid != (os.getuid() if uid is None else uid):
+            status = os.fstat(fd)
+            if status.st_uid != (os.getuid() if uid is None else uid):
                 raise SegmentRefused("the shared memory belongs to another user")
             # Elsewhere than on Linux the size comes back rounded up to a page.
             is_exact = sys.platform == "linux"
-            if found.st_size < handle.nbytes or (is_exact and found.st_size != handle.nbytes):
+            if status.st_size < handle.nbytes or (is_exact and status.st_size != handle.nbytes):
                 raise SegmentRefused(f"the shared memory has not the {handle.nbytes:,} bytes announced")
             buffer = mmap.mmap(fd, handle.nbytes)
         except OSError as error:
-            raise SegmentRefused(f"the shared memory cannot be mapped: {error}") from error
-        finally:
             os.close(fd)
-        return NamedSegment(buffer, handle.nbytes, handle, None)
+            raise SegmentRefused(f"the shared memory cannot be mapped: {error}") from error
+        except BaseException:
+            os.close(fd)
+            raise
+        segment = NamedSegment(buffer, handle.nbytes, handle, None)
+        segment.peer_fd = fd
+        return segment
 
     def _unlink(name: str) -> None:
         try:
@@ -173,8 +189,8 @@ else:
             except OSError:
                 continue
             try:
-                found = os.fstat(fd)
-                if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or not found.st_nlink:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or not status.st_nlink:
                     continue
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not dry_run:

@@ -141,7 +141,7 @@ def test_every_batch_size_is_answered_as_the_cpu_answers_it(
         assert worker.provider == "webgpu"
         assert worker.placement.startswith("WebGpuExecutionProvider ")
         assert "CPU" not in worker.placement
-        assert worker.fallen == ""
+        assert worker.fallback_reason == ""
         assert list(worker.warmup_ns) == BUCKETS
     with yard.client() as client:
         for rows in range(1, MAX_BATCH + 1):
@@ -178,7 +178,7 @@ def test_a_killed_child_costs_no_request_and_its_successor_is_on_webgpu_again(
         workers = served(yard, "cnn", tools).workers
         served(yard, "digits", tools)
         assert len({worker.pid for worker in workers} - before) == 1
-        assert [(worker.provider, worker.fallen) for worker in workers] == [("webgpu", "")] * 2
+        assert [(worker.provider, worker.fallback_reason) for worker in workers] == [("webgpu", "")] * 2
         count = len(traffic.asked)
         tools.until(lambda: len(traffic.asked) > count + 4, PATIENCE_S)
     for name, x, reply in traffic.asked:
@@ -226,8 +226,8 @@ def test_without_an_adapter_the_worker_serves_on_the_cpu_and_says_why(
     with serve(models["digits"], threads=1, timeout=PATIENCE_S) as yard, yard.client() as client:
         (worker,) = served(yard, "digits", tools, workers=1).workers
         assert worker.provider == "cpu"
-        assert worker.fallen.startswith("webgpu does not work here: ")
-        assert "adapter" in worker.fallen.lower()
+        assert worker.fallback_reason.startswith("webgpu does not work here: ")
+        assert "adapter" in worker.fallback_reason.lower()
         x = models.draw("digits", 3, seed=0)
         reply = client.request("digits", x)
         models.check("digits", x, reply.value)

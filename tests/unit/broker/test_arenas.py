@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ def arenas() -> Iterator[Arenas]:
 
 
 def descriptors() -> int:
+    gc.collect()  # a segment that an earlier test has dropped closes its own
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -55,7 +57,16 @@ def test_a_segment_offered_twice_is_one_arena(arenas: Arenas, segment: Segment) 
     before = descriptors()
     assert offer(arenas, segment.handle) == (number, False)
     assert descriptors() == before
-    assert arenas.snapshot() == {"arenas": 1, "arena_bytes": NBYTES}
+    found = arenas.snapshot()
+    assert (found["arenas"], found["arena_bytes"]) == (1, NBYTES)
+
+
+def test_pages_that_an_arena_has_are_told_beside_what_it_reserves(arenas: Arenas, segment: Segment) -> None:
+    offer(arenas, segment.handle)
+    segment.commit(0, NBYTES // 2)
+    segment.buffer[: NBYTES // 2] = bytes(NBYTES // 2)
+    expected = NBYTES if segment.handle.backend == "named" else NBYTES // 2
+    assert arenas.snapshot()["arena_committed_bytes"] == expected
 
 
 def test_closing_gives_every_descriptor_back_and_numbers_are_not_used_again(segment: Segment) -> None:
@@ -69,7 +80,7 @@ def test_closing_gives_every_descriptor_back_and_numbers_are_not_used_again(segm
         arenas.close(number)
     assert len(seen) == 3
     assert descriptors() == before
-    assert arenas.snapshot() == {"arenas": 0, "arena_bytes": 0}
+    assert arenas.snapshot() == {"arenas": 0, "arena_bytes": 0, "arena_committed_bytes": 0}
 
 
 def test_a_refused_offer_leaves_no_descriptor(arenas: Arenas) -> None:
@@ -188,3 +199,68 @@ def test_the_brokers_own_arena_is_read(arenas: Arenas, backend: str) -> None:
         assert bytes(arenas.read(number, 8, 4)) == b"mine"
         assert arenas.read(number, NBYTES - 1, 2) is None
         arenas.close(number)
+
+
+# ---- memfds that come along ---------------------------------------------------------------------
+
+
+def passed(segment: Segment) -> int:
+    assert segment.descriptor is not None
+    return os.dup(segment.descriptor)
+
+
+def test_a_memfd_that_came_along_is_taken_whoever_its_process_is(
+    arenas: Arenas, memfd: tuple[Segment, int]
+) -> None:
+    """Of a process in another PID namespace the kernel says nothing, and one that changed its user can't be
+    looked into."""
+    segment, number = memfd
+    before = descriptors()
+    assert arenas.open(segment.handle, 0, None, passed(segment)) == (number, False)
+    with segments.create(NBYTES, "memfd") as other:
+        number, is_new = arenas.open(other.handle, 0, 1234567, passed(other))
+        assert is_new
+        with segments.attach(arenas.handle(number), os.getpid()) as mapped:
+            other.commit(0, 8)
+            other.buffer[:4] = b"here"
+            assert mapped.buffer[:4] == b"here"
+        arenas.close(number)
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("kind", ["no memfd", "another's", "read only", "unsealed", "another size", "a pipe"])
+def test_what_came_along_and_is_not_what_was_offered_is_refused_and_closed(arenas: Arenas, kind: str) -> None:
+    with segments.create(NBYTES, "memfd") as segment, segments.create(NBYTES, "memfd") as other:
+        handle = segment.handle
+        fd = passed(segment)
+        if kind == "no memfd":
+            os.close(fd)
+            fd = os.open(os.devnull, os.O_RDWR)
+        elif kind == "another's":
+            handle = other.handle
+        elif kind == "read only":
+            os.close(fd)
+            fd = os.open(f"/proc/self/fd/{segment.descriptor}", os.O_RDONLY)
+        elif kind == "unsealed":
+            os.close(fd)
+            fd = os.memfd_create("batchyard")
+            os.ftruncate(fd, NBYTES)
+            handle = SegmentHandle("memfd", f"{fd}:{os.fstat(fd).st_ino}", NBYTES)
+        elif kind == "another size":
+            handle = SegmentHandle("memfd", handle.name, 2 * NBYTES)
+        elif kind == "a pipe":
+            os.close(fd)
+            fd, write = os.pipe()
+            os.close(write)
+        before = descriptors()
+        with pytest.raises(SegmentRefused):
+            arenas.open(handle, os.getpid(), os.getuid(), fd)
+        assert descriptors() == before - 1
+
+
+def test_a_descriptor_that_came_with_a_named_segment_is_closed(arenas: Arenas) -> None:
+    with segments.create(NBYTES, "named") as segment:
+        assert segment.descriptor is None, "only a memfd is passed"
+        before = descriptors()
+        arenas.open(segment.handle, os.getpid(), os.getuid(), os.open(os.devnull, os.O_RDONLY))
+        assert descriptors() <= before + 1  # what the arena itself holds

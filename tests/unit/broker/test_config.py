@@ -5,12 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from batchyard.broker.config import ConfigError, Limits, ModelConfig, YardConfig, from_models, read, with_file
+from batchyard.broker import options
+from batchyard.broker.config import (
+    FILE_BYTES_MAX,
+    LIMITS_ALLOWED,
+    ConfigError,
+    Limits,
+    ModelConfig,
+    YardConfig,
+    from_models,
+    read,
+    with_file,
+    with_options,
+)
 from batchyard.transport.errors import BatchyardError, InvalidRequest
-from batchyard.transport.functions import Function, declared
+from batchyard.transport.messages import Pad
+from batchyard.transport.python_models import Function, declared
 
 ONE_MODEL = '[models.digits]\nfile = "digits.onnx"\n'
 MAX_BATCH = "models.digits.max_batch: expected an integer from 1 to 1024"
@@ -64,6 +79,7 @@ def test_every_key_is_read(yard: Path) -> None:
         cache_ms = 1.5
         cache_bytes = 9
         buckets = [1, 8, 1024]
+        run_seconds_max = 2.5
         [limits]
         queue_rows_max = 1
         queue_bytes_max = 2
@@ -82,10 +98,23 @@ def test_every_key_is_read(yard: Path) -> None:
     path = (yard / "files" / "a.onnx").resolve()
     assert config.models == {
         "resnet.18": ModelConfig(
-            "resnet.18", path, 1024, False, False, False, True, 1_500_000, 9, (1, 8, 1024), "a.onnx"
+            "resnet.18",
+            path,
+            1024,
+            False,
+            False,
+            False,
+            True,
+            1_500_000,
+            9,
+            (1, 8, 1024),
+            "a.onnx",
+            run_ns_max=2_500_000_000,
         )
     }
     assert config.limits == Limits(1, 2, 3, 4, 5)
+    as_arguments = from_models({}, models_root=yard, limits=dict(zip(LIMITS_ALLOWED, range(1, 6), strict=True)))
+    assert as_arguments.limits == config.limits
     assert config.budgets_ns == (500_000, 1_000_000, 2_000_000, 3_000_000)
     assert config.spin_ns == 0
 
@@ -142,12 +171,12 @@ def test_the_bundled_example_is_a_good_file() -> None:
         ("[models]", "models: expected at least one table [models.<name>], found none"),
         ("", "models: expected at least one table [models.<name>], found none"),
         ('[models]\ndigits = "digits.onnx"', "models.digits: expected a table, [models.digits], found"),
-        ('[models."../etc"]\nfile = "digits.onnx"', 'models."../etc": expected a name of 1 to 64 letters'),
+        ('[models."../etc"]\nfile = "digits.onnx"', 'models."../etc": expected a name of 1 to 255 letters'),
         (
             '[models."digits\\n"]\nfile = "digits.onnx"',
             'models."digits\\n": expected a name of 1 to',
         ),
-        (f'[models.{"a" * 65}]\nfile = "digits.onnx"', "expected a name of 1 to 64 letters"),
+        (f'[models.{"a" * 256}]\nfile = "digits.onnx"', "expected a name of 1 to 255 letters"),
         ('models_root = "nowhere"\n' + ONE_MODEL, 'models_root: expected a folder, found "nowhere"'),
         ("models_root = 3\n" + ONE_MODEL, "models_root: expected a folder, found 3"),
         (
@@ -229,10 +258,10 @@ def test_a_symlink_out_of_models_root_is_refused(yard: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="symlinks need rights on Windows")
-def test_a_symlink_inside_models_root_is_followed_once_when_read(yard: Path) -> None:
+def test_a_symlink_inside_models_root_is_judged_by_where_it_leads_and_served_by_its_name(yard: Path) -> None:
     (yard / "current.onnx").symlink_to("digits.onnx")
     config = written(yard, '[models.digits]\nfile = "current.onnx"')
-    assert config.models["digits"].path == (yard / "digits.onnx").resolve()
+    assert config.models["digits"].path == yard.resolve() / "current.onnx"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="symlinks need rights on Windows")
@@ -259,6 +288,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (b"[models\n", "not TOML: "),
         (b"a = 1\na = 2\n", "not TOML: "),
         (b"a = '\xff'\n", "not UTF-8 text: wrong byte at offset 5"),
+        (b"a = " + b"[" * 10_000 + b"]" * 10_000, "nested too deeply to be read"),
+        (b"#" * (FILE_BYTES_MAX + 1), "larger than the 16,777,216 bytes of a configuration"),
     ],
 )
 def test_a_file_that_is_no_toml_says_where(tmp_path: Path, content: bytes, expected: str) -> None:
@@ -331,10 +362,14 @@ def test_no_file_means_the_one_that_it_has_looked_up_anew(yard: Path) -> None:
     link = yard / "current.onnx"
     link.symlink_to("digits.onnx")
     model = with_file(NET, "current.onnx", yard.resolve())
-    assert model.path.name == "digits.onnx"
+    assert model.path == yard.resolve() / "current.onnx"
+    link.unlink()
+    link.symlink_to("../outside.onnx")
+    with pytest.raises(InvalidRequest, match=r"outside\.onnx"):
+        with_file(model, "", yard.resolve())
     link.unlink()
     link.symlink_to("next.onnx")
-    assert with_file(model, "", yard.resolve()).path.name == "next.onnx"
+    assert with_file(model, "", yard.resolve()) == model
 
 
 def test_an_absolute_path_inside_the_root_will_do(yard: Path) -> None:
@@ -371,9 +406,9 @@ def test_a_new_model_needs_a_file(yard: Path) -> None:
     assert 'found ""' in refused_file("", yard.resolve(), ModelConfig("new", Path()))
 
 
-@pytest.mark.parametrize("name", ["", "../net", "a/b", "a b", "-a", "x" * 65])
+@pytest.mark.parametrize("name", ["", "../net", "a/b", "a b", "-a", "x" * 256])
 def test_a_name_that_is_none_is_refused(yard: Path, name: str) -> None:
-    assert "expected a name of 1 to 64 letters" in refused_file(
+    assert "expected a name of 1 to 255 letters" in refused_file(
         "digits.onnx", yard.resolve(), ModelConfig(name, Path())
     )
 
@@ -382,6 +417,39 @@ def test_without_a_root_only_the_models_own_file_can_be_read_anew(yard: Path) ->
     assert "started without models_root" in refused_file("digits.onnx", None)
     own = ModelConfig("net", yard / "digits.onnx", file=str(yard / "digits.onnx"))
     assert with_file(own, "", None).path == (yard / "digits.onnx").resolve()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symlinks need rights on Windows")
+def test_a_yard_whose_own_models_are_links_loads_others_that_lead_to_the_same_folder(yard: Path) -> None:
+    """The Hugging Face cache: a snapshot's files are links into a folder of blobs."""
+    snapshot, blobs = yard / "snapshot", yard / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir()
+    for blob, name in (("b1", "model.onnx"), ("b2", "model_fp16.onnx")):
+        (blobs / blob).write_bytes(b"")
+        (snapshot / name).symlink_to(f"../blobs/{blob}")
+    (snapshot / "out.onnx").symlink_to("../../outside.onnx")
+    config = from_models({"m": snapshot / "model.onnx"})
+    root = snapshot.resolve()
+    assert (config.models_root, config.real_folders) == (root, (blobs.resolve(),))
+    model = config.models["m"]
+    assert model.path == snapshot / "model.onnx"
+
+    assert with_file(model, "", root, real_folders=config.real_folders) == model
+    other = with_file(model, "model_fp16.onnx", root, real_folders=config.real_folders)
+    assert (other.path, other.anywhere) == (root / "model_fp16.onnx", False)
+    with pytest.raises(InvalidRequest, match="inside models_root"):
+        with_file(model, "out.onnx", root, real_folders=config.real_folders)
+    with pytest.raises(InvalidRequest, match="inside models_root"):  # a root that was named is the only one
+        with_file(model, "model_fp16.onnx", root)
+
+
+def test_what_the_program_named_can_be_read_anew_wherever_it_lies(yard: Path) -> None:
+    outside = (yard.parent / "outside.onnx").absolute()
+    config = from_models({"a": outside}, models_root=yard)
+    assert with_file(config.models["a"], "", config.models_root) == config.models["a"]
+    with pytest.raises(InvalidRequest, match="inside models_root"):
+        with_file(config.models["a"], str(outside), config.models_root)
 
 
 def test_an_embedded_yards_root_is_the_folder_that_its_models_share(yard: Path) -> None:
@@ -403,6 +471,11 @@ EXPECTED_BUCKETS = (
     [
         ("join = 1", "models.digits.join: expected true or false, found 1"),
         ('idempotent = "no"', 'models.digits.idempotent: expected true or false, found "no"'),
+        ("run_seconds_max = 0", "models.digits.run_seconds_max: expected seconds, a number above 0 and up to 604800"),
+        ("run_seconds_max = nan", "models.digits.run_seconds_max: expected seconds, a number above 0"),
+        ("run_seconds_max = true", "models.digits.run_seconds_max: expected seconds, a number above 0"),
+        ('run_seconds_max = "5"', "models.digits.run_seconds_max: expected seconds, a number above 0"),
+        ("run_seconds_max = 1e9", "models.digits.run_seconds_max: expected seconds, a number above 0"),
         ("cache_ms = -1", "models.digits.cache_ms: expected milliseconds, a number from 0 to 86400000, found -1"),
         ("cache_ms = nan", "models.digits.cache_ms: expected milliseconds, a number from 0 to 86400000, found nan"),
         ("cache_bytes = 0", "models.digits.cache_bytes: expected an integer from 1 to 281474976710656, found 0"),
@@ -496,7 +569,9 @@ def test_an_embedded_yard_takes_functions_too(python: Path) -> None:
         {"a": f"{python}/f.py:go", "b": "my.pack:go"}, signatures={"b": signature}, load_python=True
     )
     path = (python / "f.py").resolve()
-    assert config.models["a"] == ModelConfig("a", path, file=f"{python}/f.py:go", function=Function("go"))
+    assert config.models["a"] == ModelConfig(
+        "a", path, file=f"{python}/f.py:go", function=Function("go"), anywhere=True
+    )
     assert config.models["b"].function == Function("go", "my.pack", signature)
     assert (config.models_root, config.load_python) == (path.parent, True)
 
@@ -521,3 +596,114 @@ def test_a_functions_own_file_is_read_anew_without_leave_and_keeps_what_is_known
     assert with_file(model, "digits.onnx", python.resolve()).function is None
     module = ModelConfig("b", Path(), file="my.pack:go", function=Function("go", "my.pack"))
     assert "only a process that starts anew reads again" in refused_file("", python, module)
+
+
+EXPECTED_AXES = "models.digits.batch_axis: expected an axis, counted from 0, or a table such as { x = 0, state = 1 }"
+
+
+@pytest.mark.parametrize(
+    ("line", "axis"),
+    [("", None), ("batch_axis = 1", 1), ("batch_axis = { image = 0, logits = 0 }", {"image": 0, "logits": 0})],
+)
+@pytest.mark.parametrize("trusted", [True, False])
+def test_an_operator_says_where_the_rows_are_and_whether_to_believe_it(
+    yard: Path, line: str, axis: Any, trusted: bool
+) -> None:
+    said = f"trusted = {str(trusted).lower()}\n"
+    model = written(yard, ONE_MODEL + line + "\n" + said).models["digits"]
+    assert (model.batch_axis, model.trusted) == (axis, trusted)
+
+
+@pytest.mark.parametrize("wrong", ["-1", "64", "true", "1.0", '"batch"', "[0]", "{}", "{ x = -1 }", '{ x = "n" }', "{ x = true }"])
+def test_an_axis_that_is_none_is_named_with_what_is_allowed(yard: Path, wrong: str) -> None:
+    (found,) = problems(yard, ONE_MODEL + f"batch_axis = {wrong}\n")
+    assert found.startswith(EXPECTED_AXES)
+
+
+def test_trust_is_true_or_false(yard: Path) -> None:
+    (found,) = problems(yard, ONE_MODEL + 'trusted = "yes"\n')
+    assert found.startswith("models.digits.trusted: expected true or false")
+# ---- options: the same table in batchyard.toml, in `serve`, and in an operator's order -----------------
+
+SAID: dict[str, object] = {
+    "max_batch": 8,
+    "batchable": True,
+    "batch_axis": {"x": 0, "state": 1},
+    "trusted": True,
+    "warmup": False,
+    "idempotent": False,
+    "join": True,
+    "cache_ms": 2.5,
+    "cache_bytes": 1000,
+    "buckets": [1, 8],
+    "run_seconds_max": 2.5,
+    "pad": {"t": {"to": [16, 64], "fill": {"x": 3, "mask": False}}},
+    "batch_elements_max": 512,
+}
+MEANT = ModelConfig(
+    "digits", Path(), 8, True, False, False, True, 2_500_000, 1000, (1, 8),
+    batch_axis={"x": 0, "state": 1}, trusted=True, run_ns_max=2_500_000_000,
+    pad={"t": Pad([16, 64], {"x": 3.0, "mask": 0.0})}, batch_elements_max=512,
+)  # fmt: skip
+WRONG = (
+    ("batchable", 3, "expected true or false, found 3"),
+    ("max_batch", 0, "expected an integer from 1 to 1024, found 0"),
+    ("batch_axis", {1: 0}, "expected an axis, counted from 0, or a table"),
+    ("buckets", [1, 4], "the last of them max_batch = 32; found [1, 4]"),
+    ("cache_ms", float("nan"), "expected milliseconds"),
+    ("wormup", False, 'unknown key, did you mean "warmup"?'),
+    ("trusted", b"yes", "expected true or false"),
+)
+
+
+def test_every_key_of_a_models_table_is_an_option() -> None:
+    assert set(SAID) == set(options.KEYS)
+
+
+def test_toml_serve_and_orders_read_one_table_alike(yard: Path) -> None:
+    toml = '''max_batch = 8
+        batchable = true
+        batch_axis = { x = 0, state = 1 }
+        trusted = true
+        warmup = false
+        idempotent = false
+        join = true
+        cache_ms = 2.5
+        cache_bytes = 1000
+        run_seconds_max = 2.5
+        pad = { t = { to = [16, 64], fill = { x = 3, mask = false } } }
+        batch_elements_max = 512
+        buckets = [1, 8]'''
+    read_model = written(yard, f"{ONE_MODEL}\n{toml}").models["digits"]
+    served = from_models({"digits": yard / "digits.onnx"}, model_options={"digits": SAID}).models["digits"]
+    ordered = with_options(ModelConfig("digits", Path()), SAID)
+    same = {"path": Path(), "file": "", "anywhere": False}
+    assert replace(read_model, **same) == replace(served, **same) == ordered == MEANT
+
+
+@pytest.mark.parametrize(("key", "value", "said"), WRONG)
+def test_a_wrong_option_is_told_of_in_the_same_words(yard: Path, key: str, value: Any, said: str) -> None:
+    with pytest.raises(InvalidRequest) as ordered:
+        with_options(ModelConfig("digits", Path()), {key: value})
+    with pytest.raises(ConfigError) as served:
+        from_models({"digits": yard / "digits.onnx"}, model_options={"digits": {key: value}})
+    assert str(ordered.value).startswith(f"models.digits.{key}: ")
+    assert said in str(ordered.value)
+    (problem,) = served.value.problems
+    assert problem.removeprefix("options") == str(ordered.value).removeprefix("models")
+
+
+def test_options_of_a_model_that_is_not_served_are_a_problem(yard: Path) -> None:
+    with pytest.raises(ConfigError, match=r'options\.digit: unknown key, did you mean "digits"'):
+        from_models({"digits": yard / "digits.onnx"}, model_options={"digit": {}})
+    with pytest.raises(ConfigError, match=r"options\.digits: expected a table"):
+        from_models({"digits": yard / "digits.onnx"}, model_options={"digits": 3})
+
+
+def test_an_order_changes_what_it_says_and_nothing_else() -> None:
+    assert with_options(MEANT, {}) == MEANT
+    assert with_options(MEANT, {"warmup": True}) == replace(MEANT, warmup=True)
+    assert with_options(MEANT, {"batchable": None}) == replace(MEANT, batchable=None)  # as the names say
+    with pytest.raises(InvalidRequest, match="its buckets end at 8: say buckets that end at 4, too"):
+        with_options(MEANT, {"max_batch": 4})
+    assert with_options(MEANT, {"max_batch": 4, "buckets": []}) == replace(MEANT, max_batch=4, buckets=())

@@ -1,4 +1,4 @@
-"""The broker's state machine, event by event in virtual time; every event is followed by validate()."""
+"""The broker's state machine, event by event in virtual time; every event is followed by invariants.py."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from typing import Any
 
 import pytest
 from batchyard.broker import events as e
-from batchyard.broker.batching import CREDIT, HUNG_UNKNOWN_NS, OVERDUE_SHARE
+from batchyard.broker import gauges, invariants
+from batchyard.broker.books import LOSSES_MAX
 from batchyard.broker.config import BUDGETS_NS_DEFAULT, Limits, ModelConfig, YardConfig
-from batchyard.broker.core import LOSSES_MAX, Core
-from batchyard.broker.lanes import Part
+from batchyard.broker.core import Core
+from batchyard.broker.gauges import LANES_MAX
+from batchyard.broker.lanes import Lane
+from batchyard.broker.leases import HUNG_UNKNOWN_NS
+from batchyard.broker.models import ALONE
+from batchyard.broker.policy import CREDIT, OVERDUE_SHARE
+from batchyard.broker.requests import Part
+from batchyard.broker.taking import take_rows
+from batchyard.broker.timing import STEADY_RUNS
 from batchyard.transport import messages as m
+from batchyard.transport import snapshot
 from batchyard.transport.errors import Code
 from batchyard.transport.messages import Priority
 from batchyard.transport.tensors import Slot, Tensor, TensorSpec
@@ -39,8 +48,8 @@ class World:
 
     def do(self, event: e.Event) -> list[e.Action]:
         actions = self.core.handle(event, self.now_ns)
-        self.core.tally()
-        self.core.validate()
+        self.core.counters.tally()
+        invariants.check(self.core)
         for action in actions:
             if isinstance(action, e.CloseArena):
                 self.closed.append(action.arena)
@@ -94,11 +103,11 @@ class World:
         self.do(e.CancelAsked(conn, m.Cancel(list(numbers))))
 
     def done(self, worker: int, batch: m.Batch, **changed: Any) -> None:
-        fields = {"epoch": EPOCH, "compute_ns": 250_000, "elsewhere": []} | changed
+        fields = {"epoch": EPOCH, "compute_ns": 250_000, "inline_outputs": []} | changed
         frames = fields.pop("frames", ())
         self.say(
             worker,
-            m.Done(fields["epoch"], batch.batch, 1, fields["compute_ns"], 1, 0, fields["elsewhere"]),
+            m.Done(fields["epoch"], batch.batch, 1, fields["compute_ns"], 1, 0, fields["inline_outputs"]),
             frames,
         )
 
@@ -145,7 +154,7 @@ def net(max_batch: int = 4, **changed: Any) -> m.Loaded:
 
 def numbers(batch: m.Batch) -> list[int]:
     """Which requests are in a batch (see World.submit)."""
-    return [item.inputs[0].offset // (64 * ROW_BYTES) for item in batch.items]
+    return [item.inputs[0].offset // (64 * ROW_BYTES) for item in batch.apart()]
 
 
 @pytest.fixture
@@ -231,7 +240,7 @@ def test_requests_of_different_shapes_never_share_a_batch() -> None:
     for number, width in enumerate((4, 8, 4, 8), start=1):
         message = m.Submit(number, "net", NORMAL, 0, [Tensor(1, [1, width], number * 1024)], [])
         world.do(e.Submitted(1, 1, message))
-    shapes = [{item.inputs[0].shape[1] for item in batch.items} for batch in world.turn()]
+    shapes = [{item.inputs[0].shape[1] for item in batch.apart()} for batch in world.turn()]
     assert all(len(shape) == 1 for shape in shapes)
 
 
@@ -245,7 +254,7 @@ def test_a_model_that_cannot_batch_gets_one_request_at_a_time() -> None:
     for number in range(1, 4):
         world.submit(1, number)
     for batch in world.turn():
-        assert len(batch.items) == 1
+        assert len(batch.apart()) == 1
         assert batch.rows == 0
 
 
@@ -269,7 +278,7 @@ def test_what_a_worker_is_lent_is_ended_for_several_clients_with_one_message_eac
     for conn, number, arena in ((1, 1, 1), (2, 2, 2), (1, 3, 1), (2, 4, 2)):
         world.submit(conn, number, arena=arena)
     (batch,) = world.turn()
-    assert [item.arena for item in batch.items] == [1, 2, 1, 2]
+    assert [item.arena for item in batch.apart()] == [1, 2, 1, 2]
     world.done(1, batch)
     assert [message.requests for message in world.told[1]] == [[1, 3]]
     assert [message.requests for message in world.told[2]] == [[2, 4]]
@@ -455,13 +464,19 @@ def test_request_with_more_rows_than_a_batch_runs_in_parts_and_completes_once(wo
     while not world.outcomes(1):
         world.turn()
         batch = world.lent[1][len(ranges)]
-        (item,) = batch.items
-        assert item.inputs[0].shape == [batch.rows, 4]
-        assert item.outputs == [Slot(item.inputs[0].offset, batch.rows * ROW_BYTES)]
-        ranges.append(((item.inputs[0].offset - 64 * ROW_BYTES) // ROW_BYTES, batch.rows))
+        (item,) = batch.apart()
+        assert item.inputs == [Tensor(1, [10, 4], 64 * ROW_BYTES)]  # whole: a worker knows where its rows lie
+        assert item.outputs == [Slot(64 * ROW_BYTES, 10 * ROW_BYTES)]
+        assert item.rows == batch.rows
+        ranges.append((item.start, item.rows))
+        world.now_ns += 7
         world.done(1, batch)
     assert ranges == [(0, 4), (4, 4), (8, 2)]
-    assert [type(message) for message in world.told[1]] == [m.Completed]
+    (answer,) = world.told[1]
+    assert type(answer) is m.Completed
+    receipt = answer.batch  # of all its batches together; it waited until the first of them
+    assert (receipt.rows, receipt.gather_ns, receipt.compute_ns, receipt.scatter_ns) == (10, 3, 750_000, 3)
+    assert (receipt.batch, answer.queue_ns) == (batch.batch, [0])
 
 
 def test_parts_that_end_out_of_order_are_answered_in_order_of_rows() -> None:
@@ -549,7 +564,7 @@ def test_a_death_counts_although_the_batch_had_two_parts_of_the_request(world: W
     """What was cut once and came back: there is nobody else to suspect."""
     world.submit(1, 1, rows=4)
     (lane,) = world.core.models["net"].lanes.values()
-    (whole,) = lane.take(4)
+    (whole,) = take_rows(lane, 4)
     for start in (0, 2):
         lane.push_front(Part(whole.request, start, start + 2))
     for worker in range(1, 1 + LOSSES_MAX):
@@ -658,9 +673,9 @@ def test_of_a_model_that_is_not_idempotent_a_lost_devices_requests_fail(world: W
 def test_why_a_worker_is_on_no_better_provider_is_in_the_snapshot_and_beside_its_models(world: World) -> None:
     world.do(e.WorkerJoined(2, 5002, "webgpu is in quarantine"))
     world.say(2, net())
-    assert world.core.snapshot()["workers_fallen"] == [[2, "webgpu is in quarantine"]]
+    assert gauges.snapshot(world.core)["workers_fallen"] == [[2, "webgpu is in quarantine"]]
     (model,) = world.core.models.values()
-    assert [worker.fallen for worker in model.info().workers] == ["", "webgpu is in quarantine"]
+    assert [worker.fallback_reason for worker in model.info().workers] == ["", "webgpu is in quarantine"]
 
 
 def test_a_worker_that_was_never_there_can_go(world: World) -> None:
@@ -781,7 +796,7 @@ def test_answers_that_name_items_and_frames_that_are_not_there_do_not_end_the_co
     world.submit(1, 1)
     world.submit(1, 2)
     (batch,) = world.turn()
-    world.done(1, batch, elsewhere=[m.ItemOutputs(0, [Tensor(1, [1, 4], 0, 7)]), m.ItemOutputs(55, [])])
+    world.done(1, batch, inline_outputs=[m.ItemOutputs(0, [Tensor(1, [1, 4], 0, 7)]), m.ItemOutputs(55, [])])
     assert world.outcomes(1) == {1: "WORKER_LOST", 2: "ok"}
 
 
@@ -865,9 +880,21 @@ def test_a_queue_that_fills_is_closed_for_the_lowest_class_first(priority: Prior
     world.submit(1, 101, priority=priority)
     assert world.outcomes(1) == {101: "OVERLOADED"}
     if priority:
-        assert f"{rows}% of queue_rows_max" in world.last(1).text
+        assert f"({rows} % of queue_rows_max = 100)" in world.last(1).text
         world.submit(1, 102, priority=Priority(priority - 1))
         assert 102 not in world.outcomes(1)
+
+
+def test_a_request_that_is_too_large_is_told_what_is_allowed_and_how_to_split_it() -> None:
+    world = World(client_rows_max=1000)
+    world.client(1)
+    world.worker(1)
+    world.submit(1, 1, rows=60_000, slots=False)
+    assert world.outcomes(1) == {1: "INVALID_REQUEST"}
+    assert world.last(1).text == (
+        "60,000 rows exceed the 58,982 allowed (90 % of queue_rows_max = 65,536); split the request into parts "
+        "of at most 1,000 rows"
+    )
 
 
 def test_one_clients_bound_leaves_room_for_the_others() -> None:
@@ -1017,14 +1044,14 @@ def test_counters_and_gauges_tell_what_happened(world: World) -> None:
     world.submit(1, 1)
     world.submit(1, 2, priority=LOW)
     (batch,) = world.turn()
-    gauges = {
+    counts = {
         "rows_under_way": 2,
         "bytes_under_way": 4 * ROW_BYTES,
         "clients": 1,
         "workers": 1,
         "batches_lent": 1,
     }
-    assert gauges.items() <= world.core.snapshot().items()
+    assert counts.items() <= gauges.snapshot(world.core).items()
     world.done(1, batch)
     counters = world.core.counters.snapshot()
     assert sorted(counters["requests"]) == [["net", 2, "ok", 1], ["net", 3, "ok", 1]]
@@ -1039,8 +1066,8 @@ def test_every_request_is_counted_once_under_the_outcome_that_its_client_was_tol
     world.submit(1, 1)  # said twice: one request
     world.submit(1, 2, priority=LOW)
     world.submit(1, 3, model="nonesuch", priority=HIGH)
-    world.submit(1, 4, rows=0)
     world.submit(1, 5, rows=35)
+    world.do(e.Submitted(1, 1, m.Submit(4, "net", NORMAL, 0, [Tensor(7, [1, 4], 0)], [])))
     world.submit(1, 6, deadline_ns=MS)
     (batch, *_) = world.turn(0)
     world.done(1, batch)
@@ -1052,12 +1079,12 @@ def test_every_request_is_counted_once_under_the_outcome_that_its_client_was_tol
             world.failed(1, batch)
     world.submit(1, 9)
     (batch,) = world.turn()
-    world.done(1, batch, elsewhere=[m.ItemOutputs(0, [Tensor(1, [1, 4], 0, 7)])])  # a frame that isn't there
+    world.done(1, batch, inline_outputs=[m.ItemOutputs(0, [Tensor(1, [1, 4], 0, 7)])])  # a frame that isn't there
     told: dict[str, int] = {}
     for outcome in world.outcomes(1).values():
         told[outcome.lower()] = told.get(outcome.lower(), 0) + 1
     counted: dict[str, int] = {}
-    for _, _, outcome, count in world.core.snapshot()["requests"]:
+    for _, _, outcome, count in gauges.snapshot(world.core)["requests"]:
         counted[outcome] = counted.get(outcome, 0) + count
     assert counted == told
     assert sum(counted.values()) == 9
@@ -1067,49 +1094,73 @@ def test_every_request_is_counted_once_under_the_outcome_that_its_client_was_tol
 def test_a_name_that_no_model_has_is_never_a_counters_key(world: World) -> None:
     for number in range(5):
         world.submit(1, number, model=f"nonesuch{number}")
-    assert world.core.snapshot()["requests"] == [["", NORMAL, "unknown_model", 5]]
+    assert gauges.snapshot(world.core)["requests"] == [["", NORMAL, "unknown_model", 5]]
 
 
 def test_what_ended_while_a_worker_runs_it_still_holds_its_bytes(world: World) -> None:
     world.submit(1, 1, rows=2)
     (batch,) = world.turn()
     world.cancel(1, 1)
-    snapshot = world.core.snapshot()
+    snapshot = gauges.snapshot(world.core)
     assert (snapshot["bytes_under_way"], snapshot["bytes_held"]) == (0, 4 * ROW_BYTES)
     world.done(1, batch)
-    assert world.core.snapshot()["bytes_held"] == 0
+    assert gauges.snapshot(world.core)["bytes_held"] == 0
 
 
 def test_a_worker_that_takes_a_lost_ones_place_counts_as_restarted_and_one_more_does_not(world: World) -> None:
     world.worker(2)
-    assert world.core.snapshot()["workers_restarted"] == 0
+    assert gauges.snapshot(world.core)["workers_restarted"] == 0
     world.do(e.WorkerGone(1))
-    assert world.core.snapshot()["workers_restarted"] == 0
+    assert gauges.snapshot(world.core)["workers_restarted"] == 0
     world.worker(3)
     world.worker(4)
-    snapshot = world.core.snapshot()
+    snapshot = gauges.snapshot(world.core)
     assert (snapshot["workers_lost"], snapshot["workers_restarted"], snapshot["workers"]) == (1, 1, 3)
 
 
 def test_a_snapshot_names_lanes_and_what_every_worker_has_been_lent(world: World) -> None:
     world.submit(1, 1, rows=2)
-    assert world.core.snapshot()["lanes"] == [["net", [], 2]]
-    assert world.core.snapshot()["leases"] == [[1, 5001, {"net": "cpu"}, []]]
+    assert gauges.snapshot(world.core)["lanes"] == [["net", [], 2]]
+    assert gauges.snapshot(world.core)["leases"] == [[1, 5001, {"net": "cpu"}, []]]
     (batch,) = world.turn()
-    assert world.core.snapshot()["lanes"] == [["net", [], 0]]
-    assert world.core.snapshot()["leases"] == [[1, 5001, {"net": "cpu"}, [["net", 2]]]]
+    assert gauges.snapshot(world.core)["lanes"] == [["net", [], 0]]
+    assert gauges.snapshot(world.core)["leases"] == [[1, 5001, {"net": "cpu"}, [["net", 2]]]]
     world.done(1, batch)
-    assert world.core.snapshot()["leases"] == [[1, 5001, {"net": "cpu"}, []]]
+    assert gauges.snapshot(world.core)["leases"] == [[1, 5001, {"net": "cpu"}, []]]
+
+
+def test_a_snapshot_names_the_fullest_lanes_and_how_many_there_are_besides() -> None:
+    world = World()
+    world.client(1)
+    world.worker(1, net(inputs=[TensorSpec("x", 1, ["batch", "t"])], outputs=[TensorSpec("y", 1, ["batch", 4])]))
+    for width in range(1, 301):
+        for number in (width, width + 1000) if width == 7 else (width,):
+            message = m.Submit(number, "net", NORMAL, 0, [Tensor(1, [1, width], 0)], [])
+            world.do(e.Submitted(1, 1, message))
+    assert world.outcomes(1) == {}, "any number of shapes may wait"
+    snapshot = gauges.snapshot(world.core)
+    assert len(snapshot["lanes"]) == LANES_MAX
+    assert snapshot["lanes"][0] == ["net", [[7]], 2]
+    assert snapshot["lanes_omitted"] == {"net": 300 - LANES_MAX}
+
+
+def test_a_snapshot_of_a_lane_without_shapes_of_its_own_is_read_by_its_readers(counters: dict[str, Any]) -> None:
+    """Requests that run alone share a lane; a lane of what a batch shares has a digest in its signature."""
+    lanes = [Lane("net", [0, 0, 0, 0], signature) for signature in (ALONE, (b"digest", (3,), 0))]
+    world = World()
+    world.core.models["net"].lanes = {lane.signature: lane for lane in lanes}
+    assert gauges.snapshot(world.core)["lanes"] == [["net", [], 0], ["net", [[3]], 0]]
+    assert len(snapshot.read(counters | gauges.snapshot(world.core)).lanes) == 2
 
 
 def test_a_snapshot_names_models_what_waits_for_them_and_who_serves_them(world: World) -> None:
     for number in range(1, 13):
         world.submit(1, number, priority=LOW)
     world.submit(1, 13, rows=3, priority=URGENT)
-    assert world.core.snapshot()["models"] == [["net", 1, m.ModelState.READY, [3, 0, 0, 12], {"cpu": 1}]]
-    assert world.core.snapshot()["credit"] == CREDIT
+    assert gauges.snapshot(world.core)["models"] == [["net", 1, m.ModelState.READY, [3, 0, 0, 12], {"cpu": 1}]]
+    assert gauges.snapshot(world.core)["credit"] == CREDIT
     world.turn()
-    snapshot = world.core.snapshot()
+    snapshot = gauges.snapshot(world.core)
     assert snapshot["credit"] == CREDIT - snapshot["batches_lent"] < CREDIT
     assert snapshot["worker_pids"] == [5001]
     assert snapshot["epoch"] == EPOCH
@@ -1218,6 +1269,8 @@ def test_while_urgent_requests_come_other_batches_are_kept_short(paced: World) -
 
 
 def test_a_worker_that_runs_one_batch_for_far_too_long_is_killed_once(paced: World) -> None:
+    for _ in range(STEADY_RUNS):
+        paced.core.models["net"].steadiness.ran(1, 1)
     paced.submit(1, 1)
     paced.turn()
     due_ns = paced.core.next_deadline_ns()
@@ -1250,3 +1303,251 @@ def test_a_request_said_twice_has_one_outcome_and_another_under_its_number_is_re
     assert numbers(batch) == [1]
     world.done(1, batch)
     assert world.outcomes(1) == {1: "ok"}
+
+
+# ---- rows that are none after all ---------------------------------------------------------------
+
+
+def alone(world: World, worker: int = 1, revision: int = 1) -> None:
+    world.say(worker, m.RunsAlone("net", revision, "output 'y' came out with shape [1, 4] for 3 rows"))
+
+
+def run_all(world: World) -> list[tuple[int, list[int], list[tuple[int, int]]]]:
+    """Run what waits: (Batch.rows, its requests, their start and rows) of each batch."""
+    ran = []
+    for _ in range(50):
+        for batch in world.turn():
+            ran.append((batch.rows, numbers(batch), [(item.start, item.rows) for item in batch.apart()]))
+            world.done(1, batch)
+    return ran
+
+
+def test_what_waits_runs_one_by_one_once_rows_are_disproved(world: World) -> None:
+    for number, rows in ((1, 1), (2, 9), (3, 2)):
+        world.submit(1, number, rows)
+    alone(world)
+    world.submit(1, 4, rows=3)
+    assert run_all(world) == [(0, [n], [(0, 0)]) for n in (1, 2, 3, 4)]
+    assert world.outcomes(1) == dict.fromkeys((1, 2, 3, 4), "ok")
+    world.do(e.DescribeAsked(1, m.Describe(9, "net")))
+    (info,) = world.last(1).models
+    assert (info.batchable, info.max_batch) == (False, 1)
+    assert info.alone_reason == "output 'y' came out with shape [1, 4] for 3 rows"
+
+
+def test_what_has_run_in_parts_is_run_again_as_a_whole(world: World) -> None:
+    world.submit(1, 1, rows=10)
+    first, second = world.turn()
+    world.done(1, first)
+    assert (second.rows, second.apart()[0].start) == (4, 4)
+    alone(world)  # before the answer, as a worker says it
+    world.done(1, second)
+    assert world.outcomes(1) == {}
+    ran = run_all(world)
+    assert ran[-1] == (0, [1], [(0, 0)])
+    assert world.outcomes(1) == {1: "ok"}
+
+
+def test_parts_that_are_all_lent_are_run_again_as_a_whole_too(world: World) -> None:
+    world.submit(1, 1, rows=8)
+    first, second = world.turn()
+    assert [batch.apart()[0].start for batch in (first, second)] == [0, 4]
+    alone(world)
+    for batch in (first, second):
+        world.done(1, batch)
+    assert world.outcomes(1) == {}
+    assert run_all(world) == [(0, [1], [(0, 0)])]
+    assert world.outcomes(1) == {1: "ok"}
+
+
+def test_parts_that_only_wait_are_run_again_as_a_whole_too() -> None:
+    """A worker died under the first part: nothing is done, nothing is lent, and the request is in two."""
+    world = World()
+    world.client(1)
+    world.worker(1)
+    world.submit(1, 1, rows=6)
+    world.turn()
+    world.do(e.WorkerGone(1))
+    world.worker(3)
+    alone(world, 3)
+    parts = []
+    for _ in range(9):
+        for batch in world.turn():
+            parts.append((batch.apart()[0].start, batch.apart()[0].rows))
+            world.done(3, batch)
+    assert parts[-1] == (0, 0)
+    assert world.outcomes(1) == {1: "ok"}
+
+
+def test_where_nothing_may_run_twice_a_request_in_parts_that_are_none_fails(world: World) -> None:
+    world.core.models["net"].config = replace(world.core.models["net"].config, idempotent=False)
+    world.submit(1, 1, rows=6)
+    world.submit(1, 2)
+    (first,) = world.turn()
+    alone(world)
+    world.done(1, first)
+    run_all(world)
+    assert world.outcomes(1) == {1: "MODEL_FAILED", 2: "ok"}
+
+
+def test_another_revisions_disproof_is_nothing_to_this_one(world: World) -> None:
+    alone(world, revision=2)
+    world.say(1, m.RunsAlone("nothing", 1, "no"))
+    world.submit(1, 1)
+    world.submit(1, 2)
+    (batch,) = world.turn()
+    assert batch.rows == 2
+
+
+def test_workers_that_do_not_see_the_same_run_everything_alone() -> None:
+    """One found no inputs to try in time, the other did: neither is refused."""
+    for said in (False, True):
+        world = World()
+        world.client(1)
+        kinds = [net(batchable=said, alone_reason="" if said else "no inputs could be invented")]
+        kinds.append(net(batchable=not said, alone_reason="no inputs could be invented" if said else ""))
+        for number, kind in enumerate(kinds, start=1):
+            world.worker(number, kind)
+        for number in (1, 2, 3):
+            world.submit(1, number)
+        assert [(batch.rows, len(batch.apart())) for batch in world.turn()][:2] == [(0, 1), (0, 1)]
+        world.do(e.DescribeAsked(1, m.Describe(9, "net")))
+        (info,) = world.last(1).models
+        assert len(info.workers) == 2
+        assert info.alone_reason == "no inputs could be invented"
+
+
+def test_a_request_that_is_larger_than_a_batch_is_whole_where_it_runs_alone() -> None:
+    world = World()
+    world.client(1)
+    world.worker(1, net(inputs=[TensorSpec("x", 1, ["n", 4]), TensorSpec("k", 1, ["m", 4])], batch_axes=[0, 0, 0]))
+    inputs = [Tensor(1, [9, 4], 0), Tensor(1, [5, 4], 1024)]
+    world.do(e.Submitted(1, 1, m.Submit(1, "net", NORMAL, 0, inputs, [])))
+    world.do(e.Submitted(1, 1, m.Submit(2, "net", NORMAL, 0, inputs, [])))
+    first, second = world.turn()
+    assert [(batch.rows, len(batch.apart()), batch.apart()[0].rows) for batch in (first, second)] == [(0, 1, 0)] * 2
+    world.failed(1, first)
+    assert world.outcomes(1) == {1: "MODEL_FAILED"}, "it was alone in its batch"
+
+
+def test_a_lane_whose_last_request_is_cancelled_is_looked_at_no_more() -> None:
+    """Else whoever waits there last keeps it for good, and every round looks for something to lend."""
+    world = World()
+    world.client(1)
+    world.worker(1)
+    for number in (1, 2, 3):
+        world.submit(1, number)
+        world.turn()
+    assert len(world.lent[1]) == 2
+    assert world.core.policy.lanes
+    world.cancel(1, 3)
+    for batch in world.lent[1]:
+        world.done(1, batch)
+    assert not world.core.policy.lanes
+
+
+# ---- the end ------------------------------------------------------------------------------------
+
+
+def test_a_broker_that_stops_answers_what_it_has_admitted_and_refuses_the_rest_at_once(world: World) -> None:
+    world.submit(1, 1)
+    (batch,) = world.turn()
+    world.submit(1, 2)
+    world.do(e.Stopping())
+    assert not world.core.is_idle
+    world.submit(1, 3)
+    refused = world.told[1][-1]
+    assert isinstance(refused, m.Failed)
+    assert (refused.request, refused.code, refused.retry_after_ns) == (3, Code.OVERLOADED, 1_000 * MS)
+    assert "is being stopped" in refused.text
+    world.do(e.DescribeAsked(1, m.Describe(4, "net")))
+    assert (world.told[1][-1].request, world.told[1][-1].code) == (4, Code.OVERLOADED)
+    world.done(1, batch)
+    (batch,) = world.lent[1][1:] or world.turn()
+    assert not world.core.is_idle
+    world.done(1, batch)
+    assert world.outcomes(1) == {1: "ok", 2: "ok", 3: "OVERLOADED", 4: "OVERLOADED"}
+    assert world.core.is_idle
+
+
+def test_nobody_is_waited_for_who_has_gone(world: World) -> None:
+    world.submit(1, 1)
+    world.turn()
+    world.do(e.Stopping())
+    world.do(e.ClientGone(1))
+    assert world.core.is_idle
+
+
+# ---- requests in columns ------------------------------------------------------------------------
+
+
+def together(*numbers: int, rows: int = 1, left_ns: Sequence[int] = (), **changed: Any) -> m.Submit:
+    """The requests that World.submit would send one by one."""
+    left_ns = left_ns or [0] * len(numbers)
+    first, *others = ([number * 64 * ROW_BYTES] * 2 for number in numbers)
+    more = m.More(list(numbers[1:]), list(left_ns[1:]), [offset for places in others for offset in places])
+    inputs, outputs = [Tensor(1, [rows, 4], first[0])], [Slot(first[1], rows * ROW_BYTES)]
+    fields = {"model": "net", "priority": NORMAL} | changed
+    return m.Submit(numbers[0], fields["model"], fields["priority"], left_ns[0], inputs, outputs, more)
+
+
+def test_requests_in_columns_run_as_those_that_came_one_by_one(world: World) -> None:
+    world.client(2)
+    world.do(e.Submitted(1, 1, together(1, 2, 3, 4, 5)))
+    for number in range(1, 6):
+        world.submit(2, number, arena=2)
+    seen: dict[int, list[int]] = {1: [], 2: []}
+    while batches := world.turn():
+        for batch in batches:
+            for item in batch.apart():
+                seen[item.arena].append(item.inputs[0].offset // (64 * ROW_BYTES))
+                assert item.outputs == [Slot(item.inputs[0].offset, ROW_BYTES)]
+            world.done(1, batch)
+    assert seen == {1: [1, 2, 3, 4, 5], 2: [1, 2, 3, 4, 5]}
+    assert world.outcomes(1) == world.outcomes(2) == dict.fromkeys(range(1, 6), "ok")
+    assert world.core.admission.rows == world.core.admission.nbytes == world.core.books.held_bytes == 0
+
+
+def test_requests_that_are_alike_are_lent_in_columns_however_they_came(world: World) -> None:
+    world.do(e.Submitted(1, 1, together(1, 2)))
+    world.submit(1, 3)
+    world.submit(1, 4)
+    (batch,) = world.turn()
+    (item,) = batch.items
+    assert numbers(batch) == [1, 2, 3, 4]
+    assert len(item.more) == 2 * 3
+
+
+def test_each_in_columns_has_a_deadline_of_its_own_and_can_be_cancelled(world: World) -> None:
+    world.do(e.Submitted(1, 1, together(1, 2, 3, left_ns=[10**9, 5_000_000, 10**9])))
+    world.cancel(1, 3)
+    (batch,) = world.turn(6_000_000)
+    assert numbers(batch) == [1]
+    world.done(1, batch)
+    assert world.outcomes(1) == {1: "ok", 2: "DEADLINE_EXCEEDED", 3: "CANCELLED"}
+
+
+@pytest.mark.parametrize(
+    ("message", "refused"),
+    [
+        (together(1, 2, 1 << 40), {1 << 40: "INVALID_REQUEST"}),  # outside the arena
+        (together(1, 2, 3, model="other"), dict.fromkeys((1, 2, 3), "UNKNOWN_MODEL")),
+        (together(7, 8, rows=3), {8: "OVERLOADED"}),
+    ],
+    ids=["one is outside", "no such model", "there is room for one"],
+)
+def test_where_one_in_columns_is_wrong_the_others_are_not(message: m.Submit, refused: dict[int, str]) -> None:
+    world = World(queue_rows_max=5)
+    world.client(1)
+    world.worker(1)
+    world.do(e.Submitted(1, 1, message))
+    assert world.outcomes(1) == refused
+
+
+def test_a_number_that_is_under_way_is_refused_and_the_others_in_its_columns_are_not(world: World) -> None:
+    world.submit(1, 2, rows=2)
+    world.do(e.Submitted(1, 1, together(1, 2, 3)))
+    assert isinstance(world.last(1), m.Refused)
+    assert sorted(world.core.connections[1].requests) == [1, 2, 3]
+    world.do(e.Submitted(1, 1, together(4, 4)))
+    assert sorted(world.core.connections[1].requests) == [1, 2, 3, 4]

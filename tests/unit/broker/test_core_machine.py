@@ -1,7 +1,7 @@
 """The core against every order of events that Hypothesis can think of.
 
 The model beside it knows only what a client and a worker can see: what was submitted, what has been
-answered, what is lent. Held after each step: validate(); one outcome per request; slots released
+answered, what is lent. Held after each step: invariants.py; one outcome per request; slots released
 once, and never while a worker holds them; nothing that has ended is lent; bounds; and after a turn
 no worker is idle while something waits that it could run.
 """
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from batchyard.broker import events as e
-from batchyard.broker.batching import CREDIT
+from batchyard.broker import invariants
 from batchyard.broker.config import Limits, ModelConfig, YardConfig
 from batchyard.broker.core import Core
+from batchyard.broker.policy import CREDIT
 from batchyard.transport import messages as m
 from batchyard.transport.errors import Code
-from batchyard.transport.tensors import Slot, Tensor, TensorSpec
+from batchyard.transport.tensors import ABSENT, Slot, Tensor, TensorSpec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -93,6 +94,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.workers: dict[int, set[str]] = {}  # worker -> models that it serves
         self.lent: dict[int, list[Lent]] = {}
         self.settled_after_turn = False
+        self.alone = {"alone"}  # models whose requests share no run
         self.asked_again: set[int] = set()  # numbers of the cancel that is being handled
         self.do(e.ArenaOpened(1, ARENA_BYTES, pinned=True))  # the broker's own
         self.open_arenas.add(1)
@@ -112,7 +114,7 @@ class CoreMachine(RuleBasedStateMachine):
                 self.client_told(action.conn, action.message, len(action.frames))
             elif isinstance(action, e.ToWorker) and isinstance(action.message, m.Batch):
                 self.batch_lent(action.worker, action.message)
-        self.core.tally()
+        self.core.counters.tally()
 
     def arena_closed(self, arena: int) -> None:
         assert arena in self.open_arenas, "closed twice, or never opened"
@@ -130,6 +132,7 @@ class CoreMachine(RuleBasedStateMachine):
             rows = sum(part[0].shape[0] for part in message.parts)
             sent = self.current[conn, message.request]
             assert sent.model == "free"
+            assert len(message.parts) == 1 or "free" not in self.alone, "parts of rows that are none"
             assert rows * ROW_BYTES == sent.nbytes, "an answer has every row of its request"
             assert [part[0].frame for part in message.parts] == list(range(1, frame_count + 1))
             self.ended(conn, message.request, "ok", released=True)
@@ -163,27 +166,26 @@ class CoreMachine(RuleBasedStateMachine):
     def batch_lent(self, worker: int, batch: m.Batch) -> None:
         assert batch.model in self.workers[worker]
         lent = Lent(batch)
-        for item in batch.items:
+        for item in batch.apart():
             (tensor,) = item.inputs
-            (sent,) = [
-                r
-                for r in self.sent
-                if r.arena == item.arena and r.offset <= tensor.offset < r.offset + r.nbytes
-            ]
+            (sent,) = [r for r in self.sent if (r.arena, r.offset) == (item.arena, tensor.offset)]
             assert not sent.outcome, "ended, and yet lent"
             assert not sent.gone
             assert not sent.released
             assert sent.model == batch.model
-            rows = tensor.shape[0] if batch.model != "alone" else 1
-            nbytes = rows * ROW_BYTES if batch.model != "alone" else 3 * ROW_BYTES
-            assert tensor.offset + nbytes <= sent.offset + sent.nbytes, "past the request's own rows"
+            assert tensor.shape[0] * ROW_BYTES == sent.nbytes
+            rows = item.rows or tensor.shape[0]
+            assert item.start + rows <= tensor.shape[0], "past the request's own rows"
             for slot in item.outputs:
-                assert (slot.offset, slot.nbytes) == (tensor.offset, nbytes), "not the slot of these rows"
+                assert (slot.offset, slot.nbytes) == (tensor.offset, sent.nbytes), "not the request's slot"
             sent.rows_lent += rows
             lent.requests.append((sent, rows))
         total = sum(rows for _, rows in lent.requests)
-        assert batch.rows == (0 if batch.model == "alone" else total)
-        assert total <= {"net": 4, "free": 3, "alone": 1}[batch.model]
+        if batch.model in self.alone:
+            assert batch.rows == 0
+            assert len(batch.apart()) == 1, "two share a run that can't"
+        else:
+            assert batch.rows == total <= {"net": 4, "free": 3}[batch.model]
         held = self.lent[worker]
         held.append(lent)
         assert len(held) <= CREDIT
@@ -248,7 +250,7 @@ class CoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.clients)
     @rule(
         data=st.data(),
-        lie=st.sampled_from(["model", "dtype", "shape", "rows", "outside", "slot", "slots", "frame"]),
+        lie=st.sampled_from(["model", "dtype", "shape", "absent", "outside", "slot", "slots", "frame"]),
     )
     def submit_nonsense(self, data: st.DataObject, lie: str) -> None:
         conn = data.draw(st.sampled_from(sorted(self.clients)))
@@ -259,7 +261,7 @@ class CoreMachine(RuleBasedStateMachine):
         tensor = {
             "dtype": Tensor(7, [1, 4], 0),
             "shape": Tensor(1, [1, 5], 0),
-            "rows": Tensor(1, [0, 4], 0),
+            "absent": Tensor(ABSENT, [], 0),
             "outside": Tensor(1, [2, 4], ARENA_BYTES - ROW_BYTES),
             "frame": Tensor(1, [1, 4], 0, 1),
         }.get(lie, Tensor(1, [1, 4], 0))
@@ -350,13 +352,23 @@ class CoreMachine(RuleBasedStateMachine):
 
     def answer(self, worker: int, index: int) -> None:
         lent = self.take_lent(worker, index)
-        elsewhere = []
+        inline_outputs = []
         frames = []
         if lent.batch.model == "free":
-            for number, item in enumerate(lent.batch.items):
+            for number, item in enumerate(lent.batch.apart()):
                 frames.append(b"frame")
-                elsewhere.append(m.ItemOutputs(number, [Tensor(1, item.inputs[0].shape, 0, len(frames))]))
-        self.do(e.WorkerSaid(worker, m.Done(EPOCH, lent.batch.batch, 1, 2, 3, 4, elsewhere), frames))
+                whole = item.inputs[0].shape
+                shape = whole if not lent.batch.rows else [item.rows or whole[0], whole[1]]
+                inline_outputs.append(m.ItemOutputs(number, [Tensor(1, shape, 0, len(frames))]))
+        self.do(e.WorkerSaid(worker, m.Done(EPOCH, lent.batch.batch, 1, 2, 3, 4, inline_outputs), frames))
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data(), model=st.sampled_from([*sorted(LOADED), "nothing"]), revision=st.integers(1, 2))
+    def worker_finds_that_rows_are_none(self, data: st.DataObject, model: str, revision: int) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.workers)))
+        if revision == 1 and model in LOADED and self.core.models[model].batchable:
+            self.alone.add(model)
+        self.do(e.WorkerSaid(worker, m.RunsAlone(model, revision, "it came out as [1]")))
 
     @precondition(lambda self: any(self.lent.values()))
     @rule(
@@ -396,7 +408,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_core_is_consistent(self) -> None:
-        self.core.validate()
+        invariants.check(self.core)
 
     @invariant()
     def what_is_under_way_is_bounded_and_known(self) -> None:
@@ -419,7 +431,7 @@ class CoreMachine(RuleBasedStateMachine):
         if not self.settled_after_turn:
             return
         waiting = {
-            lane.model.name
+            lane.model_name
             for model in self.core.models.values()
             for lane in model.lanes.values()
             if lane.rows
@@ -444,14 +456,14 @@ class CoreMachine(RuleBasedStateMachine):
                 break
             for worker in busy:
                 self.answer(worker, 0)
-            self.core.validate()
+            invariants.check(self.core)
         assert all(r.outcome or r.gone for r in self.sent), "a request has no outcome"
         assert all(r.released for r in self.sent), "slots were not released"
         assert self.core.admission.rows == self.core.admission.nbytes == 0
         for conn in list(self.clients):
             del self.clients[conn]
             self.do(e.ClientGone(conn))
-        self.core.validate()
+        invariants.check(self.core)
         assert self.open_arenas == {1} == set(self.core.arenas), "an arena was left"
         assert not self.core.batches
 

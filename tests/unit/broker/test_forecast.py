@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from batchyard.broker.batching import OVERDUE_SHARE
 from batchyard.broker.config import ModelConfig
 from batchyard.broker.forecast import CAUTION_MAX, CAUTION_MIN, LATELY_NS, OVERHEAD_MAX, UPDATE_NS, Forecast
-from batchyard.broker.lanes import Part, Request
-from batchyard.broker.registry import Model, Worker
+from batchyard.broker.models import Model
+from batchyard.broker.policy import OVERDUE_SHARE
+from batchyard.broker.requests import Part, Request
+from batchyard.broker.serving import Worker
 from batchyard.transport.messages import Loaded, Submit
 from batchyard.transport.tensors import Tensor, TensorSpec
 
@@ -49,7 +50,7 @@ class Yard:
         """So many rows of a class wait."""
         lane = self.model.lane([Tensor(1, [1, 4], 0)])
         message = Submit(1, "net", priority, 0, [Tensor(1, [rows, 4], 0)], [])
-        lane.push(Part(Request(1, message, 1, lane, rows, rows * 16, 0), 0, rows))
+        lane.push(Part(Request(1, message, 1, self.model, lane, rows, rows * 16, 0), 0, rows))
 
     def stream(self, priority: int, asked: float, ran: float, for_ns: int = 10 * LATELY_NS) -> None:
         """A class asks for so much of the workers' time, and gets so much, for a while."""

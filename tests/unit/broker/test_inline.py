@@ -11,7 +11,7 @@ import pytest
 from batchyard.broker import inline
 from batchyard.broker.config import ModelConfig
 from batchyard.broker.inline import InlineTensors
-from batchyard.broker.registry import Model
+from batchyard.broker.models import Model
 from batchyard.transport.errors import InvalidRequest, Overloaded
 from batchyard.transport.messages import BatchReceipt, Loaded, Submit
 from batchyard.transport.segments import Segment
@@ -108,11 +108,26 @@ def test_a_frame_that_is_missing_or_of_another_size_is_refused_and_nothing_stays
     assert room.tensors.used_bytes == 0
 
 
-def test_where_the_second_of_two_tensors_is_wrong_the_first_is_freed(room: Room, net: Model) -> None:
-    message = Submit(1, "net", 2, 0, [Tensor(FLOAT32, [2, 4], 0, 1), Tensor(FLOAT32, [2, 4], 0, 9)], [])
+def test_where_the_second_of_two_tensors_is_wrong_the_first_is_freed(room: Room) -> None:
+    pair = Model(ModelConfig("pair", Path("/pair.onnx"), 8))
+    spec = TensorSpec("x", FLOAT32, ["n", 4])
+    pair.loaded(1, 1, Loaded("pair", 1, [spec, spec], [spec], True, "", 8, "cpu", "", {}))
+    message = Submit(1, "pair", 2, 0, [Tensor(FLOAT32, [2, 4], 0, 1), Tensor(FLOAT32, [2, 4], 0, 9)], [])
     with pytest.raises(InvalidRequest):
-        room.tensors.lay(5, message, [X.tobytes()], net)
+        room.tensors.lay(5, message, [X.tobytes()], pair)
     assert room.tensors.used_bytes == 0
+
+
+def test_tensors_of_no_model_or_more_than_it_has_are_not_even_copied(room: Room, net: Model) -> None:
+    """4096 frames cost 12 ms, and the core refuses the request anyway."""
+    frames = [X.tobytes()] * 2
+    message = Submit(1, "net", 2, 0, [Tensor(FLOAT32, [2, 4], 0, number) for number in (1, 2)], [])
+    for model in (net, None):
+        room.tensors.lay(5, message, frames, model)
+    assert room.tensors.copied_bytes == 0
+    assert not room.tensors.holds(5)
+    with pytest.raises(InvalidRequest, match="has 1 inputs"):
+        net.check(message, room.tensors.nbytes)
 
 
 def test_a_full_arena_asks_to_come_back_and_frees_what_it_had_taken(room: Room, net: Model) -> None:

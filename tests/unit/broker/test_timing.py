@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from batchyard.broker.batching import HUNG_FACTOR
+from batchyard.broker.leases import HUNG_FACTOR
 from batchyard.broker.timing import CLAIM_BENT_MAX, CLAIM_NS_MAX, POINTS_MAX, TimeModel
 
 
@@ -167,3 +167,25 @@ def test_a_claimed_size_that_is_measured_is_a_point_like_any_other() -> None:
     model.learn(1, 300)
     model.learn(4, 1600)
     assert (model.predict_ns(1), model.predict_ns(4)) == (300, 1200)
+
+
+def test_an_idle_worker_takes_half_of_what_waits_where_two_runs_take_hardly_longer_than_one() -> None:
+    steep = {1: 100_000, 16: 500_000, 32: 1_000_000, 64: 2_000_000}
+    assert TimeModel(steep).worth_halving(64) == 32
+    assert TimeModel(steep).worth_halving(63) == 32
+    flat = {1: 900_000, 32: 950_000, 64: 1_000_000}
+    assert TimeModel(flat).worth_halving(64) == 64
+    assert TimeModel(steep, buckets=[32, 64]).worth_halving(64) == 64
+    assert TimeModel().worth_halving(64) == 64
+
+
+def test_short_batches_and_long_ones_are_not_halved() -> None:
+    """A second batch costs something beside its run; and beside a long run what clients do counts for little."""
+    for scale in (0.1, 100):
+        times = TimeModel({rows: int(rows * 20_000 * scale) for rows in (1, 8, 16)})
+        assert times.worth_halving(16) == 16
+
+
+def test_one_slow_run_does_not_rule_a_size_out() -> None:
+    times = TimeModel({1: 100_000, 16: 500_000, 32: 12_000_000, 64: 2_000_000})
+    assert times.worth_halving(64) == 32

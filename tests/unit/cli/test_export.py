@@ -66,7 +66,10 @@ def test_without_torch_a_folder_that_needs_it_ends_with_what_to_install(
     monkeypatch.setattr(cli_export, "find_spec", lambda name: None)
     (tmp_path / "net.py").write_text("import no_such_torch\n")
     assert main(["export", "--all", str(tmp_path), str(tmp_path / "out")]) == 1
-    assert f"torch is not installed, which models from PyTorch need: {install('cpu,export')}" in capsys.readouterr().err
+    assert (
+        f"torch is not installed, which models from PyTorch need: {install('cpu,export')}"
+        in capsys.readouterr().err
+    )
 
 
 def test_without_torch_it_says_what_to_install(
@@ -82,6 +85,8 @@ def test_a_model_that_is_onnx_already_asks_for_no_torch(tmp_path: Path) -> None:
         "import sys; sys.modules['onnx'] = None\n"
         "from batchyard.cli.main import main; sys.exit(main(['export', 'a.onnx', 'b.onnx']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     said = "batchyard: onnx is not installed: an .onnx source needs no torch: pip install onnx onnxscript\n"
     assert (done.returncode, done.stderr) == (1, said)

@@ -50,9 +50,8 @@ def test_an_unknown_verb_gets_a_suggestion(verb: str, hint: str, capsys: pytest.
 
 ORDERS = [
     *(f"models {order}" for order in ("show", "load", "swap", "unload", "watch")),
-    *(f"bench {verb}" for verb in ("open", "models", "gateway", "perf-analyzer", "monitoring", "panels", "reliability")),
+    *(f"bench {verb}" for verb in ("open", "models")),
     "keys create",
-    "demo --train",
 ]
 
 
@@ -98,9 +97,13 @@ def test_an_error_is_a_sentence_and_a_status(
     assert capsys.readouterr().err == said
 
 
-def test_a_wrong_url_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert shell.main(["models", "--url", "http://here"]) == 1
-    assert capsys.readouterr().err.startswith("batchyard: 'http://here' has no scheme")
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("ftp://here", "has no scheme"), ("http://here", "is no gateway's address: write http://host:port")],
+)
+def test_a_wrong_url_is_a_sentence(url: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shell.main(["models", "--url", url]) == 1
+    assert capsys.readouterr().err.startswith(f"batchyard: {url!r} {said}")
 
 
 def test_up_without_a_configuration_shows_what_to_write(
@@ -138,6 +141,11 @@ def test_up_with_a_wrong_configuration_starts_nothing_and_names_the_key(
         (["models", "lod", "x"], "invalid choice: 'lod'"),
         (["models", "load", "net"], "the following arguments are required: FILE"),
         (["models", "load", "net", "net.onnx", "--max-batch", "0"], "expected a whole number of 1 or more"),
+        (
+            ["models", "load", "net", "net.onnx", "--run-seconds-max", "0"],
+            "expected seconds above 0, found '0'",
+        ),
+        (["models", "swap", "net", "--run-seconds-max", "-1"], "expected seconds above 0, found '-1'"),
         (["models", "swap"], "the following arguments are required: NAME"),
         (["models", "swap", "net", "--tolerance", "-1"], "expected a number of 0 or more, found '-1'"),
         (["models", "swap", "net", "--tolerance", "nan"], "expected a number of 0 or more, found 'nan'"),
@@ -163,12 +171,12 @@ class RecordingOperator:
     def __init__(self, url: str | None, keys: Path | None) -> None:
         self.asked[:] = [url, keys]
 
-    def load(self, *order: Any) -> ModelChanged:
-        self.asked.append(("load", *order))
+    def load(self, *order: Any, run_seconds_max: float | None) -> ModelChanged:
+        self.asked.append(("load", *order, run_seconds_max))
         return ModelChanged(order[0], 1)
 
-    def swap(self, *order: Any) -> ModelChanged:
-        self.asked.append(("swap", *order))
+    def swap(self, *order: Any, run_seconds_max: float | None) -> ModelChanged:
+        self.asked.append(("swap", *order, run_seconds_max))
         return ModelChanged(order[0], 2, 0.25)
 
     def unload(self, *order: Any) -> ModelChanged:
@@ -179,18 +187,24 @@ class RecordingOperator:
 @pytest.mark.parametrize(
     ("argv", "order", "said"),
     [
-        (["load", "net", "n.onnx"], ("load", "net", "n.onnx", None, 120.0), "net: loaded, revision 1"),
+        (["load", "net", "n.onnx"], ("load", "net", "n.onnx", None, 120.0, {}, None), "net: loaded, revision 1"),
         (
-            ["load", "net", "n.onnx", "--max-batch", "4", "--timeout", "9"], ("load", "net", "n.onnx", 4, 9.0),
+            ["load", "net", "n.onnx", "--max-batch", "4", "--timeout", "9", "--run-seconds-max", "2.5"],
+            ("load", "net", "n.onnx", 4, 9.0, {}, 2.5), "net: loaded, revision 1",
+        ),
+        (
+            ["swap", "net"], ("swap", "net", None, None, 120.0, {}, None),
+            "net: swapped, revision 2; a canary's answers differ by up to 0.25",
+        ),
+        (
+            ["swap", "net", "n.onnx", "--tolerance", "0.5", "--run-seconds-max", "0"],
+            ("swap", "net", "n.onnx", 0.5, 120.0, {}, 0.0),
+            "net: swapped, revision 2; a canary's answers differ by up to 0.25",
+        ),
+        (
+            ["load", "net", "n.onnx", "--set", "batch_axis={x=0}", "--set", "warmup=false"],
+            ("load", "net", "n.onnx", None, 120.0, {"batch_axis": {"x": 0}, "warmup": False}, None),
             "net: loaded, revision 1",
-        ),
-        (
-            ["swap", "net"], ("swap", "net", None, None, 120.0),
-            "net: swapped, revision 2; a canary's answers differ by up to 0.25",
-        ),
-        (
-            ["swap", "net", "n.onnx", "--tolerance", "0.5"], ("swap", "net", "n.onnx", 0.5, 120.0),
-            "net: swapped, revision 2; a canary's answers differ by up to 0.25",
         ),
         (["unload", "net"], ("unload", "net", 120.0), "net: unloaded, revision 2"),
     ],

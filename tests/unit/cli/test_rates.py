@@ -32,6 +32,7 @@ def counters(**changed: Any) -> dict[str, Any]:
         "batch_stages": [],
         "models": [["net", 1, 1, [0, 0, 0, 0], {"cpu": 1}]],
         "lanes": [],
+        "lanes_omitted": {},
         "leases": [[1, 8, {"net": "cpu"}, []]],
         "workers": 1,
         "worker_pids": [8],
@@ -40,7 +41,7 @@ def counters(**changed: Any) -> dict[str, Any]:
         (
             "batches", "batches_failed", "rows", "requeued", "copied_bytes", "inline_copied_bytes",
             "workers_lost", "workers_restarted", "workers_hung", "workers_left", "clients", "credit", "batches_lent",
-            "rows_under_way", "bytes_under_way", "arenas", "arena_bytes", "bytes_held", "inline_used_bytes",
+            "rows_under_way", "bytes_under_way", "arenas", "arena_bytes", "arena_committed_bytes", "bytes_held", "inline_used_bytes",
         ),
         0,
     ) | changed  # fmt: skip
@@ -60,7 +61,12 @@ def test_rates_are_of_the_interval_alone() -> None:
         batch_stages=[["net", "rows", histogram(*[10] * 10)]],
     )
     after = counters(
-        requests=[["net", 0, "ok", 160], ["net", 3, "ok", 7], ["net", 3, "cancelled", 4], ["", 2, "unknown_model", 2]],
+        requests=[
+            ["net", 0, "ok", 160],
+            ["net", 3, "ok", 7],
+            ["net", 3, "cancelled", 4],
+            ["", 2, "unknown_model", 2],
+        ],
         refused={"overloaded": 8, "unknown_model": 2},
         batches=14,
         rows=164,
@@ -75,8 +81,16 @@ def test_rates_are_of_the_interval_alone() -> None:
     assert seen.outcomes_per_s == {"ok": 30, "cancelled": 2, "unknown_model": 1}
     assert seen.refused_per_s == {"overloaded": 1.5, "unknown_model": 1}
     (model,) = seen.models
-    assert (model.requests_per_s, model.rows_per_s, model.batches_per_s, model.rows_per_batch) == (32, 32, 2, 16)
-    assert [(t.priority, t.requests_per_s, t.failed_per_s) for t in model.tracks] == [("URGENT", 30, 0), ("LOW", 2, 2)]
+    assert (model.requests_per_s, model.rows_per_s, model.batches_per_s, model.rows_per_batch) == (
+        32,
+        32,
+        2,
+        16,
+    )
+    assert [(t.priority, t.requests_per_s, t.failed_per_s) for t in model.tracks] == [
+        ("URGENT", 30, 0),
+        ("LOW", 2, 2),
+    ]
 
 
 def test_quantiles_are_of_the_interval_alone_and_within_a_bucket() -> None:
@@ -112,8 +126,16 @@ def test_one_snapshot_tells_what_is_now_and_no_rates(before: dict[str, Any] | No
     assert (seen.requests_per_s, seen.rows_per_s, seen.rows_per_batch) == (None, None, None)
     assert (seen.outcomes_per_s, seen.rows_waiting) == ({}, 7)
     (model,) = seen.models
-    assert (model.requests_per_s, model.rows_per_batch, model.compute, model.revision) == (None, None, None, 2)
-    assert [(t.priority, t.waiting_rows, t.latency) for t in model.tracks] == [("HIGH", 5, None), ("LOW", 2, None)]
+    assert (model.requests_per_s, model.rows_per_batch, model.compute, model.revision) == (
+        None,
+        None,
+        None,
+        2,
+    )
+    assert [(t.priority, t.waiting_rows, t.latency) for t in model.tracks] == [
+        ("HIGH", 5, None),
+        ("LOW", 2, None),
+    ]
 
 
 def test_what_a_worker_runs_and_what_follows_is_told() -> None:
@@ -128,7 +150,7 @@ def test_what_a_worker_runs_and_what_follows_is_told() -> None:
     assert busy.follows is not None
     assert [(run.model, run.rows) for run in (busy.runs, busy.follows)] == [("net", 16), ("other", 2)]
     assert (loading.providers, loading.runs, loading.follows) == ([], None, None)
-    assert (busy.fallen, loading.fallen) == ("", "no adapter")
+    assert (busy.fallback_reason, loading.fallback_reason) == ("", "no adapter")
 
 
 def test_the_busiest_model_comes_first_and_has_its_own_lanes() -> None:
@@ -136,7 +158,14 @@ def test_the_busiest_model_comes_first_and_has_its_own_lanes() -> None:
     lanes = [["a", [], 0], ["net", [[3, 224, 224]], 1], ["net", [[3, 64, 64]], 0]]
     rows = [["net", "rows", histogram(1)]]
 
-    seen = interval(counters(), counters(models=models, lanes=lanes, batch_stages=rows))
+    omitted = {"net": 7}
+    seen = interval(
+        counters(), counters(models=models, lanes=lanes, lanes_omitted=omitted, batch_stages=rows)
+    )
 
+    assert [model.lanes_omitted for model in seen.models] == [7, 0]
     assert [(model.name, model.state) for model in seen.models] == [("net", "failed"), ("a", "ready")]
-    assert [(lane.shapes, lane.waiting_rows) for lane in seen.models[0].lanes] == [([[3, 224, 224]], 1), ([[3, 64, 64]], 0)]
+    assert [(lane.shapes, lane.waiting_rows) for lane in seen.models[0].lanes] == [
+        ([[3, 224, 224]], 1),
+        ([[3, 64, 64]], 0),
+    ]

@@ -8,7 +8,7 @@ from batchyard.cli.arrays import summary
 from batchyard.cli.models import as_json, as_text, origin_lines
 from batchyard.cli.text import duration, plural, size, table
 from batchyard.cli.up import said_of
-from batchyard.transport.messages import ModelInfo, ModelState, Origin, WorkerInfo
+from batchyard.transport.messages import ModelInfo, ModelState, Provenance, WorkerInfo
 from batchyard.transport.tensors import TensorSpec
 from msgspec import structs
 
@@ -74,8 +74,8 @@ def test_models_are_shown_with_inputs_workers_and_times() -> None:
 def test_why_a_worker_is_on_no_better_provider_stands_below_it() -> None:
     worker = WorkerInfo(1, 4242, "cpu", "CPUExecutionProvider", {}, "webgpu is in quarantine for 10 minutes")
     fallen = structs.replace(READY, workers=[worker])
-    assert as_text([fallen])[-1] == "    on no better provider  webgpu is in quarantine for 10 minutes"
-    assert as_json(fallen)["workers"][0]["fallen"] == "webgpu is in quarantine for 10 minutes"
+    assert "    on no better provider  webgpu is in quarantine for 10 minutes" in as_text([fallen])
+    assert as_json(fallen)["workers"][0]["fallback_reason"] == "webgpu is in quarantine for 10 minutes"
 
 
 def test_a_failed_model_shows_its_reason_and_a_lone_one_says_why() -> None:
@@ -118,12 +118,14 @@ def test_odd_arrays_have_a_line_too() -> None:
 
 def test_what_a_file_says_of_itself_is_told_as_its_claim() -> None:
     times = {"CPUExecutionProvider": {8: 2_000_000, 1: 500_000}}
-    lines = origin_lines(Origin("ab" * 32, "static", "zoo:cnn", {"size_ratio": 0.26, "rms": 0.0031}, times))
+    lines = origin_lines(
+        Provenance("ab" * 32, "static", "zoo:cnn", {"size_ratio": 0.26, "rms": 0.0031}, times)
+    )
     assert lines == [
         f"sha256   {'ab' * 32}",
         "variant  static, of zoo:cnn",
         "checked  size_ratio 0.26, rms 0.0031",
         "claimed  CPUExecutionProvider, time of a run by rows  1: 500 us, 8: 2 ms",
     ]
-    assert "says nothing" in origin_lines(Origin("ab" * 32))[1]
+    assert "says nothing" in origin_lines(Provenance("ab" * 32))[1]
     assert origin_lines(None) == []

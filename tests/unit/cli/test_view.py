@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 import pytest
 from batchyard.cli.rates import Interval, Lane, Model, Run, Times, Track, Worker
 from batchyard.cli.view import Screen
@@ -26,7 +27,7 @@ def interval(models: list[Model], workers: int = 2) -> Interval:
         1.8e9, 1.0, "ipc:///run/user/1000/batchyard", "0.1.0", 4711, 1, 3, 2, 120, 200, 1_234.0,
         {"ok": 1_200.0, "deadline_exceeded": 34.0}, {"overloaded": 3.0}, 9_876.0, 600.0, 16.5, 2e6, models,
         [Worker(n + 1, 5_000 + n, ["cpu"], Run("digits", 16), Run("digits", 8)) for n in range(workers)],
-        3, 2, 1, 0, 0, 0, 3, 3 << 26, 5 << 20, 0,
+        3, 2, 1, 0, 0, 0, 3, 1 << 40, 3 << 26, 5 << 20, 0,
     )  # fmt: skip
 
 
@@ -38,11 +39,20 @@ def screen(seen: Interval, below: str = "") -> Screen:
     return found
 
 
-def drawn(seen: Interval, width: int, height: int | None = None, *, encoding: str = "utf-8", below: str = "") -> list[str]:
+def drawn(
+    seen: Interval, width: int, height: int | None = None, *, encoding: str = "utf-8", below: str = ""
+) -> list[str]:
     """The lines of a terminal of that size; height None: of a file."""
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding=encoding, errors="replace")
-    console = Console(file=file, width=width, height=height, force_terminal=height is not None, color_system=None, highlight=False)
+    console = Console(
+        file=file,
+        width=width,
+        height=height,
+        force_terminal=height is not None,
+        color_system=None,
+        highlight=False,
+    )
     view = screen(seen, below)
     if height is None:
         console.print(view)
@@ -102,6 +112,8 @@ def test_lanes_are_told_where_there_are_several() -> None:
     text = "\n".join(drawn(interval([model("wide", lanes=5)]), 120, 40))
     assert "lane of 3×1024×64" in text
     assert "… 2 more lanes" in text
+    many = msgspec.structs.replace(model("wide", lanes=5), lanes_omitted=9_000)
+    assert "… 9,002 more lanes" in "\n".join(drawn(interval([many]), 120, 40))
     assert "lane" not in "\n".join(drawn(interval([model("digits")]), 120, 40))
 
 

@@ -133,13 +133,14 @@ class Operator:
         self.pid = 1
         self.orders: list[tuple[str, ...]] = []
         self.outcomes: list[Exception] = []  # of the next orders; then they are carried out
+        self.known: dict[str, Any] = {}  # what its snapshot holds besides
         self.away = 0  # looks for which no broker is there
 
     def snapshot(self) -> dict[str, Any]:
         if self.away:
             self.away -= 1
             raise DeadlineExceeded("no broker answers")
-        return {"pid": self.pid}
+        return {"pid": self.pid, **self.known}
 
     def _order(self, *order: str) -> ModelChanged:
         self.orders.append(order)
@@ -244,6 +245,35 @@ def test_a_folder_that_cannot_be_read_is_told_and_not_taken_for_empty(tmp_path: 
 
     said = follow(folder, operator, steps(), lambda: {"a.onnx": "a"})
     assert said == [f"{folder} cannot be read: No such file or directory"] * 2
+    assert operator.orders == []
+
+
+def test_a_folder_that_is_not_the_yards_is_refused(tmp_path: Path) -> None:
+    operator = Operator()
+    root = tmp_path / "root"
+    root.mkdir()
+    operator.known = {"models_root": str(root), "model_files": {"a": f"{root}/a-v2.onnx", "b": "/b.onnx"}}
+    with pytest.raises(InvalidRequest, match=f"is not this yard's models_root; watch {root} instead"):
+        watch.check_root(tmp_path, operator)  # type: ignore[arg-type]
+    watch.check_root(tmp_path / "root", operator)  # type: ignore[arg-type]
+    assert watch.served_from(root, operator) == {"a-v2.onnx": "a"}  # type: ignore[arg-type]
+    operator.known = {"models_root": ""}
+    with pytest.raises(InvalidRequest, match="without models_root, so it can't follow a folder"):
+        watch.check_root(root, operator)  # type: ignore[arg-type]
+
+
+def test_a_model_that_is_served_from_elsewhere_by_now_is_left_alone(tmp_path: Path) -> None:
+    operator = Operator()
+    operator.known = {"model_files": {"a": "/other/a.onnx"}}
+    (tmp_path / "a.onnx").write_bytes(b"1")
+
+    def steps() -> Iterator[None]:
+        yield
+        (tmp_path / "a.onnx").unlink()
+        yield from iter([None] * 4)
+
+    said = follow(tmp_path, operator, steps(), lambda: {"a.onnx": "a"})
+    assert said == ["a.onnx: nothing to unload: 'a' is served from /other/a.onnx"]
     assert operator.orders == []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from batchyard.client.client import deadline_ns_of
+from batchyard.client.options import deadline_ns_of
 from batchyard.transport.errors import InvalidRequest
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import pytest
-from batchyard.client.memory import MEMCPY_MAX_BYTES, SlotMemory
+from batchyard.client import idle
+from batchyard.client.memory import FIXED_BYTES, MEMCPY_MAX_BYTES, SlotMemory, reserved_bytes
+from batchyard.transport import machine
 from batchyard.transport.errors import ArenaExhausted
 
 FLOAT32 = np.dtype(np.float32)
@@ -95,65 +97,64 @@ def test_exhaustion_is_an_error_that_says_what_to_do_and_ends_with_the_next_free
     memory.free(memory.alloc(4))
 
 
-def test_waiting_for_room_ends_when_another_thread_drops_its_array(memory: SlotMemory) -> None:
+def test_room_is_given_in_the_order_in_which_it_was_asked_for(memory: SlotMemory) -> None:
     held = [array(memory, 1 << 16) for _ in range(4)]
-    ready = threading.Event()
-    got: list[list[int]] = []
+    rung: list[int] = []
+    large = memory.wait([1 << 18, 1 << 18], lambda: rung.append(1))
+    small = memory.wait([4], lambda: rung.append(2))
+    held.pop()
+    assert rung == [1], "there may be room for the first"
+    assert memory.take([4]) is None, "others came first"
+    assert "arena_bytes" in memory.serve()
+    assert (large.offsets, small.offsets) == (None, None)
+    held.pop()
+    rung.clear()
+    assert "arena_bytes" in memory.serve()
+    assert rung == [1], "it has been given some"
+    assert large.offsets is not None
+    assert small.offsets is None
+    held.pop()
+    assert memory.serve() == ""
+    assert small.offsets is not None
 
-    def wait() -> None:
-        ready.set()
-        got.append(memory.alloc_within([1 << 18], 20.0))
 
-    thread = threading.Thread(target=wait)
-    thread.start()
-    ready.wait(5)
-    held.clear()
-    thread.join(10)
-    assert len(got) == 1
-
-
-def test_waiting_for_room_ends_with_an_error_when_the_time_is_up(memory: SlotMemory) -> None:
+def test_who_leaves_the_line_lets_the_next_one_go_first_and_gives_back_what_he_was_given(
+    memory: SlotMemory,
+) -> None:
     held = [array(memory, 1 << 16) for _ in range(4)]
+    rung: list[int] = []
+    large = memory.wait([1 << 19], lambda: rung.append(1))
+    small = memory.wait([1 << 18], lambda: rung.append(2))
+    assert memory.is_first(large)
+    memory.leave(large)
+    assert rung == [2]
+    assert memory.is_first(small)
+    held.pop()
+    memory.serve()
+    assert small.offsets is not None
+    used = memory.used_bytes
+    memory.leave(small)
+    assert memory.used_bytes == used - (1 << 18)
+    memory.leave(small)  # once is enough
+    assert not memory.is_first(small)
+
+
+def test_what_no_array_holds_is_owed(memory: SlotMemory) -> None:
+    held = array(memory, 16)
+    assert not memory.is_owed
+    offset = memory.alloc(64)
+    assert memory.is_owed
+    memory.free(offset)
+    assert not memory.is_owed
+    del held
+    assert not memory.is_owed
+
+
+def test_more_than_the_whole_arena_is_never_waited_for(memory: SlotMemory) -> None:
     with pytest.raises(ArenaExhausted):
-        memory.alloc_within([4], 0.01)
-    assert len(held) == 4
-
-
-def test_slots_that_are_too_small_do_not_start_the_wait_anew(memory: SlotMemory) -> None:
-    """A trickle of small slots must not make a wait for a large one last for ever."""
-
-    class Trickle:
-        def __init__(self) -> None:
-            self.gets = 0
-
-        def empty(self) -> bool:
-            return True
-
-        def get(self, timeout: float) -> int:
-            self.gets += 1
-            assert self.gets < 1000, "waits for ever"
-            return memory._arena.alloc(64)
-
-        def put(self, offset: int) -> None:
-            pass
-
-    held = [memory.alloc(250_000) for _ in range(4)]
-    memory._freed = Trickle()  # type: ignore[assignment]
-    with pytest.raises(ArenaExhausted):
-        memory.alloc_within([1 << 18], 0.0005)
-    assert len(held) == 4
-
-
-def test_a_slot_that_a_waiting_thread_takes_first_is_no_error_for_the_others(memory: SlotMemory) -> None:
-    """The queue may be emptied between the look and the get: the wait holds no lock."""
-
-    class Stolen(SimpleQueue):  # type: ignore[type-arg]
-        def empty(self) -> bool:
-            return False  # it was there when we looked
-
-    memory._freed = Stolen()
-    assert memory.alloc(64) == 0
-    assert memory.used_bytes == 64
+        memory.take([1 << 19, 1 << 19, 4])
+    memory.alloc(64)
+    assert memory.take([1 << 20]) is None
 
 
 def test_empty_arrays_need_no_slot(memory: SlotMemory) -> None:
@@ -243,3 +244,74 @@ def test_freeing_from_many_threads_loses_no_slot(memory: SlotMemory) -> None:
     for thread in threads:
         thread.join()
     assert memory.used_bytes == 0
+
+
+# ---- what is idle goes back to the system ---------------------------------------------------------
+
+
+@pytest.fixture
+def big(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlotMemory]:
+    """64 MB, of which idle.py looks at nothing by itself."""
+    monkeypatch.setattr(idle, "watch", lambda holder: watched.append(holder))
+    watched.clear()
+    made = SlotMemory(64 << 20)
+    yield made
+    made.close()
+
+
+watched: list[SlotMemory] = []
+
+
+def pages_of(memory: SlotMemory) -> int:
+    """Bytes that the system has given it."""
+    descriptor = memory.segment.descriptor
+    assert descriptor is not None
+    return os.fstat(descriptor).st_blocks * 512
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memfd")
+def test_what_has_been_idle_at_some_looks_in_a_row_goes_back_and_comes_again(big: SlotMemory) -> None:
+    frame = 8 << 20
+    small, one, other = big.alloc(100), big.alloc(frame), big.alloc(frame)
+    assert watched
+    big.free(one)
+    for _ in range(idle.IDLE_LOOKS - 1):
+        assert big.trim()
+    assert pages_of(big) >= 2 * frame
+    assert big.trim()
+    assert frame <= pages_of(big) < 2 * frame
+    big.free(other)
+    for _ in range(idle.IDLE_LOOKS):
+        assert big.trim()
+    assert pages_of(big) <= idle.KEPT_BYTES
+    assert not big.trim()
+    again = big.alloc(frame)
+    big.write(again, np.full(frame, 7, np.uint8))
+    assert big.view(again, np.dtype(np.uint8), (frame,)).min() == 7
+    big.free(small, again)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memfd")
+def test_a_slab_that_is_used_between_two_looks_keeps_its_pages(big: SlotMemory) -> None:
+    frame = 8 << 20
+    offset = big.alloc(frame)
+    for _ in range(3 * idle.IDLE_LOOKS):
+        big.free(offset)
+        big.trim()
+        offset = big.alloc(frame)
+        big.trim()
+    big.free(offset)
+    assert pages_of(big) >= frame
+
+
+def test_little_memory_is_not_watched(big: SlotMemory) -> None:
+    big.free(big.alloc(idle.KEPT_BYTES // 2))
+    assert watched == []
+
+
+def test_a_reserved_arena_is_a_part_of_the_memory_where_pages_come_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 8 << 30)
+    assert reserved_bytes("memfd") == 2 << 30
+    assert reserved_bytes("named") == FIXED_BYTES
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 1 << 20)
+    assert reserved_bytes("memfd") == FIXED_BYTES

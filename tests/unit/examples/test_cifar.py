@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from batchyard.examples.cifar import CIFAR10, CIFAR100, Bytes, Layout, Remote, load, read
-from batchyard.examples.download import Damaged, Unavailable
+from batchyard.examples.training.cifar import CIFAR10, CIFAR100, Bytes, Layout, Remote, load, read
+from batchyard.examples.training.download import Damaged, Unavailable
 
 NOWHERE = "http://127.0.0.1:9/cifar.tar.gz"  # port 9 answers nobody
 TEN = replace(

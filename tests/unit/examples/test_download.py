@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from batchyard.examples import download
-from batchyard.examples.download import Damaged, Remote, Unavailable, fetch, progress, unpack
+from batchyard.examples.training import download
+from batchyard.examples.training.download import Damaged, Remote, Unavailable, fetch, progress, unpack
 
 CONTENT = bytes(range(256)) * 4000  # about 1 MB
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from batchyard.examples import synthetic
+from batchyard.examples.training import synthetic
 
 
 def test_drawn_digits_have_the_scans_shape_range_and_steps() -> None:

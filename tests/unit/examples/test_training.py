@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batchyard.examples import comparison, datasets
-from batchyard.examples.cifar import CIFAR10
-from batchyard.examples.datasets import Dataset, Labelled, digits
-from batchyard.examples.networks import cnn
-from batchyard.examples.search import Found, search
-from batchyard.examples.training import Epoch, Judged, Progress, Settings, judge, train
+from batchyard.examples.training import comparison, datasets
+from batchyard.examples.training.cifar import CIFAR10
+from batchyard.examples.training.datasets import Dataset, Labelled, digits
+from batchyard.examples.training.fit import Epoch, Judged, Progress, Settings, judge, train
+from batchyard.examples.training.networks import cnn
+from batchyard.examples.training.search import Found, search
 
 from ...required import module
 

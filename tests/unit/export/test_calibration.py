@@ -13,7 +13,7 @@ from batchyard.export.calibration import ROWS_MAX, batches, rows_of
 from batchyard.export.specs import InputSpec
 from batchyard.transport.errors import InvalidRequest
 
-X = InputSpec("x", (1, 3))
+X = InputSpec("x", (1, 3), axes=("batch", ""))
 ROWS = np.arange(30, dtype=np.float32).reshape(10, 3)
 
 
@@ -62,8 +62,36 @@ def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
 
 
 def test_batches_are_equal_and_a_few_rows_are_one() -> None:
-    assert [len(batch["x"]) for batch in batches({"x": ROWS}, 4)] == [4, 4]
-    assert [len(batch["x"]) for batch in batches({"x": ROWS}, 64)] == [10]
+    assert [len(batch["x"]) for batch in batches({"x": ROWS}, [X], 4)] == [4, 4]
+    assert [len(batch["x"]) for batch in batches({"x": ROWS}, [X], 64)] == [10]
+
+
+def test_rows_lie_where_the_batch_axis_is_and_shared_inputs_have_none() -> None:
+    specs = [InputSpec("x", (3, 1), axes=("", "batch")), InputSpec("rate", (1,), axes=("",))]
+    data = {"x": ROWS.T, "rate": np.float32([16000])}
+    found = rows_of(data, specs)
+    assert [batch["x"].shape for batch in batches(found, specs, 4)] == [(3, 4), (3, 4)]
+    assert all(batch["rate"].tolist() == [16000] for batch in batches(found, specs, 4))
+    assert np.array_equal(batches(found, specs, 4)[1]["x"], ROWS[4:8].T)
+    with pytest.raises(InvalidRequest, match=r"x's data has shape \(10, 3\), and not \(3, rows\)"):
+        rows_of({**data, "x": ROWS}, specs)
+
+
+def test_without_a_batch_the_data_are_pieces_of_the_inputs_own_size() -> None:
+    specs = [InputSpec("tokens", (5, 3)), InputSpec("weight", (2,))]
+    found = rows_of({"tokens": ROWS, "weight": np.float32([1, 2, 3, 4])}, specs)
+    pieces = batches(found, specs, 8)
+    assert [(piece["tokens"].shape, piece["weight"].tolist()) for piece in pieces] == [
+        ((5, 3), [1, 2]),
+        ((5, 3), [3, 4]),
+    ]
+    with pytest.raises(InvalidRequest, match=r"\[1, 2\] rows"):
+        rows_of({"tokens": ROWS, "weight": np.float32([1, 2])}, specs)
+
+
+def test_a_free_axis_of_the_data_may_have_any_size() -> None:
+    spec = InputSpec("x", (1, 8), axes=("batch", "sequence"))
+    assert rows_of({"x": ROWS}, [spec])["x"].shape == (10, 3)
 
 
 def some_rows() -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from batchyard.export.gate import Tolerance, fp32_refusal, refusals
+from batchyard.export.gate import Tolerance, refusal, refusals
 from batchyard.export.timing import Timing
 from batchyard.export.validation import Difference
 
@@ -51,4 +51,21 @@ def test_all_reasons_are_given_at_once_and_no_classes_are_no_reason() -> None:
 
 @pytest.mark.parametrize(("scaled", "refused"), [(9e-5, False), (1.1e-4, True), (float("nan"), True)])
 def test_fp32_is_held_to_its_own_bound(scaled: float, refused: bool) -> None:
-    assert (fp32_refusal(dataclasses.replace(NEAR, scaled_max=scaled)) is not None) is refused
+    assert (refusal(dataclasses.replace(NEAR, scaled_max=scaled)) is not None) is refused
+
+
+def test_an_embedding_that_is_turned_is_refused() -> None:
+    turned = dataclasses.replace(NEAR, agreement=None, cosine=0.98)
+    assert refusals(0.5, [timing(1.0)], turned, TOLERANCE) == [
+        "turned: cosine of the worst row 0.9800, at least 0.99"
+    ]
+    assert refusals(0.5, [timing(1.0)], dataclasses.replace(turned, cosine=float("nan")), TOLERANCE)
+    assert refusals(0.5, [timing(1.0)], dataclasses.replace(turned, cosine=0.999), TOLERANCE) == []
+
+
+@pytest.mark.parametrize(("precision", "scaled"), [("float16", 5e-3), ("bfloat16", 5e-2)])
+def test_half_precision_may_be_off_by_its_own_rounding(precision: str, scaled: float) -> None:
+    near = dataclasses.replace(NEAR, scaled_max=scaled)
+    assert refusal(near, precision) is None
+    assert refusal(near) is not None
+    assert refusal(dataclasses.replace(NEAR, scaled_max=10 * scaled), precision) is not None

@@ -37,20 +37,20 @@ def test_a_variant_is_published_of_a_file_that_is_onnx_already(source: Path, tmp
 def test_inputs_may_be_described_better_than_the_file_does_but_not_otherwise(
     source: Path, onnx_models: Any
 ) -> None:
-    _, specs = imported.read(source, (InputSpec("input", (1, 64)),), EVERYTHING)
-    assert specs == (InputSpec("x", (1, 64)),)
+    traced = imported.read(source, (InputSpec("input", (1, 64)),), None, EVERYTHING)
+    assert traced.specs == (InputSpec("x", (1, 64), axes=("batch", "")),)
     with pytest.raises(InvalidRequest, match=r"takes float32\[batch, 64\], and float32\[1, 32\] was given"):
-        imported.read(source, (InputSpec("input", (1, 32)),), EVERYTHING)
+        imported.read(source, (InputSpec("input", (1, 32)),), None, EVERYTHING)
     free = onnx_models.unary("free_axis", "Neg", ["batch", "length"])
     with pytest.raises(InvalidRequest, match="no fixed shape: say one with --input"):
-        imported.read(free, None, EVERYTHING)
-    _, specs = imported.read(free, (InputSpec("input", (1, 12)),), EVERYTHING)
-    assert specs == (InputSpec("x", (1, 12)),)
+        imported.read(free, None, None, EVERYTHING)
+    traced = imported.read(free, (InputSpec("input", (1, 12)),), None, EVERYTHING)
+    assert traced.specs == (InputSpec("x", (1, 12), axes=("batch", "length")),)
 
 
 def test_a_fixed_batch_stays_fixed(onnx_models: Any) -> None:
-    traced, specs = imported.read(onnx_models.unary("fixed_batch", "Neg", [3, 4]), None, EVERYTHING)
-    assert (traced.dynamic_batch, specs[0].shape) == (False, (3, 4))
+    traced = imported.read(onnx_models.unary("fixed_batch", "Neg", [3, 4]), None, None, EVERYTHING)
+    assert traced.specs == (InputSpec("x", (3, 4), axes=("", "")),)
 
 
 def test_weights_in_a_second_file_are_read_in(source: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def error(proto: Any, made: Any, rows: Any) -> float:
 
 @pytest.mark.parametrize("method", quantize.METHODS)
 def test_static_answers_nearly_the_same_with_every_method(proto: Any, rows: Any, method: str) -> None:
-    made = quantize.static(proto, rows, method)
+    made = quantize.static(proto, [rows], method)
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in made.graph.node}
     assert error(proto, made, rows) < 0.05
 
@@ -41,4 +41,4 @@ def test_dynamic_answers_nearly_the_same(proto: Any, rows: Any) -> None:
 
 def test_an_unknown_method_is_refused(proto: Any, rows: Any) -> None:
     with pytest.raises(InvalidRequest, match="minmax, entropy, percentile"):
-        quantize.static(proto, rows, "guess")
+        quantize.static(proto, [rows], "guess")

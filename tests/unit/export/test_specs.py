@@ -47,8 +47,13 @@ def test_callers_may_give_one_shape_or_named_ones_or_specs() -> None:
 
 
 def test_samples_have_their_rows_and_stay_in_range_and_repeat() -> None:
-    specs = (InputSpec("x", (1, 3)), InputSpec("t", (1, 50), "int64", 7), InputSpec("m", (1, 4), "bool"))
-    one, same = sample(specs, 5, seed=3), sample(specs, 5, seed=3)
+    axes = ("batch", "")
+    specs = (
+        InputSpec("x", (1, 3), axes=axes),
+        InputSpec("t", (1, 50), "int64", 7, axes),
+        InputSpec("m", (1, 4), "bool", axes=axes),
+    )
+    one, same = (sample(specs, {"batch": 5}, seed=3) for _ in range(2))
     assert [one[name].shape for name in "xtm"] == [(5, 3), (5, 50), (5, 4)]
     assert one["t"].min() >= 0
     assert one["t"].max() == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from batchyard import ModelInfo
 from batchyard.gateway import described
@@ -54,17 +55,23 @@ def test_a_timeout_counts_microseconds() -> None:
 
 
 def test_what_is_not_offered_is_refused_by_name() -> None:
-    with pytest.raises(Refusal, match="sequence_id"):
+    with pytest.raises(Refusal, match=r"sequence_id: .*docs/sequences\.md"):
         options_of({"sequence_id": 5})
-    with pytest.raises(Refusal, match="classification"):
-        wanted_of("y", {"classification": 3}, True, None)
+    for count in (-1, True, "3", 1.5):
+        with pytest.raises(Refusal, match="how many classes"):
+            wanted_of("y", {"classification": count}, True, None)
+    assert wanted_of("y", {"classification": 3}, True, None).classes == 3
     with pytest.raises(Refusal, match="--shared-memory"):
         place_of({"shared_memory_region": "r", "shared_memory_byte_size": 1}, None, "input 'x'")
 
 
 def test_an_input_is_checked_before_its_bytes_are_read() -> None:
     assert declared(INFO, "x", "FP32", [1, 3, 5]).name == "FP32"
-    for name, datatype, said in (("x", "INT32", "takes FP32"), ("z", "FP32", "no input 'z'"), ("x", "BYTES", "strings")):
+    for name, datatype, said in (
+        ("x", "INT32", "takes FP32"),
+        ("z", "FP32", "no input 'z'"),
+        ("x", "BYTES", "takes FP32"),
+    ):
         with pytest.raises(Refusal, match=said):
             declared(INFO, name, datatype, [1, 3, 5])
 
@@ -73,8 +80,27 @@ def test_metadata_and_configuration_speak_of_the_batch_as_triton_does() -> None:
     metadata, config = described.metadata(INFO), described.config(INFO)
     assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3, -1]}]
     assert (config["max_batch_size"], config["input"][0]["dims"]) == (8, [3, -1])
-    assert config["output"] == [{"name": "y", "data_type": "TYPE_BF16", "dims": [2]}]
+    assert (config["output"][0]["data_type"], config["output"][0]["dims"]) == ("TYPE_BF16", [2])
     assert metadata["versions"] == ["3"]
+
+
+def test_a_batch_that_triton_has_no_word_for_is_none_in_its_configuration() -> None:
+    """Its rows are on axis 0 of every tensor, or there are none; the reason is told as a parameter."""
+    state = TensorSpec("h", 1, [2, "n", 3])
+    info = msgspec.structs.replace(
+        INFO, inputs=[*INFO.inputs, state], batch_axes=[0, 1, 0], evidence="6 rows differ by 0"
+    )
+    config = described.config(info)
+    assert config["max_batch_size"] == 0
+    assert "dynamic_batching" not in config
+    assert [entry["dims"] for entry in config["input"]] == [[-1, 3, -1], [2, -1, 3]]
+    assert config["parameters"]["batching"] == {"string_value": "6 rows differ by 0"}
+    assert msgspec.json.decode(config["parameters"]["batchyard"]["string_value"], type=type(info)) == info
+    assert described.config(msgspec.structs.replace(INFO, batch_axes=[0, 0]))["max_batch_size"] == 8
+    anything = TensorSpec("x", 1, None)
+    alone = msgspec.structs.replace(INFO, inputs=[anything], batchable=False, alone_reason="it has no axis")
+    assert described.metadata(alone)["inputs"][0]["shape"] == [-1]
+    assert described.config(alone)["parameters"]["batching"] == {"string_value": "it has no axis"}
 
 
 def test_statistics_are_sums_of_the_brokers_histograms() -> None:
@@ -86,6 +112,7 @@ def test_statistics_are_sums_of_the_brokers_histograms() -> None:
         "stages": [["m", 1, "total", histogram(5, 50)], ["m", 2, "total", histogram(1, 7)]],
         "batch_stages": [["m", "rows", histogram(2, 12)], ["m", "compute", histogram(2, 30)]],
         "identical": [["m", "cached", 4], ["m", "joined", 1]],
+        "batch_sizes": [["m", 8, 1, 1, 20, 3], ["n", 1, 9, 9, 9, 9], ["m", 4, 1, 2, 10, 4]],
     }
     said = described.statistics(INFO, snapshot, 77)
     assert (said["inference_count"], said["execution_count"], said["last_inference"]) == (12, 2, 77)
@@ -93,3 +120,7 @@ def test_statistics_are_sums_of_the_brokers_histograms() -> None:
     assert said["inference_stats"]["fail"]["count"] == 2
     assert said["inference_stats"]["compute_infer"] == {"count": 6, "ns": 30}
     assert said["inference_stats"]["cache_hit"]["count"] == 4
+    assert [(one["batch_size"], one["compute_infer"]) for one in said["batch_stats"]] == [
+        (4, {"count": 1, "ns": 10}),
+        (8, {"count": 1, "ns": 20}),
+    ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from batchyard.gpuworker.imports import UserError, find, forget, place_of
-from batchyard.transport.functions import Function
+from batchyard.transport.python_models import Function
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,12 @@ S = 10**9
 def test_the_best_provider_is_first_and_the_last_one_is_never_given_up() -> None:
     ladder = Ladder(["directml", "webgpu", "cpu"])
     assert ladder.choose(0) == "directml"
-    assert ladder.fallen("directml", 0) == ""
+    assert ladder.fallback_reason("directml", 0) == ""
     ladder.refuse("directml", "no adapter", 0)
     ladder.refuse("webgpu", "wrong answers", 0)
     ladder.refuse("cpu", "impossible", 0)
     assert ladder.choose(0) == "cpu"
-    assert ladder.fallen("cpu", 0) == "directml does not work here: no adapter; webgpu does not work here: wrong answers"
+    assert ladder.fallback_reason("cpu", 0) == "directml does not work here: no adapter; webgpu does not work here: wrong answers"
     assert ladder.choose(10**6 * S) == "cpu", "a probe's word holds as long as the worker lives"
     assert ladder.better("cpu", 10**6 * S) is None
 
@@ -30,7 +30,7 @@ def test_one_strike_changes_nothing_and_two_within_minutes_are_a_quarantine() ->
     assert ladder.choose(100 * S) == "webgpu"
     assert ladder.strike("webgpu", 101 * S)
     assert ladder.choose(101 * S) == "cpu"
-    assert ladder.fallen("cpu", 101 * S) == (
+    assert ladder.fallback_reason("cpu", 101 * S) == (
         "webgpu is in quarantine for 10 minutes: its device ended 2 processes within 5 minutes"
     )
 
@@ -69,7 +69,7 @@ def test_a_quarantine_ends_and_the_provider_is_to_be_probed_again() -> None:
     assert ladder.better("cpu", over_ns - 1) is None
     assert ladder.better("cpu", over_ns) == "webgpu"
     assert ladder.choose(over_ns) == "webgpu"
-    assert ladder.fallen("webgpu", over_ns) == ""
+    assert ladder.fallback_reason("webgpu", over_ns) == ""
     assert not ladder.strike("webgpu", over_ns + S), "the old strikes are paid for"
 
 
@@ -80,7 +80,7 @@ def test_a_provider_whose_probe_fails_after_its_quarantine_is_in_quarantine_anew
     over_ns = S + QUARANTINE_NS
     ladder.refuse("webgpu", "still no adapter", over_ns)
     assert ladder.choose(over_ns) == "cpu"
-    assert ladder.fallen("cpu", over_ns) == "webgpu is in quarantine for 10 minutes: still no adapter"
+    assert ladder.fallback_reason("cpu", over_ns) == "webgpu is in quarantine for 10 minutes: still no adapter"
     assert ladder.better("cpu", over_ns + QUARANTINE_NS) == "webgpu"
 
 
@@ -89,6 +89,7 @@ def test_a_provider_whose_probe_fails_after_its_quarantine_is_in_quarantine_anew
     [
         (device.EXIT_CODE, True),
         (watchdog.EXIT_CODE, True),
+        (watchdog.ORPHAN_EXIT_CODE, False),
         (-signal.SIGSEGV, True),
         (-signal.SIGABRT, True),
         (0xC0000005, True),  # an access violation on Windows

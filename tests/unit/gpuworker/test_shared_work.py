@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batchyard.gpuworker import model as model_module
-from batchyard.gpuworker.model import ServedModel
+from batchyard.gpuworker import warmup
+from batchyard.gpuworker.answers import IN_PLACE_MIN_BYTES
+from batchyard.gpuworker.backends.onnx import ServedModel
 from batchyard.gpuworker.providers import recipe
-from batchyard.gpuworker.runner import APART_MIN_BYTES, IN_PLACE_MIN_BYTES
-from batchyard.tests.unit.gpuworker.test_model import ARENA, Array, Yard
+from batchyard.gpuworker.runner import APART_MIN_BYTES
+from batchyard.tests.unit.gpuworker.backends.test_onnx import ARENA, Array, Yard
 from batchyard.transport import messages as m
 from batchyard.transport.digests import digest
 from batchyard.transport.tensors import Slot
@@ -63,7 +64,7 @@ def test_what_is_as_its_digest_says_is_answered_in_frames_and_nothing_is_said(
     inputs = [draw(rows) for rows in (1, 3, 2)]
     result = yard.run(model, *(shared(yard, x) for x in inputs))
     assert result.changed == []
-    assert [entry.item for entry in result.elsewhere] == [0, 1, 2]
+    assert [entry.item for entry in result.inline_outputs] == [0, 1, 2]
     assert [frame == (-x).tobytes() for frame, x in zip(result.frames, inputs, strict=True)] == [True] * 3
 
 
@@ -99,7 +100,7 @@ def test_items_without_a_digest_are_not_compared(yard: Yard, onnx_models: Any) -
     own = slotted(yard, draw(1), 4)
     result = yard.run(model, own, shared(yard, draw(2)), slotted(yard, draw(3), 4))
     assert result.changed == []
-    assert [entry.item for entry in result.elsewhere] == [1], "the others are in their slots"
+    assert [entry.item for entry in result.inline_outputs] == [1], "the others are in their slots"
     assert (yard.read(own.outputs[0], np.float32, (1, 4)) == -draw(1)).all()
 
 
@@ -108,6 +109,7 @@ def test_what_others_want_is_copied_first_however_large_it_is(yard: Yard, onnx_m
     width = IN_PLACE_MIN_BYTES // 4
     model = serve(onnx_models.unary("big", "Neg", ["n", width]))
     x = draw(2, width)
+    yard.run(model, slotted(yard, x, width))
     alone = yard.run(model, slotted(yard, x, width))
     assert alone.copied_bytes == 0
     for _ in range(3):  # handles that come again are bound for good, but not these
@@ -127,7 +129,7 @@ def test_large_items_that_are_run_one_by_one_are_named_by_their_place_in_the_bat
     yard.segment.buffer[items[2].inputs[0].offset] ^= 1
     result = yard.run(model, *items)
     assert result.changed == [2]
-    assert [entry.item for entry in result.elsewhere] == [0, 1, 2]
+    assert [entry.item for entry in result.inline_outputs] == [0, 1, 2]
 
 
 def test_a_model_that_runs_alone_compares_its_whole_input(yard: Yard, onnx_models: Any) -> None:
@@ -151,7 +153,7 @@ def test_a_padded_run_answers_like_plain_onnxruntime_for_any_rows(
         parts = [draw(rows, seed=cut) for rows in (cut, size - cut) if rows > 0]
         items = [slotted(yard, x, 3) for x in parts]
         for _ in range(3):
-            assert yard.run(model, *items).elsewhere == []
+            assert yard.run(model, *items).inline_outputs == []
             got = [
                 yard.read(item.outputs[0], np.float32, (len(x), 3))
                 for item, x in zip(items, parts, strict=True)
@@ -171,7 +173,7 @@ def test_outputs_of_unknown_size_are_cut_back_to_the_rows_that_were_asked_for(
         if not items:
             continue
         result = yard.run(model, *items)
-        assert [entry.outputs[0].shape for entry in result.elsewhere] == [[len(x), 4] for x in parts]
+        assert [entry.outputs[0].shape for entry in result.inline_outputs] == [[len(x), 4] for x in parts]
         assert result.frames == [(-x).tobytes() for x in parts]
 
 
@@ -179,8 +181,9 @@ def test_outputs_of_unknown_size_are_cut_back_to_the_rows_that_were_asked_for(
 def test_the_model_sees_only_the_sizes_that_are_run(yard: Yard, onnx_models: Any, spec: list[Any]) -> None:
     model = serve(onnx_models.unary("seen", "Neg", spec), BUCKETS)
     seen = []
-    binding = model._runner._binding
-    model._runner._binding = lambda rows, *rest: seen.append(rows) or binding(rows, *rest)  # type: ignore
+    binding = model._runner._bindings.of
+    yard.run(model, m.Item(ARENA, [yard.put(draw(1), 1)], []))  # in which it sees what is written where it asks
+    model._runner._bindings.of = lambda form, rows, *rest: seen.append(rows) or binding(form, rows, *rest)  # type: ignore
     for rows in (1, 2, 4, 5, 15, 16):
         yard.run(model, m.Item(ARENA, [yard.put(draw(rows), 1)], []))
     assert seen == [1, 4, 4, 16, 16, 16]
@@ -209,6 +212,7 @@ def test_what_makes_a_run_fail_does_not_come_back_as_padding(yard: Yard, onnx_mo
 def test_a_size_that_is_met_exactly_is_run_where_it_lies(yard: Yard, onnx_models: Any) -> None:
     width = IN_PLACE_MIN_BYTES // 4
     model = serve(onnx_models.unary("exact", "Neg", ["n", width]), BUCKETS)
+    yard.run(model, slotted(yard, draw(1, width), width))  # in which it sees what is written where it asks
     for rows, is_exact in ((1, True), (4, True), (3, False)):
         yard.next = 0
         x = draw(rows, width)
@@ -242,16 +246,19 @@ def test_padding_is_not_compared_with_a_digest(yard: Yard, onnx_models: Any) -> 
 
 
 def test_rows_are_not_cut_back_when_the_outputs_do_not_follow_them(yard: Yard, onnx_models: Any) -> None:
-    """Its axis 0 is no batch, and nobody noticed: an error is better than another's rows."""
+    """Its axis 0 is no batch, and its operator vouched for one."""
     path = onnx_models.save(
         "turned",
         [("Transpose", ["x"], ["y"], {"perm": [1, 0]})],
         [("x", 1, ["n", "w"])],
         [("y", 1, ["k", "n"])],
     )
-    model = serve(path, BUCKETS)
-    with pytest.raises(ValueError, match="set batchable = false"):
-        yard.run(model, m.Item(ARENA, [yard.put(draw(5), 1)], []))
+    load = m.Load("net", 1, str(path), 16, None, False, BUCKETS, batch_axis={"x": 0, "y": 0}, trusted=True)
+    model = ServedModel(load, recipe("cpu", 1))
+    assert model.batchable
+    result = yard.run(model, m.Item(ARENA, [yard.put(draw(5), 1)], []))
+    assert result.frames == [draw(5).T.tobytes()]
+    assert "output 'y' came out with shape [4, 16] for 16 rows" in model.disproved
 
 
 # ---- the warm-up --------------------------------------------------------------------------------
@@ -267,8 +274,8 @@ def test_the_warm_up_runs_exactly_the_sizes_that_are_run(onnx_models: Any) -> No
 def test_no_size_is_left_out_because_the_others_took_long(onnx_models: Any, monkeypatch: Any) -> None:
     """A size that has not been run may be slow, or fail, when a request meets it."""
     path = onnx_models.unary("warm", "Neg", ["n", 4])
-    monkeypatch.setattr(model_module, "WARMUP_NS_MAX", 0)
-    monkeypatch.setattr(model_module, "WARMUP_BYTES_MAX", 0)
+    monkeypatch.setattr(warmup, "WARMUP_NS_MAX", 0)
+    monkeypatch.setattr(warmup, "WARMUP_BYTES_MAX", 0)
     assert list(serve(path, BUCKETS, warmup=True).warmup_ns) == BUCKETS
     assert list(serve(path, warmup=True).warmup_ns) == [1]
 
@@ -286,9 +293,9 @@ def test_a_model_that_runs_alone_has_no_sizes(yard: Yard, onnx_models: Any, axes
     assert yard.run(model, item, rows=0).frames == [(-draw(3)).tobytes()]
 
 
-def test_a_model_whose_outputs_do_not_follow_the_rows_loses_its_sizes(onnx_models: Any) -> None:
+def test_a_model_that_mixes_rows_loses_its_sizes(onnx_models: Any) -> None:
     path = onnx_models.save(
-        "first", [("Transpose", ["x"], ["y"], {"perm": [1, 0]})], [("x", 1, ["n", 4])], [("y", 1, ["k", "n"])]
+        "mixes", [("Softmax", ["x"], ["y"], {"axis": 0})], [("x", 1, ["n", 4])], [("y", 1, ["n", 4])]
     )
     model = serve(path, BUCKETS, warmup=True)
     assert not model.batchable

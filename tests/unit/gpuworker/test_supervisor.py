@@ -23,10 +23,11 @@ class Child:
     """What the supervisor uses of a ChildProcess."""
 
     started: ClassVar[list[Child]] = []
+    sentinel = None
 
     def __init__(self, command: list[str], name: str) -> None:
         self.provider = command[command.index("--provider") + 1]
-        self.fallen = command[command.index("--fallen") + 1]
+        self.fallen = command[command.index("--fallback-reason") + 1]
         self.pid = 1000 + len(self.started)
         self.status: int | None = None
         self.asked: list[int] = []  # signals

@@ -68,6 +68,7 @@ def test_batches_queues_workers_and_memory_are_told(counters: dict[str, Any]) ->
     assert value(found, "build_info", version="0.1.0") == 1
     assert value(found, "credit") == 2
     assert value(found, "arena_used_bytes") == 32  # the LOW request's input and output
+    assert value(found, "arena_committed_bytes") == 1 << 16
     assert value(found, "arena_total_bytes") == 1 << 20
     assert value(found, "copied_bytes_total", by="worker") == 96
     assert value(found, "up") == 1

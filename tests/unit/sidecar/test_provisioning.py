@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from batchyard.sidecar.__main__ import ANSWER_WITHIN_S, PORT
-from batchyard.sidecar.dashboard import dashboard
 
 GRAFANA = Path(__file__).resolve().parents[3] / "grafana"
 PROCFILE = (GRAFANA / "Procfile.monitoring").read_text()
@@ -25,10 +25,14 @@ def seconds(text: str) -> float:
 
 def test_prometheus_scrapes_where_a_sidecar_listens_and_waits_longer_than_it() -> None:
     config = read("prometheus/prometheus.yml")
-    (job,) = config["scrape_configs"]
-    assert job["static_configs"] == [{"targets": [f"127.0.0.1:{PORT}"]}]
+    jobs = {job["job_name"]: job["static_configs"] for job in config["scrape_configs"]}
+    assert jobs == {
+        "batchyard": [{"targets": [f"127.0.0.1:{PORT}"]}],
+        "batchyard-gateway": [{"targets": ["127.0.0.1:8000"]}],  # `up --gateway 8000`
+    }
     assert seconds(config["global"]["scrape_timeout"]) > ANSWER_WITHIN_S
-    assert seconds(config["global"]["scrape_interval"]) <= seconds(dashboard()["refresh"])
+    board = json.loads((GRAFANA / "dashboards/batchyard.json").read_text())
+    assert seconds(config["global"]["scrape_interval"]) <= seconds(board["refresh"])
     assert [(GRAFANA / "prometheus" / name).exists() for name in config["rule_files"]] == [True]
 
 

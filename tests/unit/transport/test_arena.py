@@ -165,18 +165,51 @@ def test_a_failed_commit_falls_back_on_slabs_that_are_free() -> None:
     arena.validate()
 
 
+def test_pages_of_idle_slabs_go_back_to_the_system_and_are_there_again_before_they_are_used() -> None:
+    committed: list[tuple[int, int]] = []
+    released: list[tuple[int, int]] = []
+    arena = Arena(64 * MIB, lambda *place: committed.append(place), lambda *place: not released.append(place))
+    frames = [arena.alloc(8 * MIB) for _ in range(3)]
+    kept = arena.alloc(100)
+    arena.free(frames[0])
+    arena.free(frames[2])
+    assert arena.idle_slabs() == {frames[0], frames[2]}
+    assert arena.give_back([frames[0], frames[2]]) == 16 * MIB
+    assert released == [(frames[0], 8 * MIB), (frames[2], 8 * MIB)]
+    assert 8 * MIB < arena.committed_bytes <= 9 * MIB
+    committed.clear()
+    assert arena.alloc(8 * MIB) == frames[0]
+    assert committed == [(frames[0], 8 * MIB)]
+    arena.validate()
+    arena.free(kept)
+
+
+def test_a_system_that_keeps_pages_needs_them_committed_once() -> None:
+    committed: list[tuple[int, int]] = []
+    arena = Arena(64 * MIB, lambda *place: committed.append(place), lambda *place: False)
+    arena.free(arena.alloc(8 * MIB))
+    assert arena.give_back(arena.idle_slabs()) == 0
+    arena.alloc(8 * MIB)
+    assert committed == [(0, 8 * MIB)]
+
+
 class ArenaMachine(RuleBasedStateMachine):
     """Random traffic on a small arena, beside a plain model of what is live."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.committed_end = 0
-        self.arena = Arena(256 * 1024, self.commit)
+        self.pages: set[int] = set()  # by number, of 64 bytes
+        self.arena = Arena(256 * 1024, self.commit, self.release)
         self.live: dict[int, int] = {}
 
     def commit(self, offset: int, nbytes: int) -> None:
-        assert offset == self.committed_end, "committed twice, or left a hole"
-        self.committed_end += nbytes
+        self.pages.update(range(offset // 64, (offset + nbytes) // 64))
+
+    def release(self, offset: int, nbytes: int) -> bool:
+        for start, size in self.live.items():
+            assert start + max(size, 1) <= offset or offset + nbytes <= start, "it is in use"
+        self.pages.difference_update(range(offset // 64, (offset + nbytes) // 64))
+        return True
 
     @rule(nbytes=st.one_of(st.integers(0, 300), st.integers(0, 300_000), st.sampled_from([4096, 60_000])))
     def alloc(self, nbytes: int) -> None:
@@ -187,7 +220,7 @@ class ArenaMachine(RuleBasedStateMachine):
             assert self.live or nbytes > self.arena.nbytes
             return
         end = offset + max(nbytes, 1)
-        assert 0 <= offset < end <= self.committed_end
+        assert self.pages.issuperset(range(offset // 64, (end + 63) // 64)), "handed out without pages"
         assert all(end <= start or offset >= start + max(size, 1) for start, size in self.live.items())
         self.live[offset] = nbytes
 
@@ -210,6 +243,12 @@ class ArenaMachine(RuleBasedStateMachine):
         self.live.clear()
         self.arena.free(self.arena.alloc(self.arena.nbytes))  # nothing was lost to fragments
 
+    @rule(data=st.data())
+    def give_idle_slabs_back(self, data: st.DataObject) -> None:
+        idle = self.arena.idle_slabs()
+        if idle:
+            self.arena.give_back(data.draw(st.sets(st.sampled_from(sorted(idle)))))
+
     @rule(offset=st.integers(0, 4096).map(lambda index: index * 64))
     def free_what_is_not_live(self, offset: int) -> None:
         if offset not in self.live:
@@ -220,6 +259,7 @@ class ArenaMachine(RuleBasedStateMachine):
     def holds(self) -> None:
         self.arena.validate()
         assert self.arena.allocated_count == len(self.live)
+        assert self.arena.committed_bytes == 64 * len(self.pages)
 
 
 TestArenaMachine = ArenaMachine.TestCase

@@ -12,6 +12,7 @@ import pytest
 from batchyard.transport import codec
 from batchyard.transport import messages as m
 from batchyard.transport.errors import MalformedMessage, WrongVersion
+from batchyard.transport.tensors import Tensor, TensorSpec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ DECODERS = {
         "broker_to_admin",
     )
 }
+HEAD = bytes([0x92, m.PROTOCOL_VERSION])  # an array of two, the first of which is the version
 SUBMIT = [2, 1, "m", 2, 0, [[1, [1, 4], 0, 0]], [[64, 16]]]
 
 
@@ -82,11 +84,11 @@ HUGE = [1 << 63, (1 << 64) - 1]
     "changed",
     [
         *({"request": wrong} for wrong in (-1, None, "1", 1.0, True, [], *HUGE)),
-        *({"model": wrong} for wrong in (1, None, b"m", "x" * 65, ["m"])),
+        *({"model": wrong} for wrong in (1, None, b"m", "x" * 256, ["m"])),
         *({"priority": wrong} for wrong in (-1, 4, "2", None, 1 << 40)),
         *({"deadline_ns": wrong} for wrong in (-1, (1 << 62) + 1, 0.5, None)),
-        *({"inputs": wrong} for wrong in ([], None, {}, [[1, [1], 0, 0]] * 1025, [[]], [None], 5)),
-        *({"outputs": wrong} for wrong in (None, [[0]], [[0, -1]], [[0, 0]] * 1025, [[0, 1 << 47]])),
+        *({"inputs": wrong} for wrong in (None, {}, [[1, [1], 0, 0]] * 4097, [[]], [None], 5)),
+        *({"outputs": wrong} for wrong in (None, [[0]], [[0, -1]], [[0, 0]] * 4097, [[0, 1 << 47]])),
         *({"tag": wrong} for wrong in (0, 6, 99, -1, "Submit", None, 1 << 40)),
     ],
     ids=lambda changed: str(changed)[:40],
@@ -120,7 +122,7 @@ def test_tags_of_another_direction_are_malformed() -> None:
     assert outcome(codec.admin_to_broker, bytes.fromhex(GOLDEN["client_to_broker.Submit"])) == "malformed"
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 4, 127, 128, 1 << 32, (1 << 63) - 1, -1])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 6, 127, 128, 1 << 32, (1 << 63) - 1, -1])
 def test_another_version_is_told_apart_whatever_follows(version: int) -> None:
     for behind in ([], [SUBMIT], [[99]], "text", None, {"a": 1}, [[2, -1]]):
         payload = msgpack.packb([version, behind])
@@ -135,18 +137,18 @@ def test_a_version_that_is_no_number_is_malformed(version: Any) -> None:
 
 
 def test_the_sentence_about_another_version_names_both_and_says_what_to_do() -> None:
-    with pytest.raises(WrongVersion, match=r"speaks protocol 9, this side speaks 3: install the same"):
+    with pytest.raises(WrongVersion, match=r"speaks protocol 9, this side speaks 5: install the same"):
         codec.client_to_broker.decode(submit(version=9))
 
 
 def test_fields_that_a_newer_peer_added_at_the_end_are_skipped() -> None:
-    newer = msgpack.packb([m.PROTOCOL_VERSION, [[*SUBMIT, "new", {"field": [1]}]], "behind the messages"])
+    newer = msgpack.packb([m.PROTOCOL_VERSION, [[*SUBMIT, None, "new", {"field": [1]}]], "behind the messages"])
     assert codec.client_to_broker.decode(newer) == codec.client_to_broker.decode(submit())
 
 
 def test_as_many_messages_as_allowed_pass_and_one_more_is_malformed() -> None:
     bye = msgpack.packb([5])
-    head = b"\x92\x03\xdc"
+    head = HEAD + b"\xdc"
     for count, expected in ((m.MESSAGES_MAX, "decoded"), (m.MESSAGES_MAX + 1, "malformed")):
         assert outcome(codec.client_to_broker, head + count.to_bytes(2, "big") + bye * count) == expected
 
@@ -157,9 +159,9 @@ def test_an_array_that_promises_billions_of_elements_costs_nothing() -> None:
     tracemalloc.start()
     try:
         for head in (
-            b"\x92\x03\xdd\xff\xff\xff\xff",
+            HEAD + b"\xdd\xff\xff\xff\xff",
             b"\xdd\xff\xff\xff\xff\x01",
-            b"\x92\x03\x91\x92\x03\xdd\xff\xff\xff\xff",
+            HEAD + b"\x91\x92\x03\xdd\xff\xff\xff\xff",
         ):
             assert outcome(codec.client_to_broker, head) == "malformed"
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
@@ -173,9 +175,9 @@ def test_deeply_nested_arrays_and_maps_are_malformed(depth: int) -> None:
         nested = opening * depth + b"\x01"
         for payload in (
             nested,
-            b"\x92\x03" + nested,
-            b"\x92\x03\x91" + nested,
-            b"\x92\x03\x91\x93\x04\x01" + nested,
+            HEAD + nested,
+            HEAD + b"\x91" + nested,
+            HEAD + b"\x91\x93\x04\x01" + nested,
         ):
             for decoder in DECODERS.values():
                 assert outcome(decoder, payload) == "malformed"
@@ -203,10 +205,10 @@ def test_a_memoryview_is_read_like_bytes() -> None:
 
 @settings(max_examples=1500)
 @given(payload=st.binary(max_size=200), name=st.sampled_from(sorted(DECODERS)))
-@example(payload=b"\x92\x03", name="client_to_broker")
+@example(payload=HEAD, name="client_to_broker")
 def test_arbitrary_bytes_are_decoded_or_refused_by_a_typed_error(payload: bytes, name: str) -> None:
     outcome(DECODERS[name], payload)
-    outcome(DECODERS[name], b"\x92\x03\x91" + payload)
+    outcome(DECODERS[name], HEAD + b"\x91" + payload)
 
 
 @st.composite
@@ -266,7 +268,7 @@ def test_a_payload_of_megabytes_is_refused_before_anything_is_built_of_it() -> N
     tracemalloc.start()
     try:
         assert {outcome(decoder, payload) for decoder in DECODERS.values()} == {"malformed"}
-        small = b"\x92\x02\xdd" + (1 << 20).to_bytes(4, "big") + b"\xc0" * (1 << 20)
+        small = b"\x92\x02\xdd" + (1 << 19).to_bytes(4, "big") + b"\xc0" * (1 << 19)
         assert outcome(codec.client_to_broker, small) == "another version"
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
@@ -281,3 +283,33 @@ def test_any_number_of_messages_goes_into_payloads_that_the_other_side_takes() -
     assert len(codec.payloads(messages[:4096])) == 2  # too many bytes for one
     assert codec.payloads(messages[:1]) == [codec.encode(messages[:1])]
     assert codec.payloads([]) == [codec.encode([])]
+
+
+# ---- before it is sent --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_what_the_other_side_takes_is_not_refused_before_it_is_sent(name: str) -> None:
+    decoder = DECODERS[name.split(".")[0]]
+    for message in decoder.decode(bytes.fromhex(GOLDEN[name])):
+        assert decoder.refusal(message) == ""
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        m.LoadFailed("x" * 256, 1, ""),
+        m.LoadFailed("net", -1, ""),
+        m.LoadFailed("net", 1, "x" * 4097),
+        m.Done(1, 1, -1, 0, 0, 0, []),
+        m.Done(1, 1, 0, 0, 0, 0, [m.ItemOutputs(0, [Tensor(1, [1] * 65, 0, 1)])]),
+        m.Loaded("net", 1, [], [], False, "", 1, "cpu", "", {}),
+        m.Loaded("net", 1, [], [TensorSpec("y", 1, [1])], True, "", 1, "cpu", "", {}, batch_axes=[-2]),
+        m.Loaded("net", 1, [], [TensorSpec("y", 1, [1])], True, "", 0, "cpu", "", {}),
+        m.Attach(1, None),  # type: ignore[arg-type]  # another direction's
+    ],
+    ids=lambda message: repr(message)[:60],
+)
+def test_what_the_other_side_would_refuse_is_known_before_it_is_sent(message: Any) -> None:
+    """A refused message is lost, and whoever waits for it waits for ever."""
+    assert codec.worker_to_broker.refusal(message)

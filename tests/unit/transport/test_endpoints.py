@@ -6,11 +6,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from batchyard.transport import endpoints
-from batchyard.transport.endpoints import Endpoint, claim, default_url, require_curve
+from batchyard.transport.endpoints import Endpoint, claim, default_url, private_folder, require_curve
 from batchyard.transport.errors import EndpointInUse, InvalidRequest, Unauthorized
 from batchyard.transport.keys import KeyFolder
 
@@ -100,7 +101,7 @@ def test_a_folder_too_long_for_a_socket_says_what_to_set() -> None:
     room = endpoints.SOCKET_PATH_BYTES_MAX - len("/clients")
     longest = "/" + "y" * (room - 1)
     assert Endpoint.parse(f"ipc://{longest}").folder == Path(longest)
-    with pytest.raises(InvalidRequest, match="set BATCHYARD_URL to a shorter folder"):
+    with pytest.raises(InvalidRequest, match="choose a shorter folder"):
         Endpoint.parse(f"ipc://{longest}y")
     with pytest.raises(InvalidRequest, match="too long"):  # bytes count, not characters
         Endpoint.parse("ipc:///" + "ü" * (room // 2 + 1))
@@ -131,9 +132,14 @@ def test_beyond_this_machine_a_yard_refuses_to_start_without_keys(tmp_path: Path
         claim(Endpoint.parse("tcp://*:7070"), keys)
 
 
-def test_loopback_needs_no_keys() -> None:
-    with claim(Endpoint.parse("tcp://127.0.0.1:7070")):
+def test_on_loopback_tcp_a_yard_needs_keys_or_the_word_that_it_is_open_to_this_machine(tmp_path: Path) -> None:
+    loopback = Endpoint.parse("tcp://127.0.0.1:7070")
+    with pytest.raises(Unauthorized, match=r"every user of this machine .* --open-to-this-machine"):
+        claim(loopback)
+    with claim(loopback, None, True), claim(loopback, KeyFolder.create(tmp_path / "keys")):
         pass
+    with pytest.raises(Unauthorized, match="without CURVE keys"):
+        claim(Endpoint.parse("tcp://*:7070"), None, True)
 
 
 # -- the yard folder -------------------------------------------------------------------------------
@@ -164,7 +170,7 @@ def test_a_claim_makes_a_private_folder_and_names_its_holder(endpoint: Endpoint)
 
 def test_a_second_claim_is_refused_with_the_holders_pid(endpoint: Endpoint) -> None:
     held = claim(endpoint)
-    with pytest.raises(EndpointInUse, match=f"held by process {os.getpid()}"):
+    with pytest.raises(EndpointInUse, match=f"process {os.getpid()}"):
         claim(endpoint)
     held.release()
     held.release()
@@ -174,6 +180,7 @@ def test_a_second_claim_is_refused_with_the_holders_pid(endpoint: Endpoint) -> N
 def test_another_process_is_refused_while_the_yard_is_held(endpoint: Endpoint) -> None:
     code = """
 import sys
+import tempfile
 from batchyard.transport.endpoints import Endpoint, claim
 from batchyard.transport.errors import EndpointInUse
 try:
@@ -191,6 +198,7 @@ except EndpointInUse as error:
 def test_a_killed_holder_leaves_a_yard_that_can_be_claimed(endpoint: Endpoint) -> None:
     code = """
 import sys
+import tempfile
 from batchyard.transport.endpoints import Endpoint, claim
 held = claim(Endpoint.parse(sys.argv[1]))
 print("held", flush=True)
@@ -248,3 +256,31 @@ def test_another_users_folder_is_refused(endpoint: Endpoint, monkeypatch: pytest
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
     with pytest.raises(Unauthorized, match=f"belongs to user {owner}"):
         claim(endpoint)
+
+
+@posix_only
+def test_a_yards_own_folder_has_a_short_name_wherever_temporary_files_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    for place in (long, tmp_path / "missing"):
+        monkeypatch.setattr(tempfile, "tempdir", str(place))
+        folder = Path(private_folder())
+        Endpoint.parse(f"ipc://{folder}")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        folder.rmdir()
+    assert list(long.iterdir()) == []
+    monkeypatch.setattr("batchyard.transport.endpoints.LAST_RESORT", str(tmp_path / "missing"))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    with pytest.raises(InvalidRequest, match="give the yard a url="):
+        private_folder()
+
+
+@posix_only
+def test_the_default_place_is_one_that_sockets_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    Endpoint.parse(default_url({"XDG_RUNTIME_DIR": str(long)}))
+    assert default_url({"XDG_RUNTIME_DIR": str(tmp_path / "missing")}) == f"ipc:///tmp/batchyard-{os.getuid()}"

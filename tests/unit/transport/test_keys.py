@@ -12,7 +12,7 @@ import pytest
 import zmq
 import zmq.auth
 from batchyard.transport.errors import Unauthorized
-from batchyard.transport.keys import ZAP_DOMAIN, KeyFolder, start_zap
+from batchyard.transport.keys import ZAP_DOMAIN, KeyFolder, Zap
 from zmq.utils.monitor import recv_monitor_message
 
 PATIENCE_MS = 10_000
@@ -66,7 +66,7 @@ def handshake(context: zmq.Context[Any], keys: KeyFolder, dress: Callable[[zmq.S
 
 
 def test_an_authorized_key_gets_through(context: zmq.Context[Any], keys: KeyFolder) -> None:
-    zap = start_zap(context, keys)
+    zap = Zap(context, keys)
     try:
         assert handshake(context, keys, keys.apply_client) == zmq.EVENT_HANDSHAKE_SUCCEEDED
     finally:
@@ -77,7 +77,7 @@ def test_an_unknown_key_does_not_get_through(
     context: zmq.Context[Any], keys: KeyFolder, tmp_path: Path
 ) -> None:
     stranger = stranger_of(keys, tmp_path / "stranger")
-    zap = start_zap(context, keys)
+    zap = Zap(context, keys)
     try:
         assert handshake(context, keys, stranger.apply_client) == zmq.EVENT_HANDSHAKE_FAILED_AUTH
     finally:
@@ -85,7 +85,7 @@ def test_an_unknown_key_does_not_get_through(
 
 
 def test_no_key_does_not_get_through(context: zmq.Context[Any], keys: KeyFolder) -> None:
-    zap = start_zap(context, keys)
+    zap = Zap(context, keys)
     try:
         assert handshake(context, keys, lambda client: None) == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     finally:
@@ -97,7 +97,7 @@ def test_a_wrong_server_key_does_not_get_through(
 ) -> None:
     fooled = KeyFolder.create(tmp_path / "another yard")
     (keys.authorized / "fooled.key").write_bytes((fooled.path / "client.key").read_bytes())
-    zap = start_zap(context, keys)
+    zap = Zap(context, keys)
     try:
         assert handshake(context, keys, fooled.apply_client) != zmq.EVENT_HANDSHAKE_SUCCEEDED
     finally:
@@ -113,7 +113,7 @@ def test_a_key_laid_into_the_folder_is_authorized_at_the_next_start(
 ) -> None:
     colleague = stranger_of(keys, tmp_path / "colleague")
     (keys.authorized / "colleague.key").write_bytes((colleague.path / "client.key").read_bytes())
-    zap = start_zap(context, keys)
+    zap = Zap(context, keys)
     try:
         assert handshake(context, keys, colleague.apply_client) == zmq.EVENT_HANDSHAKE_SUCCEEDED
     finally:
@@ -133,10 +133,10 @@ def test_every_server_socket_names_the_domain_and_enforces_it(
 def test_an_empty_list_refuses_to_start(context: zmq.Context[Any], keys: KeyFolder) -> None:
     (keys.authorized / "client.key").unlink()
     with pytest.raises(Unauthorized, match="holds no"):
-        start_zap(context, keys)
+        Zap(context, keys)
     keys.authorized.rmdir()
     with pytest.raises(Unauthorized, match="cannot be read"):
-        start_zap(context, keys)
+        Zap(context, keys)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")

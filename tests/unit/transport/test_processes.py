@@ -108,3 +108,17 @@ def test_a_dead_child_can_be_started_again_and_gets_its_environment() -> None:
 def test_a_missing_program_is_an_error_at_the_start() -> None:
     with pytest.raises(OSError, match="no-such-program"):
         ChildProcess(["/no-such-program"]).start()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="descriptors are closed otherwise there")
+def test_closed_standard_streams_are_opened_before_a_socket_takes_their_numbers() -> None:
+    code = (
+        "import os, sys\n"
+        "from batchyard.transport.processes import open_standard_streams\n"
+        "open_standard_streams()\n"
+        "print('nobody hears this', file=sys.stderr)\n"
+        "taken = os.open(os.devnull, os.O_RDONLY)\n"
+        "sys.exit(0 if taken > 2 and sys.stdin.read() == '' else taken)"
+    )
+    shell = f'exec "{sys.executable}" -c "$1" >&- 2>&- <&-'
+    assert subprocess.run(["sh", "-c", shell, "sh", code], check=False).returncode == 0

@@ -117,6 +117,20 @@ def test_committed_pages_exist(segment: Segment) -> None:
     assert os.fstat(owner_fd).st_blocks * 512 == segment.nbytes
 
 
+def test_released_pages_are_gone_and_come_back_as_zeros(segment: Segment) -> None:
+    segment.commit(0, segment.nbytes)
+    segment.buffer[:] = b"\x7f" * segment.nbytes
+    assert segment.release(PAGE, segment.nbytes - 2 * PAGE) is (sys.platform == "linux")
+    segment.commit(0, segment.nbytes)
+    seen = np.frombuffer(segment.buffer, np.uint8)
+    assert seen[:PAGE].min() == 0x7F
+    assert seen[-PAGE:].min() == 0x7F
+    if sys.platform == "linux":
+        assert not seen[PAGE:-PAGE].any()
+    assert not segment.release(1, PAGE)  # no whole page lies in it
+    del seen
+
+
 @pytest.mark.parametrize(("offset", "nbytes"), [(-1, 1), (0, -1), (0, 4 * PAGE + 1), (4 * PAGE, 1)])
 def test_commit_outside_the_segment_is_our_own_bug(segment: Segment, offset: int, nbytes: int) -> None:
     with pytest.raises(ValueError, match="outside a segment"):
@@ -340,6 +354,15 @@ def test_a_named_segment_is_private_and_gone_after_close() -> None:
     assert len(created.handle.name) == len("batchyard-") + 32
     created.close()
     assert not in_shm(created.handle)
+
+
+def test_a_named_segment_that_its_owner_shrinks_is_seen_to_be_smaller() -> None:
+    with named.create(4 * PAGE) as created, named.attach(created.handle) as attached:
+        assert attached.is_whole
+        os.truncate(f"/dev/shm/{created.handle.name}", PAGE)
+        assert not attached.is_whole
+        attached.unwatch()
+        assert attached.is_whole, "nobody looks any more"
 
 
 def test_closing_an_attached_segment_leaves_the_name() -> None:

@@ -17,7 +17,7 @@ from batchyard.transport.tensors import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-FLOAT32, INT8, STRING, COMPLEX128 = 1, 3, 8, 15
+FLOAT32, INT8, STRING, COMPLEX128, UINT4, INT4 = 1, 3, 8, 15, 21, 22
 
 
 def test_a_scalar_has_one_element_and_an_empty_tensor_none() -> None:
@@ -44,10 +44,23 @@ def test_a_negative_axis_is_refused_even_where_the_product_is_not_negative(shape
         nbytes_of(FLOAT32, shape)
 
 
-@pytest.mark.parametrize("dtype", [0, STRING, 21, 22, 23, 24, 99, -1, 1 << 40])
-def test_a_type_that_is_not_in_the_table_cannot_be_sized(dtype: int) -> None:
-    with pytest.raises(InvalidRequest, match="cannot travel"):
+@pytest.mark.parametrize("dtype", [0, STRING, 23, 24, 99, -1, 1 << 40])
+def test_a_type_that_has_no_size_cannot_be_sized(dtype: int) -> None:
+    with pytest.raises(InvalidRequest, match="has no size that its shape could tell"):
         nbytes_of(dtype, [1])
+
+
+@pytest.mark.parametrize("dtype", [UINT4, INT4])
+@pytest.mark.parametrize(
+    ("shape", "nbytes"), [([], 1), ([0], 0), ([1], 1), ([2], 1), ([3], 2), ([3, 3], 5), ([1 << 46], 1 << 45)]
+)
+def test_half_bytes_lie_two_to_a_byte(dtype: int, shape: list[int], nbytes: int) -> None:
+    assert nbytes_of(dtype, shape) == nbytes
+
+
+def test_the_size_of_strings_is_what_their_descriptor_says() -> None:
+    assert Tensor(STRING, [2, 3], 0, 0, 77).nbytes == 77
+    assert Tensor(FLOAT32, [2, 3], 0, 0, 77).nbytes == 24
 
 
 def test_the_largest_size_is_allowed_and_one_byte_more_is_not() -> None:

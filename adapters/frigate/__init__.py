@@ -1,0 +1,1 @@
+"""Frigate's ZMQ detector (its `zmq_ipc` plugin), served by a yard. See docs/frigate.md."""

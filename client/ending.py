@@ -1,0 +1,123 @@
+"""The end of the program, for all that this package has open in it.
+
+An `atexit` hook, which runs while every thread still does, closes what nobody closed: clients first, then
+yards, all within a bound. What runs later, in destructors while the interpreter is taken down, must neither
+lock nor join: daemon threads are frozen by then (for good, since Python 3.13), and may hold any lock. The
+kernel closes what is left, and the broker and the yard's processes see that.
+
+A forked child closes nothing of its parent's: what it inherits begins anew.
+
+Daemon threads go on while the hook runs. A call of theirs that the end cuts off would print a traceback on
+the way out; it stays where it is instead, as the interpreter is about to make it anyway.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+import weakref
+from typing import Any, Protocol
+
+from ..transport.errors import InvalidRequest
+
+CLOSE_S = 1.0  # how long a `close` waits for a done-callback that runs
+END_S = 0.5  # how long the end of the program does, for all of them
+
+
+class Guest(Protocol):
+    """What is open in this process."""
+
+    def stop(self) -> None:
+        """Ask what runs for it to end. Waits for nothing."""
+
+    def close_by(self, give_up_s: float) -> None:
+        """Close, waiting until `give_up_s` (time.monotonic) at most."""
+
+    def begin_anew(self) -> None:
+        """This is a forked child now: forget what is the parent's, without closing it."""
+
+
+_clients: weakref.WeakSet[Any] = weakref.WeakSet()
+_yards: list[Guest] = []  # a yard that nobody holds serves on: its clients may be held
+_abandoned: list[Any] = []  # a parent's: kept, so that no destructor closes it here
+_has_begun = False
+
+
+def watch(client: Guest) -> None:
+    """Close this client at the program's end, unless it is gone by then."""
+    _clients.add(client)
+
+
+def keep(yard: Guest) -> None:
+    """Keep this yard until the program's end, and close it there; until `forget`."""
+    _yards.append(yard)
+
+
+def forget(yard: Guest) -> None:
+    if yard in _yards:
+        _yards.remove(yard)
+
+
+def abandon(*parents: object) -> None:
+    """A forked child's: these are the parent's to close."""
+    _abandoned.append(parents)
+
+
+def has_begun() -> bool:
+    """Whether the program is ending."""
+    return _has_begun
+
+
+def is_finalizing() -> bool:
+    """Whether the interpreter is taken down: no other thread runs any more, and any lock may be held."""
+    return sys.is_finalizing()
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread of ours. Raises InvalidRequest where Python starts none any more: 3.12 does not once the
+    main thread has ended, even while others go on."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        if not threading.main_thread().is_alive():
+            raise InvalidRequest(
+                "the main thread has ended, and this Python starts no thread after that: call `submit` or "
+                "`serve` for the first time before, or let the main thread join yours"
+            ) from error
+        raise
+
+
+def cut_off() -> None:
+    """Called where a call is about to fail. A daemon thread does not return from here when it fails because
+    the program is ending."""
+    if _has_begun and threading.current_thread().daemon:
+        threading.Event().wait()  # for ever, which is not long
+
+
+def _end() -> None:
+    global _has_begun
+    _has_begun = True
+    give_up_s = time.monotonic() + END_S
+    clients, yards = list(_clients), list(_yards)
+    for guest in (*clients, *yards):
+        guest.stop()
+    for client in clients:
+        client.close_by(give_up_s)
+    for yard in yards:
+        yard.close_by(time.monotonic() + CLOSE_S)
+
+
+def _after_fork() -> None:
+    global _has_begun
+    _has_begun = False
+    for guest in (*_clients, *_yards):
+        guest.begin_anew()
+    _yards.clear()
+
+
+atexit.register(_end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,76 @@
+"""`InferFuture`: what `submit` returns. The I/O thread (thread.py) settles it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from functools import partial
+from typing import Any
+
+from ..transport.errors import Cancelled
+from . import ending
+from .reply import Reply
+from .request import Outcome, Request
+
+
+class InferFuture(Future[Any]):
+    """A request under way. `result()` is an array, or a dict of arrays by output name."""
+
+    def __init__(self, request: Request, cancel: Callable[[Request], None]) -> None:
+        super().__init__()
+        self._cancel = cancel
+        self._request: Request | None = request
+        self.reply: Reply | None = None  # with the receipt, once done
+
+    def cancel(self) -> bool:
+        """Cancel the request. True unless it has ended."""
+        request = self._request
+        before = self.cancelled()
+        if not super().cancel():
+            return False
+        if not before and request is not None:
+            self.set_running_or_notify_cancel()  # or those who wait on it would wait for ever
+            self._cancel(request)
+            if request.span is not None:
+                request.span.end(Cancelled("the caller cancelled it"), request.sent_ns)
+        return True
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The outcome, as `infer` would return or raise it. Waits up to `timeout` seconds; None: without a
+        bound of its own, as the request's deadline is one."""
+        try:
+            return super().result(timeout)
+        except Cancelled:
+            ending.cut_off()
+            raise
+        except RuntimeError as error:
+            # A signal's exception between two instructions of Condition.wait leaves it without its lock.
+            cause = error.__context__
+            if cause is None or error is self._exception:
+                raise
+            raise cause from None
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        """Call `fn` with this future when it has ended, on the I/O thread. Not once the program is ending."""
+        super().add_done_callback(partial(_call, fn))
+
+    def settle(self, outcome: Outcome | None) -> None:
+        """The I/O thread's: end it, unless it was cancelled meanwhile."""
+        request, self._request = self._request, None
+        if request is not None:
+            request.waiter = None
+            if request.span is not None:
+                request.span.end(outcome, request.sent_ns)
+        try:
+            if isinstance(outcome, Reply):
+                self.reply = outcome
+                self.set_result(outcome.value)
+            else:
+                self.set_exception(outcome)  # type: ignore[arg-type]
+        except InvalidStateError:
+            self.reply = None  # cancelled: its outcome is known already, and its slots are free
+
+
+def _call(fn: Callable[[Future[Any]], object], future: Future[Any]) -> None:
+    if not ending.has_begun():
+        fn(future)

@@ -1,0 +1,165 @@
+"""`RemoteAsyncClient`: what `AsyncClient("http://...")` makes. Cancelling a task closes its connection, which
+cancels its request in the yard."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ...transport.errors import BrokerLost, Cancelled, InvalidRequest
+from ...transport.messages import ModelInfo, Priority
+from .. import ending
+from ..aio import AsyncClient
+from ..options import TIMEOUT_S, check_seconds, request_of
+from ..reply import Reply
+from ..signature import Array, Signature
+from .session import RemoteSession
+
+T = TypeVar("T")
+
+
+class RemoteAsyncClient(AsyncClient):
+    """As `AsyncClient`, for a gateway or a fleet. `arena_bytes` and `segment` mean nothing here."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        arena_bytes: int | None = None,
+        keys: Any = None,
+        segment: str | None = None,
+        connect_timeout: float = 5.0,
+        token: str | None = None,
+    ) -> None:
+        refuse_keys(keys)
+        self._remote = RemoteSession(url, token, connect_timeout)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+        ending.watch(self)
+
+    def __repr__(self) -> str:
+        return f"<AsyncClient of {self._remote.url}{', closed' if self._closed else ''}>"
+
+    @property
+    def arena_used_bytes(self) -> int:
+        """There is no shared memory."""
+        return 0
+
+    @property
+    def under_way(self) -> int:
+        """Requests without an outcome."""
+        return len(self._tasks)
+
+    async def _request(
+        self,
+        model: str,
+        inputs: Any,
+        priority: int | str = Priority.NORMAL,
+        deadline: float | None = None,
+        timeout: float = TIMEOUT_S,
+        traceparent: str | None = None,
+        expect: Callable[[Signature], Signature] | None = None,
+    ) -> Reply:
+        request = request_of(model, inputs, priority, deadline, timeout, traceparent)
+        outcome: Any = None
+        try:
+            outcome = reply = await self._run(self._remote.reply(request, traceparent))
+        except BaseException as error:
+            outcome = error
+            raise
+        finally:
+            if request.span is not None:
+                request.span.end(outcome, request.sent_ns)
+            del outcome, request  # else an error and this frame would keep each other alive
+        return reply
+
+    async def stream(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        priority: int | str = Priority.NORMAL,
+        deadline: float | None = None,
+        timeout: float = TIMEOUT_S,
+        traceparent: str | None = None,
+    ) -> AsyncGenerator[Array | dict[str, Array], None]:
+        request = request_of(model, inputs, priority, deadline, timeout, traceparent)
+        self._here()
+        async with aclosing(self._remote.answers(request, traceparent)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def _run(self, work: Awaitable[T]) -> T:
+        """Run it as one of those that `close` ends. Raises Cancelled for that."""
+        self._here()
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if self._closed and task.cancelled():
+                raise Cancelled("the client was closed") from None
+            task.cancel()
+            raise
+        finally:
+            self._tasks.discard(task)
+
+    def _here(self) -> None:
+        """The running loop drives this client. Raises as `AsyncClient._linked`."""
+        if self._closed:
+            raise BrokerLost("this client has been closed")
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            if not self._loop.is_closed():
+                raise InvalidRequest(
+                    "this AsyncClient is in use on another event loop: make one AsyncClient per loop, or "
+                    "close the other loop first"
+                )
+            self._remote.renew()
+        self._loop = loop
+
+    async def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
+        """An ordinary array."""
+        return np.empty(shape, dtype)
+
+    async def models(self, timeout: float = TIMEOUT_S) -> list[ModelInfo]:
+        check_seconds("timeout", timeout)
+        return await self._run(self._remote.models(timeout))
+
+    async def wait_ready(self, model: str, timeout: float = TIMEOUT_S) -> ModelInfo:
+        check_seconds("timeout", timeout)
+        return await self._run(self._remote.wait_ready(model, timeout))
+
+    async def close(self) -> None:
+        self._closed = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._loop is not None:
+            await self._remote.close()
+
+    def close_by(self, give_up_s: float) -> None:
+        """At the program's end: the kernel closes the connections."""
+        self._closed = True
+
+    def begin_anew(self) -> None:
+        """In a forked child: no connection comes along."""
+        ending.abandon(self._remote.carrier)
+        self._loop = None
+        self._tasks = set()
+        self._remote.renew()
+
+
+def refuse_keys(keys: Any) -> None:
+    """Raises InvalidRequest: CURVE is the broker's."""
+    if keys is not None:
+        raise InvalidRequest("keys are for a yard's broker; a gateway takes a token, over https or grpcs")

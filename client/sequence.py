@@ -1,0 +1,280 @@
+"""`client.sequence(model)`: steps of a model with state, each beginning where the last one ended.
+
+The state is the client's: the arrays that a step gave are the next step's inputs, where they lie. No
+worker holds anything, so any of them may run any step, and a worker's death loses none. A step that fails
+leaves the state as it was.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ..transport.errors import ArenaExhausted, InvalidRequest
+from ..transport.messages import ModelInfo
+from .encoding import plain
+from .reply import Reply
+from .signature import Array, Signature
+from .states import Foresight, find, rows_of, zeros
+
+if TYPE_CHECKING:
+    from .aio import AsyncClient
+    from .client import Client
+
+Result = Array | dict[str, Array]
+Expect = Callable[[Signature], Signature]
+
+
+class _Steps:
+    """What both kinds of sequence share: everything but asking the yard."""
+
+    def __init__(self, model: str, states: Mapping[str, str] | None, initial: Mapping[str, Any]) -> None:
+        self.model = model
+        self._given = states
+        self._initial = dict(initial)
+        self._pairs: dict[str, str] | None = None  # input -> output; None: not asked for yet
+        self._names: list[str] = []  # inputs that each step brings
+        self._constants: dict[str, Any] = {}
+        self._max_rows = 0
+        self._states: dict[str, Array] = {}  # of the next step; empty before the first
+        self._foresight = Foresight()
+        self._busy = threading.Lock()
+        self._ended = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.model!r}{', ended' if self._ended else ''}>"
+
+    @property
+    def state(self) -> dict[str, Array]:
+        """The next step's state inputs by name; empty before the first. `client.sequence(model, **state)`
+        goes on from there."""
+        return dict(self._states)
+
+    def reset(self) -> None:
+        """Begin anew, with what the sequence began with."""
+        self._states = {}
+        self._foresight = Foresight()
+
+    def _learn(self, info: ModelInfo) -> None:
+        """The model is known. Raises InvalidRequest, ModelFailed."""
+        signature = Signature(info)
+        pairs = find(signature, self._given)
+        names = [entry.spec.name for entry in signature.inputs]
+        for name in self._initial:
+            if name not in names:
+                raise InvalidRequest(f"{self.model!r} has no input {name!r}; it has {', '.join(names)}")
+        self._constants = {name: given for name, given in self._initial.items() if name not in pairs}
+        known = {*pairs, *self._constants}
+        self._names = [
+            entry.spec.name
+            for entry in signature.inputs
+            if entry.spec.name not in known and not entry.spec.optional
+        ]
+        self._max_rows = info.max_batch if info.batchable else 0
+        self._pairs = pairs
+
+    def _step(self, inputs: Any) -> dict[str, Any]:
+        """What a step brings, by name."""
+        if isinstance(inputs, Mapping):
+            return {**self._constants, **inputs}
+        if len(self._names) != 1:
+            wanted = ", ".join(self._names) or "nothing"
+            raise InvalidRequest(
+                f"a step of {self.model!r} brings {wanted}: pass a mapping of names to arrays, or give what "
+                "is always the same when the sequence begins"
+            )
+        return {**self._constants, self._names[0]: inputs}
+
+    def _begun(self, signature: Signature, step: Mapping[str, Any]) -> dict[str, Array]:
+        """The states of this step."""
+        assert self._pairs is not None
+        if self._states:
+            states = {name: array for name, array in self._states.items() if name not in step}
+            self._check_rows(signature, step, states)
+            return states
+        arrays = {name: plain(value) for name, value in {**step, **self._initial}.items()}
+        return {
+            name: plain(self._initial[name])
+            if name in self._initial
+            else zeros(signature, self._pairs, name, arrays)
+            for name in self._pairs
+            if name not in step
+        }
+
+    def _check_rows(self, signature: Signature, step: Mapping[str, Any], states: Mapping[str, Array]) -> None:
+        entries = [entry for entry in signature.inputs if entry.axis >= 0]
+        brought = rows_of(signature, {name: plain(value) for name, value in step.items()})
+        for entry in entries:
+            state = states.get(entry.spec.name)
+            if any(other.spec.name in step for other in entries) and state is not None:
+                had = state.shape[entry.axis]
+                if had != brought:
+                    raise InvalidRequest(
+                        f"this sequence of {self.model!r} has {had} rows, and the step {brought}: rows can't "
+                        "join or leave it; begin another"
+                    )
+
+    def _expect(self, step: Mapping[str, Any], states: Mapping[str, Array]) -> Expect:
+        """Room for the outputs, as far as their sizes can be foreseen."""
+        pairs = self._pairs or {}
+
+        def expect(signature: Signature) -> Signature:
+            arrays = {name: plain(value) for name, value in step.items()}
+            if self._max_rows and rows_of(signature, arrays) > self._max_rows:
+                return signature  # it is run in parts
+            shapes = self._foresight.shapes(signature, pairs, arrays, states)
+            return signature if shapes is None else signature.giving(shapes)
+
+        return expect
+
+    def _ended_with(self, reply: Reply, step: Mapping[str, Any], states: Mapping[str, Array]) -> None:
+        """A step has been made: its state outputs are the next one's inputs."""
+        outputs = reply.outputs
+        arrays = {name: plain(value) for name, value in step.items()}
+        pairs = self._pairs or {}
+        before = {name: states[name] if name in states else arrays[name] for name in pairs}
+        self._foresight.learn(step, before, outputs)
+        self._states = {name: outputs[output] for name, output in pairs.items()}
+
+    def _value(self, reply: Reply) -> Result:
+        """What a step gave beside the state: an array, or several by name."""
+        kept = set((self._pairs or {}).values())
+        outputs = {name: array for name, array in reply.outputs.items() if name not in kept}
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def _take(self) -> None:
+        if self._ended:
+            raise InvalidRequest(f"this sequence of {self.model!r} has ended")
+        if not self._busy.acquire(blocking=False):
+            raise InvalidRequest(
+                f"a step of this sequence of {self.model!r} is under way: the next one begins where it ends"
+            )
+
+    def _end(self) -> None:
+        self._ended = True
+        self._states = {}
+        self._constants = {}
+
+
+def _left(options: dict[str, Any], spent_s: float) -> dict[str, Any]:
+    """A call's options after it has spent so much of its time."""
+    left = dict(options)
+    for key in ("timeout", "deadline"):
+        if isinstance(left.get(key), int | float):
+            left[key] = max(1e-6, left[key] - spent_s)
+    return left
+
+
+class ClientSequence(_Steps):
+    """Steps of one stream; made by `Client.sequence`. One step at a time."""
+
+    def __init__(
+        self, client: Client, model: str, states: Mapping[str, str] | None, initial: Mapping[str, Any]
+    ) -> None:
+        super().__init__(model, states, initial)
+        self._client = client
+
+    def infer(self, inputs: Any, **options: Any) -> Result:
+        """Make a step; what the model gives beside its state: an array, or a dict when there are several.
+
+        inputs: one array, or a mapping of input names to arrays. options: as for `Client.infer`. Raises
+        as that does; then the state is as it was, and the step can be made again.
+        """
+        return self._value(self.request(inputs, **options))
+
+    def request(self, inputs: Any, **options: Any) -> Reply:
+        """`infer`, with the receipt and every output."""
+        self._take()
+        try:
+            if self._pairs is None:
+                began_s = time.monotonic()
+                self._begin(options.get("timeout"))
+                options = _left(options, time.monotonic() - began_s)
+            step = self._step(inputs)
+            states = self._begun(self._signature, step)
+            expect = self._expect(step, states)
+            reply = self._client._request(self.model, {**step, **states}, **options, expect=expect)
+            self._ended_with(reply, step, states)
+            return reply
+        finally:
+            self._busy.release()
+
+    def _begin(self, timeout: float | None) -> None:
+        info = self._client.wait_ready(self.model, **({} if timeout is None else {"timeout": timeout}))
+        self._learn(info)
+        self._signature = Signature(info)
+        for name, value in self._constants.items():  # copied once, and not with every step
+            array = plain(value)
+            try:
+                place = self._client.empty(array.shape, array.dtype)
+            except (ArenaExhausted, InvalidRequest):
+                continue
+            place[...] = array
+            self._constants[name] = place
+
+    def __enter__(self) -> Self:
+        if self._pairs is None:
+            self._begin(None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+
+class AsyncSequence(_Steps):
+    """As `ClientSequence`, for one event loop; made by `AsyncClient.sequence`."""
+
+    def __init__(
+        self, client: AsyncClient, model: str, states: Mapping[str, str] | None, initial: Mapping[str, Any]
+    ) -> None:
+        super().__init__(model, states, initial)
+        self._client = client
+
+    async def infer(self, inputs: Any, **options: Any) -> Result:
+        """As `ClientSequence.infer`."""
+        return self._value(await self.request(inputs, **options))
+
+    async def request(self, inputs: Any, **options: Any) -> Reply:
+        """As `ClientSequence.request`."""
+        self._take()
+        try:
+            if self._pairs is None:
+                began_s = time.monotonic()
+                await self._begin(options.get("timeout"))
+                options = _left(options, time.monotonic() - began_s)
+            step = self._step(inputs)
+            states = self._begun(self._signature, step)
+            expect = self._expect(step, states)
+            reply = await self._client._request(self.model, {**step, **states}, **options, expect=expect)
+            self._ended_with(reply, step, states)
+            return reply
+        finally:
+            self._busy.release()
+
+    async def _begin(self, timeout: float | None) -> None:
+        info = await self._client.wait_ready(self.model, **({} if timeout is None else {"timeout": timeout}))
+        self._learn(info)
+        self._signature = Signature(info)
+        for name, value in self._constants.items():
+            array = plain(value)
+            try:
+                place = await self._client.empty(array.shape, array.dtype)
+            except (ArenaExhausted, InvalidRequest):
+                continue
+            place[...] = array
+            self._constants[name] = place
+
+    async def __aenter__(self) -> Self:
+        if self._pairs is None:
+            await self._begin(None)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()

@@ -1,0 +1,1 @@
+"""Data sets, a search, and training: `python3 run demo --train`, and where the demo's model comes from."""

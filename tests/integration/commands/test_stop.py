@@ -1,0 +1,128 @@
+"""Being stopped is a service, too: what was admitted is answered, what comes is refused with a sentence."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from batchyard import BrokerLost, Client, Operator, Overloaded, serve
+
+from ..gateways import Gateway, until_it_says_yes
+
+FUNCTION = """
+import pathlib, time, batchyard
+@batchyard.model(inputs={"s": "float32[batch]"}, outputs={"y": "float32[batch]"}, max_batch=1)
+def slow(batch):
+    while batch["s"].any() and not pathlib.Path(__file__).with_name("go").exists():
+        time.sleep(0.01)
+    return {"y": batch["s"] * 1}
+"""
+PATIENCE_S = 60.0
+
+
+class Up:
+    """`batchyard up` with a gateway, serving a function that waits for a file called go."""
+
+    def __init__(self, folder: Path, url: str, port: int, settings: str) -> None:
+        self.url = url
+        (folder / "m.py").write_text(FUNCTION)
+        (folder / "batchyard.toml").write_text(f"{settings}\n[models.slow]\npython = 'm.py:slow'\nmax_batch = 1\n[gateway]\nport = {port}\n")
+        command = [sys.executable, "-m", "batchyard.cli.main", "up", "--config", str(folder / "batchyard.toml")]
+        command += ["--url", url, "--threads", "1"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        assert any("listening at" in line for line in self.process.stdout)
+        self.gateway = Gateway(port, self.process, None)
+        until_it_says_yes(self.gateway, "ready")
+
+    def signal(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def eventually_refuses(self) -> None:
+        """The signal has reached the broker."""
+        give_up_s = time.monotonic() + PATIENCE_S
+        while self.gateway.ask("GET", "/v2/health/ready")[0] == 200:
+            assert time.monotonic() < give_up_s
+
+
+def until_it_runs(url: str) -> None:
+    give_up_s = time.monotonic() + PATIENCE_S
+    while not Operator(url).snapshot()["batches_lent"]:
+        assert time.monotonic() < give_up_s
+
+
+@pytest.fixture
+def up(run_folder: Path, tmp_path: Path, tools: Any) -> Iterator[Callable[..., Up]]:
+    made: list[Up] = []
+
+    def start(settings: str = "") -> Up:
+        made.append(Up(tmp_path, f"ipc://{run_folder}/stop", tools.free_port(), settings))
+        return made[-1]
+
+    yield start
+    for each in made:
+        if each.process.poll() is None:
+            each.process.kill()
+        each.process.wait(PATIENCE_S)
+        assert each.process.stdout is not None
+        each.process.stdout.close()
+
+
+def test_what_runs_is_finished_and_what_comes_is_refused_at_once(
+    up: Callable[..., Up], tmp_path: Path
+) -> None:
+    yard = up("[broker]\nstop_seconds = 60")
+    with Client(yard.url) as client:
+        client.wait_ready("slow", PATIENCE_S)
+        futures = [client.submit("slow", np.full(1, number, np.float32)) for number in (1.5, 0.25)]
+        until_it_runs(yard.url)
+        yard.signal()
+        yard.eventually_refuses()
+        with pytest.raises(Overloaded, match="is being stopped") as caught:
+            client.infer("slow", np.zeros(1, np.float32))
+        assert caught.value.retry_after_s == 1.0
+        status, answer, headers = yard.gateway.ask("POST", "/predict", {"data": [0]})
+        assert (status, answer["code"], headers["retry-after"]) == (503, "OVERLOADED", "1")
+        (tmp_path / "go").touch()
+        assert [float(future.result(PATIENCE_S)[0]) for future in futures] == [1.5, 0.25]
+        assert yard.process.wait(PATIENCE_S) == 0
+
+
+def test_past_its_time_or_by_a_second_signal_it_ends_with_work_undone(up: Callable[..., Up]) -> None:
+    for settings, twice in (("[broker]\nstop_seconds = 0.5", False), ("[broker]\nstop_seconds = 600", True)):
+        yard = up(settings)
+        with Client(yard.url, connect_timeout=0.2) as client:
+            client.wait_ready("slow", PATIENCE_S)
+            future = client.submit("slow", np.full(1, 300, np.float32), timeout=3)
+            until_it_runs(yard.url)
+            yard.signal()
+            if twice:
+                yard.eventually_refuses()
+                yard.signal()
+            assert yard.process.wait(PATIENCE_S) == 0  # its work would never end, and 600 s of patience are not waited for
+            with pytest.raises(BrokerLost):
+                future.result(PATIENCE_S)
+
+
+def test_a_yard_that_is_closed_answers_what_runs(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text(FUNCTION)
+    results: list[float] = []
+    with serve({"slow": f"{tmp_path}/m.py:slow"}, threads=1) as yard:
+        client = yard.client()
+        future = client.submit("slow", np.full(1, 0.5, np.float32))
+        future.add_done_callback(lambda done: results.append(float(done.result()[0])))
+        until_it_runs(yard.url)
+        opener = threading.Timer(0.3, (tmp_path / "go").touch)
+        opener.start()
+    opener.join()
+    assert future.result(PATIENCE_S) == 0.5
+    client.close()
+    assert results == [0.5]

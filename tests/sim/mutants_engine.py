@@ -1,0 +1,95 @@
+"""Bugs to sow into the client's engine and its drivers: (name, file, text, text in its place); see mutants.py."""
+
+from __future__ import annotations
+
+EIN = "client/engine.py"
+REQUEST = "client/request.py"
+RESUBMIT = "client/resubmit.py"
+MEMORY = "client/memory.py"
+MAP = "client/map.py"
+ROOM = "client/room.py"
+OUTBOX = "client/outbox.py"
+ARRIVALS = "broker/arrivals.py"
+
+ENGINE = [
+    # ---- answers, and slots
+    ("a result's input slots are never freed", EIN, "            if request.inputs:\n                memory.free(*request.inputs)\n", ""),
+    ("an abandoned request's slots are never freed", EIN, "            if request.outcome is not None:\n                request.give_back(memory)\n                continue\n", "            if request.outcome is not None:\n                continue\n"),
+    ("slots are freed twice", REQUEST, "            memory.free(*offsets)\n", "            memory.free(*offsets, *offsets[-1:])\n"),
+    ("slots that a worker holds are freed", EIN, "request = (self.pending.get if message.held else self._give_back)(message.request)", "request = self._give_back(message.request)"),
+    ("Released is not heard", EIN, "                for number in message.requests:  # type: ignore[union-attr]\n                    self._give_back(number)\n", "                pass\n"),
+    ("a request is settled twice", EIN, "        if request.outcome is None:\n            request.outcome = outcome\n", "        if True:\n            request.outcome = outcome\n"),
+    ("the broker is not told that nobody waits", EIN, "            self.outbox.entries.append((m.Cancel([message.request]), None))\n", "            pass\n"),
+    ("an answer in frames keeps its slots", EIN, "        request = self._give_back(message.request)\n", "        request = self.pending.pop(message.request, None)\n"),
+    ("the parts of an answer are joined backwards", REQUEST, "zip(*parts, strict=True), message.axes or", "zip(*parts[::-1], strict=True), message.axes or"),
+    ("an outcome that was taken keeps its results", REQUEST, "            self.outcome = TAKEN\n", "            pass\n"),
+    ("what could not be sent keeps its slots", EIN, "            request.message = None\n            self._give_back(message.request)\n", "            request.message = None\n            self.pending.pop(message.request, None)\n"),
+    ("what could not be sent never ends", EIN, "                self._let_go(request)\n                self._end(request, error)\n", "                self._let_go(request)\n"),
+    # ---- without a broker
+    ("a lost connection's requests wait for ever", EIN, "                self._end(request, not_again(lost, request))\n", "                pass\n"),
+    ("a request that lost its broker is dropped", EIN, "                    carried.setdefault(request.model, deque()).append(request)\n", "                    pass\n"),
+    ("what must not run twice is sent again", RESUBMIT, "signature.idempotent or not request.is_sent:", "True:"),
+    ("nothing is sent again", RESUBMIT, "signature.idempotent or not request.is_sent:", "not request.is_sent:"),
+    ("what never left is not sent again", RESUBMIT, " or not request.is_sent:", ":"),
+    ("what was alone on its connection may always run twice", RESUBMIT, "    return is_alone and isinstance(error, UnknownConnection)\n", "    return is_alone\n"),
+    ("what a new broker does not know is never sent again", RESUBMIT, "    return is_alone and isinstance(error, UnknownConnection)\n", "    return False\n"),
+    ("a message that was refused is sent again", RESUBMIT, "    if isinstance(error, MessageRefused):\n        return False\n", ""),
+    ("what is sent again is what the caller has by now", REQUEST, "elif memory is not None and (array is None or tensor.offset in copied):", "elif memory is not None and array is None:"),
+    ("a request is sent again with all its time", REQUEST, "        left_ns = self.until_ns - now_ns\n", "        left_ns = self.until_ns - self.began_ns + 10**9\n"),
+    ("a request without a broker never expires", EIN, "                self._dues.add(due_ns, request)\n        fresh.clear()\n", "                if self.session is not None:\n                    self._dues.add(due_ns, request)\n        fresh.clear()\n"),
+    ("what was cancelled without a broker is sent again", EIN, "                    if request.outcome is None:\n                        self._start(", "                    if True:\n                        self._start("),
+    ("a request is sent again twice", EIN, "                    carried.setdefault(request.model, deque()).append(request)\n", "                    carried.setdefault(request.model, deque()).extend((request, request))\n"),
+    ("what has come is asked for again", EIN, "            if request.outcome is not None or _is_our_own(request):\n                request", "            if _is_our_own(request):\n                request"),
+    ("a broker that came back is said not to have come", RESUBMIT, "    if not has_broker:\n", "    if has_broker:\n"),
+    ("lost memory is kept", REQUEST, "        self.given = self.layout = None\n", "        self.layout = None\n"),
+    ("a closed client's waiting requests never end", EIN, "            self._end(request, error)\n            request.give_back(None)\n", "            request.give_back(None)\n"),
+    ("memory is handed out again before it is given up", EIN, "            session.lost = True  # first of all: what is let go of below must not be handed out again\n", ""),
+    ("a session that is over takes new requests", EIN, "        if session is not None and session.lost:  # another", "        if False:  # another"),
+    ("who finds the session over waits as a first call does", EIN, "            request.pick_up(None, \"the broker went away\", now_ns)  # it has", "            # it has"),
+    ("a first call waits for a broker as long as it likes", EIN, "                    due_ns = min(due_ns, request.began_ns + self._connect_timeout_ns)\n", "                    pass\n"),
+    ("a refusal ends those who wait for another broker", EIN, "            if not request.lost:\n                self._end(request, error)\n", "            self._end(request, error)\n"),
+    ("every request asks for the signature", EIN, "            elif model not in self._asked:\n", "            else:\n"),
+    ("who waits for a model that can't be served is not told", EIN, "        for request in self._waiting.pop(model, ()):\n            self._end(request, error)\n", "        self._waiting.pop(model, ())\n"),
+    # ---- room
+    ("what has no room is forgotten", ROOM, "        self.wants.append(request)\n", "        pass\n"),
+    ("what has no room waits though nothing will give any", ROOM, "        elif now_ns - memory.stuck_ns >= STUCK_NS:\n", "        elif False:\n"),
+    ("who waits for room is told that there is none while some is owed", ROOM, "        elif memory.is_owed:\n", "        elif False:\n"),
+    ("room goes to whoever comes next", MEMORY, "            if not self._line:\n                try:", "            if True:\n                try:"),
+    ("who came last is first in line", MEMORY, "            self._line.append(want)\n", "            self._line.appendleft(want)\n"),
+    ("room that nobody waits for any more is lost", MEMORY, "            self.free(*offsets)\n        elif self._line:\n            self._ring()  # who", "            pass\n        elif self._line:\n            self._ring()  # who"),
+    ("who waits for room no longer stands in line", MEMORY, "                self._line.remove(want)\n", "                pass\n"),
+    ("nobody is told that there is room", MEMORY, "        for bell in bells:\n            bell()\n", ""),
+    # ---- what leaves, and when
+    ("what has frames overtakes what was before it", OUTBOX, "                if messages:\n                    envelopes.append((messages, (), requests))\n                    messages, requests, leader = [], [], None\n                envelopes", "                envelopes"),
+    ("what was let go is sent all the same", OUTBOX, "                continue  # it was let go before it was sent\n", "                pass\n"),
+    ("requests of other rows go in one's columns", OUTBOX, "        or request.rows != leader.rows\n", ""),
+    ("requests of other classes go in one's columns", OUTBOX, "        or request.priority != leader.priority\n", ""),
+    ("requests of other shapes go in one's columns", OUTBOX, "        if mine.dtype != other.dtype or mine.shape != other.shape:\n            return False\n", ""),
+    ("texts go in one's columns", OUTBOX, "        or not signature.is_uniform\n", ""),
+    ("a message that takes others along stays so when it is sent again", OUTBOX, "                    messages[-1] = _leading(leader.message)\n", "                    leader.message.more = More([], [], [])\n"),
+    # ---- columns, in the broker
+    ("a number that is under way comes again in columns", ARRIVALS, "if len(set(numbers)) < count or not connection.requests.keys().isdisjoint(numbers):", "if len(set(numbers)) < count:"),
+    ("a number comes twice in columns", ARRIVALS, "if len(set(numbers)) < count or not connection", "if not connection"),
+    ("columns pass the bounds of rows", ARRIVALS, "connection.account, model, rows * count, nbytes * count,", "connection.account, model, rows, nbytes * count,"),
+    ("columns pass the bounds of bytes", ARRIVALS, "connection.account, model, rows * count, nbytes * count,", "connection.account, model, rows * count, nbytes,"),
+    ("only the first in columns is looked at", ARRIVALS, "            model.check_more(message, more, self._books.arenas[event.arena].nbytes)\n", ""),
+    ("who has no time left is admitted with those who have", ARRIVALS, "        least_ns = min(left)\n", "        least_ns = left[0]\n"),
+    ("the bytes of columns are counted as one request's", "broker/books.py", "        self.held_bytes += first.nbytes * count\n", "        self.held_bytes += first.nbytes\n"),
+    ("an arena is held by one request of its columns", "broker/books.py", "        self.arenas[connection.arena].requests += count\n", "        self.arenas[connection.arena].requests += 1\n"),
+    ("slots of columns may lie anywhere", "broker/signature.py", "            check_range(max(offsets[index::width]), slot.nbytes, arena_nbytes)\n", "            pass\n"),
+    ("columns of any length are taken", "broker/clients.py", "elif client.inline or not message.more.fits(message.width):", "elif client.inline:"),
+    ("what is in a shared input is not looked at in columns", "broker/clients.py", "if first is None or self._arenas.read(arena, offset, nbytes) != first:", "if first is None:"),
+    ("parts of requests share an item", "broker/requests.py", "is_whole = is_uniform and request.key is None and part.stop - part.start == request.rows", "is_whole = is_uniform and request.key is None"),
+    ("requests in two arenas share an item", "broker/requests.py", "            and self.arena == other.arena\n", ""),
+    ("requests of other rows share an item", "broker/requests.py", "            self.rows == other.rows\n            and ", "            "),
+    ("requests with slots of other sizes share an item", "broker/requests.py", "            and [(slot.nbytes, slot.shape) for slot in mine] == [(slot.nbytes, slot.shape) for slot in others]\n", ""),
+    ("what others wait for shares an item", "broker/requests.py", "is_uniform and request.key is None and part.stop", "is_uniform and part.stop"),
+    ("a deadline that the broker forgets is kept too late", EIN, "GRACE_NS = 20_000_000", "GRACE_NS = 60_000_000"),
+    ("a result that does not come is waited for", EIN, "            if request.due_ns <= now_ns:\n", "            if False:\n"),
+    # ---- map
+    ("a map asks for the next input while the last one waits", MAP, "        if under_way and not _is_placed(under_way[-1]):\n            return\n", ""),
+    ("a map hands out results in another order", MAP, "self.under_way.popleft().take()", "(self.under_way.popleft() if len(self.under_way) < 2 or self.under_way[1].outcome is None else self.under_way.pop()).take()"),
+    ("a map asks in another place", MAP, "            under_way.append(request)\n", "            under_way.insert(len(under_way) // 2, request)\n"),
+    ("a map's input that had no room is lost", MAP, "                if request.outcome is not None:\n                    self.refill_at = -1  # the first error ends it\n", "                if request.outcome is None:\n                    under_way.pop()\n"),
+    ("a map that is over cancels nothing", MAP, "            self._engine.cancel(request)\n", ""),
+]  # fmt: skip

@@ -1,0 +1,59 @@
+"""What only libzmq's wire has: connections that are ended from another thread than their own."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import pytest
+from batchyard.transport.endpoints import Endpoint
+from batchyard.transport.wire import libzmq_listener
+from batchyard.transport.wire.libzmq_listener import hang_up
+
+from .driven import Server
+
+
+@pytest.fixture
+def endpoint() -> Endpoint:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return Endpoint.parse(f"tcp://127.0.0.1:{min(65533, probe.getsockname()[1])}")
+
+
+def test_the_number_of_a_connection_that_has_ended_is_left_alone(
+    server: Server, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be another's by then: that one would be ended."""
+    hung_up: list[int] = []
+    for _ in range(2):
+        connect().send([b"hello"])
+    server.until(lambda: len(server.messages) == 2)
+    first, second = (peer for peer, _ in server.arrived)
+    monkeypatch.setattr(libzmq_listener, "hang_up", hung_up.append)
+    second.close()
+    assert hung_up == [second.fd]
+    first.ended = True
+    first.close()
+    assert hung_up == [second.fd]
+
+
+def test_who_is_hung_up_on_sees_the_end_and_the_descriptor_stays_its_owners() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        hang_up(ours.fileno())
+        assert theirs.recv(1) == b""
+        os.fstat(ours.fileno())
+        hang_up(ours.fileno())
+
+
+def test_a_number_that_is_no_socket_any_more_is_left_alone() -> None:
+    read, write = os.pipe()
+    try:
+        hang_up(read)
+        hang_up(1 << 30)
+        os.write(write, b"x")
+        assert os.read(read, 1) == b"x"
+    finally:
+        os.close(read)
+        os.close(write)

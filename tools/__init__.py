@@ -1,0 +1,1 @@
+"""What we measure batchyard itself with. Not in the wheel: `python3 run measure`, from a checkout."""
