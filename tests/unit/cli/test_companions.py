@@ -22,9 +22,22 @@ def test_two_companions_at_one_port_are_told_before_anything_starts() -> None:
         check_port("gateway", port, taken)
 
 
-def test_a_port_that_is_taken_or_none_is_told_with_its_option() -> None:
-    with socket.socket() as other:
+def one_above_a_free_port() -> socket.socket:
+    """Bound at a port whose neighbour below nobody holds: --gateway looks there first."""
+    while True:
+        other = socket.socket()
         other.bind(("127.0.0.1", 0))
+        try:
+            with socket.socket() as below:
+                below.bind(("127.0.0.1", other.getsockname()[1] - 1))
+        except OSError:
+            other.close()
+        else:
+            return other
+
+
+def test_a_port_that_is_taken_or_none_is_told_with_its_option() -> None:
+    with one_above_a_free_port() as other:
         other.listen()
         port = int(other.getsockname()[1])
         with pytest.raises(
