@@ -113,9 +113,14 @@ class Engine:
             self._send_question(question, now_ns)
 
     def adopt(self, request: Request, session: Shared, now_ns: int) -> None:
-        """As `submit`, of a request that has been placed in this session's memory already."""
+        """As `submit`, of a request that has been placed in this session's memory already, and perhaps sent:
+        that is told before anything that came after it."""
         self._fresh.append(request)
-        if request.outcome is not None:
+        if request.is_sent:
+            self.pending[request.message.request] = request
+            if request.outcome is not None:
+                self._let_go(request)
+        elif request.outcome is not None:
             request.give_back(session.memory)
         elif session is self.session:
             self._placed(request)

@@ -1,9 +1,12 @@
 """The I/O thread behind `submit`: an engine on one connection after another, and its requests' futures.
 
 A submitting thread checks its request itself, and copies it into its slots; the thread sends everything that
-has gathered as one message. A request that cannot be placed at once, because there is no connection, no
-signature, or no room, is the thread's to place, and the submitting thread waits for that. Done-callbacks run
-on this thread, so what they submit leaves as one message too.
+has gathered as one message. While the thread sleeps, whoever submits one sends it himself, which spares the
+request a thread's waking; of many in a row, the first.
+
+A request that cannot be placed at once, because there is no connection, no signature, or no room, is the
+thread's to place, and the submitting thread waits for that. Done-callbacks run on this thread, so what they
+submit leaves as one message too.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from _thread import LockType, allocate_lock
+from _thread import LockType, RLock, allocate_lock
 from collections import deque
 from collections.abc import Callable
 
+from ..transport.codec import encode
 from ..transport.deadlines import SLEEP_MAX_MS, sleep_ms
 from ..transport.errors import BrokerLost, Cancelled, DeadlineExceeded
+from ..transport.wire import Full
 from ..transport.wire.watch import Watch
 from . import ending
 from .connection import LOOK_AROUND_MS
@@ -27,6 +32,8 @@ from .session import Session, Sessions
 from .signature import Signature
 
 SLACK_S = 0.1  # how much later than the thread a caller sees that his time is up
+IN_A_ROW_NS = 100_000  # what comes sooner after one that its caller sent is gathered
+LIGHT_SLEEP_NS = 1_000_000_000  # so long after one, the thread looks up in time for others like it
 
 
 class _WatchedLink(Link):
@@ -93,6 +100,11 @@ class IoThread:
         self._watch.add(self._wake_read.fileno(), _Ready(self._swallow))
         self._link = _WatchedLink(sessions, self._wake, self._watch)
         self._sleeping = False
+        self._lock = RLock()  # for the next two; held while a request is sent by its caller
+        self._lent = False  # the thread waits, and uses neither engine nor connection
+        self._spoilt = False  # a signal's exception struck there: who knows what was written
+        self._looks_up_ns = 0  # when the thread ends its sleep by itself
+        self._direct_ns = 0  # when a caller last sent his request
         self._closing = False
         self._is_last = False  # the client is gone: the sessions are ours to close
         self._thread = threading.Thread(target=self._run, name="batchyard-io", daemon=True)
@@ -116,13 +128,45 @@ class IoThread:
         if session is not None and signature is not None and not session.is_over:
             number = next(self._sessions.numbers)
             if request.place(signature, session.memory, number, request.began_ns):
-                self._put((request, session))
+                if (
+                    not self._lent
+                    or request.began_ns - self._direct_ns < IN_A_ROW_NS
+                    or request.frames
+                    or not self._send_here(request, session)
+                ):
+                    self._put((request, session))
                 return future
         if threading.current_thread() is self._thread:
             self._submit_here(request)
         else:
             self._wait_until_placed(request, future)
         return future
+
+    def _send_here(self, request: Request, session: Session) -> bool:
+        """Send a placed request on the calling thread. False: the I/O thread has to."""
+        with self._lock:
+            if not self._lent:
+                return False
+            self._lent = False  # also for a signal's handler, on this very thread
+            try:
+                connection = self._link.connection
+                if connection is None or session is not self._session or not connection.wire.sends_beside:
+                    return False
+                connection.wire.send((encode((request.message,)),))
+                request.is_sent = True
+                self._inbox.append((request, session))
+            except Full:
+                return False
+            except BaseException:
+                self._spoilt = True
+                self._wake()
+                raise
+            finally:
+                self._lent = True
+            self._direct_ns = request.began_ns
+            if request.due_ns < self._looks_up_ns or connection.wire.unsent:
+                self._wake()
+        return True
 
     def _ask(self, request: Request, session: Session) -> Signature | None:
         """Ask for a signature on a line of the calling thread: this thread may be in a callback."""
@@ -224,6 +268,11 @@ class IoThread:
     def _round(self) -> None:
         """Do what there is to be done, and sleep until there is more."""
         link, engine = self._link, self._link.engine
+        self._collect()  # first of all: answers to what was sent beside this thread come after it
+        if self._spoilt:
+            self._spoilt = False
+            if link.connection is not None:
+                link.lose(BrokerLost("a signal's exception struck in the middle of a message"))
         while link.connection is not None and link.receive(0):
             self._settle()
             self._collect()
@@ -264,8 +313,15 @@ class IoThread:
     def _sleep(self, at_most_ms: int = SLEEP_MAX_MS) -> None:
         self._sleeping = True
         if not self._inbox and not self._closing:
-            due_ms = sleep_ms(self._link.engine.next_due_ns(), time.monotonic_ns())
-            self._watch.wait(min(due_ms, at_most_ms))
+            now_ns = time.monotonic_ns()
+            sleeps_ms = min(at_most_ms, sleep_ms(self._link.engine.next_due_ns(), now_ns))
+            if now_ns - self._direct_ns < LIGHT_SLEEP_NS:
+                sleeps_ms = min(sleeps_ms, LIGHT_SLEEP_NS // 1_000_000)
+            self._looks_up_ns = now_ns + sleeps_ms * 1_000_000
+            self._lent = True
+            self._watch.wait(sleeps_ms)
+            with self._lock:
+                self._lent = False
             self._link.flush()
         self._sleeping = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 EIN = "client/engine.py"
+THREAD = "client/thread.py"
 REQUEST = "client/request.py"
 RESUBMIT = "client/resubmit.py"
 MEMORY = "client/memory.py"
@@ -86,6 +87,13 @@ ENGINE = [
     ("what others wait for shares an item", "broker/requests.py", "is_uniform and request.key is None and part.stop", "is_uniform and part.stop"),
     ("a deadline that the broker forgets is kept too late", EIN, "GRACE_NS = 20_000_000", "GRACE_NS = 60_000_000"),
     ("a result that does not come is waited for", EIN, "            if request.due_ns <= now_ns:\n", "            if False:\n"),
+    # ---- sent by the caller, beside the I/O thread
+    ("what its caller has sent is sent again", EIN, "        if request.is_sent:\n            self.pending[", "        if False:\n            self.pending["),
+    ("what its caller has sent can't be cancelled", EIN, "            if request.outcome is not None:\n                self._let_go(request)\n        elif", "        elif"),
+    ("an answer is heard before the request that its caller sent", THREAD, "        self._collect()  # first of all: answers to what was sent beside this thread come after it\n", ""),
+    ("of many in a row, callers send each", THREAD, "                    or request.began_ns - self._direct_ns < IN_A_ROW_NS\n", ""),
+    ("a message that a signal cut off is followed by others", THREAD, "                self._spoilt = True\n", ""),
+    ("the thread oversleeps what a caller sent", THREAD, "            if request.due_ns < self._looks_up_ns or connection.wire.unsent:\n                self._wake()\n", ""),
     # ---- map
     ("a map asks for the next input while the last one waits", MAP, "        if under_way and not _is_placed(under_way[-1]):\n            return\n", ""),
     ("a map hands out results in another order", MAP, "self.under_way.popleft().take()", "(self.under_way.popleft() if len(self.under_way) < 2 or self.under_way[1].outcome is None else self.under_way.pop()).take()"),

@@ -175,9 +175,11 @@ class Listener(ABC):
 
 class Connection(ABC):
     """A connection that was made here, to a broker that is there or will be. For one thread at a time.
-    `lends`: descriptors can go along with its messages, either way."""
+    `lends`: descriptors can go along with its messages, either way. `sends_beside`: while its thread waits
+    for what is `watched`, another one may `send`."""
 
     lends = False
+    sends_beside = False
 
     @property
     @abstractmethod

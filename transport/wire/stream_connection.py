@@ -29,6 +29,7 @@ class StreamConnection(Connection):
     """A connection to a listening socket that is there, or will be."""
 
     lends = bool(ANCILLARY_BYTES)
+    sends_beside = True
 
     def __init__(
         self, path: str, bounds: Bounds, descriptor: int | None = None, descriptors_max: int = 0

@@ -228,6 +228,24 @@ def test_what_another_thread_has_placed_is_sent_or_asked_of_the_next_broker(side
     assert old.used == used
 
 
+def test_what_its_caller_has_sent_is_not_sent_again_and_is_asked_of_the_next_broker(side: Side) -> None:
+    memory = side.session.memory
+    sent = side.request()
+    assert sent.place(side.session.signatures["net"], memory, 90, side.now_ns)
+    cancelled = side.request()
+    assert cancelled.place(side.session.signatures["net"], memory, 91, side.now_ns)
+    cancelled.outcome = Cancelled("meanwhile")
+    used = side.session.used
+    for request in (sent, cancelled):
+        request.is_sent = True
+        side.engine.adopt(request, side.session, side.now_ns)
+    assert side.sent() == [m.Cancel([91])]
+    assert side.session.used == used  # a worker may read there
+    side.lose()
+    side.connect()
+    assert side.sent() == [sent.message]
+
+
 def test_another_model_of_the_same_name_is_the_callers_error(side: Side) -> None:
     request = side.submit()
     side.lose()

@@ -49,7 +49,9 @@ class FakeConnection:
     def __init__(self) -> None:
         self._here, self._there = socket.socketpair()
         self._here.setblocking(False)
-        self.wire = SimpleNamespace(watched=(self._here.fileno(),), blocked_on=None, flush=lambda: None)
+        self.wire = SimpleNamespace(
+            watched=(self._here.fileno(),), blocked_on=None, flush=lambda: None, sends_beside=False, unsent=False
+        )
         self.sent: list[Any] = []
         self.heard = threading.Condition()
         self.closed = False
