@@ -439,7 +439,8 @@ class Engine:
         if model and self.session is not None:
             known = self.session.signatures
             try:
-                known[model] = Signature(message.models[0], known)
+                if model not in known or not known[model].still_holds(message.models[0]):
+                    known[model] = Signature(message.models[0], known)
             except (errors.BatchyardError, IndexError) as error:
                 if _is_our_own(request):
                     self._end_model(model, error)

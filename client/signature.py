@@ -61,6 +61,7 @@ class Signature:
         if info.state is not ModelState.READY:
             reason = info.reason or "it is still loading"
             raise ModelFailed(f"{info.name!r} cannot be served: {reason}")
+        self._told = _told(info)
         self.name = info.name
         self.batchable = info.batchable
         self.idempotent = info.idempotent
@@ -102,6 +103,10 @@ class Signature:
         # Where they are not declared: outputs' shapes without rows, by the inputs', and how often they
         # were wrong.
         self._learned: dict[Any, tuple[list[tuple[int, ...]], int]] = {}
+
+    def still_holds(self, info: ModelInfo) -> bool:
+        """Whether a newer description says the same, so that what was learned is kept."""
+        return self._told == _told(info)
 
     def doubt(self) -> None:
         """A request was refused: another model may have been loaded under the name. Ask anew next time."""
@@ -302,6 +307,14 @@ class Expecting(Signature):
 
     def output_shapes(self, rows: int) -> list[tuple[int, ...]]:
         return self._shapes
+
+
+def _told(info: ModelInfo) -> tuple[Any, ...]:
+    """What a signature is made of."""
+    return (
+        info.state, info.revision, info.inputs, info.outputs, info.batchable, list(info.batch_axes),
+        info.max_batch, info.idempotent, info.streams,
+    )  # fmt: skip
 
 
 def _keep(known: dict[K, T], key: K, value: T) -> None:

@@ -94,6 +94,8 @@ ENGINE = [
     ("of many in a row, callers send each", THREAD, "                    or request.began_ns - self._direct_ns < IN_A_ROW_NS\n", ""),
     ("a message that a signal cut off is followed by others", THREAD, "                self._spoilt = True\n", ""),
     ("the thread oversleeps what a caller sent", THREAD, "            if request.due_ns < self._looks_up_ns or connection.wire.unsent:\n                self._wake()\n", ""),
+    ("what was learned of a model is forgotten with each question", EIN, "not known[model].still_holds(message.models[0])", "True"),
+    ("what was learned of a model outlives it", EIN, "not known[model].still_holds(message.models[0])", "False"),
     # ---- map
     ("a map asks for the next input while the last one waits", MAP, "        if under_way and not _is_placed(under_way[-1]):\n            return\n", ""),
     ("a map hands out results in another order", MAP, "self.under_way.popleft().take()", "(self.under_way.popleft() if len(self.under_way) < 2 or self.under_way[1].outcome is None else self.under_way.pop()).take()"),

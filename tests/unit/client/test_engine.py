@@ -291,6 +291,18 @@ def test_what_the_broker_does_not_read_ends_at_once_and_frees_its_slots(side: Si
 # ---- signatures ---------------------------------------------------------------------------------
 
 
+def test_what_was_learned_of_a_model_is_kept_until_it_is_another(side: Side) -> None:
+    def told(said: m.ModelInfo) -> Signature:
+        question = side.ask()
+        side.hear(m.Described(side.sent()[-1].request, [said]))
+        assert question.outcome is not None
+        return side.session.signatures["net"]
+
+    known = told(info())
+    assert told(info(workers=[m.WorkerInfo(7, 1, "cpu", "host", {})])) is known
+    assert told(info(revision=2)) is not known
+
+
 def test_a_signature_is_asked_for_once_and_what_waits_for_it_leaves_then() -> None:
     side = Side()
     session = side.connect(knows=False)
