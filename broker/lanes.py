@@ -209,7 +209,7 @@ class Lane:
                 self.heaps[priority] = live
 
     def waiting(self) -> list[Part]:
-        """Every live part, unordered; for invariants.py."""
+        """Every live part, unordered; for the tests' invariants."""
         parts = [entry[2] for heap in (*self.heaps, self.late) for entry in heap]
         parts += [part for group in self.retries for part in group]
         return [part for part in parts if not part.is_over]

@@ -112,12 +112,6 @@ class Sharing:
         self.shares = config.join or config.cache_ns > 0  # a result may be another request's, too
         self.wants_digest = self.shares  # the content of a request matters
 
-    def check(self) -> None:
-        """Raise AssertionError when the results do not add up to their count; see invariants.py."""
-        assert self.kept_bytes == sum(kept.nbytes for kept in self._results.values())
-        assert self.kept_bytes <= self._bytes_max
-        assert all(run.leader.key == key for key, run in self._runs.items())
-
     def _drop(self, key: Key) -> None:
         kept = self._results.pop(key, None)
         if kept is not None:

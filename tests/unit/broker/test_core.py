@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from batchyard.broker import events as e
-from batchyard.broker import gauges, invariants
+from batchyard.broker import gauges
 from batchyard.broker.books import LOSSES_MAX
 from batchyard.broker.config import BUDGETS_NS_DEFAULT, Limits, ModelConfig, YardConfig
 from batchyard.broker.core import Core
@@ -21,6 +21,7 @@ from batchyard.broker.policy import CREDIT, OVERDUE_SHARE
 from batchyard.broker.requests import Part
 from batchyard.broker.taking import take_rows
 from batchyard.broker.timing import STEADY_RUNS
+from batchyard.tests.sim import invariants
 from batchyard.transport import messages as m
 from batchyard.transport import snapshot
 from batchyard.transport.errors import Code
