@@ -67,6 +67,7 @@ def request_of(
         check_name(model)
     now_ns = time.monotonic_ns()
     request = Request(model, inputs, priority, now_ns + deadline_ns, now_ns + patience_ns + GRACE_NS, now_ns)
+    request.traceparent = traceparent
     if traceparent is not None or "opentelemetry.trace" in _modules:
         request.span = tracing.begin(model, priority, traceparent)
     return request
@@ -112,12 +113,6 @@ def window_of(window: int) -> int:
             f"window is how many requests are under way at once: 1 or more, not {shown(window)}"
         )
     return window
-
-
-def refuse_token(token: str | None) -> None:
-    """Raises InvalidRequest: a broker takes none."""
-    if token is not None:
-        raise InvalidRequest("token is for a gateway (http://, grpc://); a yard's broker takes keys")
 
 
 def source_of(inputs: Iterable[Any]) -> Iterator[Any]:

@@ -50,7 +50,7 @@ class Request:
     __slots__ = (
         "arrays", "began_ns", "due_ns", "expect", "frames", "given", "inputs", "is_patient", "is_question",
         "is_sent", "layout", "lost", "lost_ns", "message", "model", "outcome", "outputs", "priority", "rows",
-        "sent_ns", "signature", "span", "stream", "until_ns", "waiter", "want",
+        "sent_ns", "signature", "span", "stream", "traceparent", "until_ns", "waiter", "want",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +82,7 @@ class Request:
         self.lost_ns = 0
         self.waiter: Any = None
         self.span: RequestSpan | None = None
+        self.traceparent: str | None = None  # the caller's, for a gateway
 
     def take(self) -> Outcome | None:
         """The outcome, which is the caller's from now on."""

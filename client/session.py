@@ -6,9 +6,11 @@ may still write into slots. The first of the client's threads to need another se
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import suppress
 from itertools import count
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..transport import segments
@@ -197,3 +199,18 @@ class Sessions:
             session, self.current = self.current, None
         if session is not None:
             self._retire(session)
+
+
+def sessions_of(
+    url: str,
+    keys: str | os.PathLike[str] | None,
+    connect_timeout_s: float,
+    token: str | None,
+    arena_bytes: int | None,
+    segment: str | None,
+) -> Sessions:
+    """Those of a client that is made so. Raises InvalidRequest."""
+    if token is not None:
+        raise InvalidRequest("token is for a gateway (http://, grpc://); a yard's broker takes keys")
+    folder = KeyFolder(Path(keys)) if keys is not None else None
+    return Sessions(Settings(url, arena_bytes, folder, segment, connect_timeout_s))

@@ -99,7 +99,7 @@ class Answer:
         return Reply(names, arrays, queue_ns, batch)
 
 
-def call_of(signature: Signature, request: Request, traceparent: str | None = None) -> Call:
+def call_of(signature: Signature, request: Request) -> Call:
     """Check what was given. Raises InvalidRequest, also for types that the protocol cannot name."""
     arrays, _ = signature.arrays(request.given)
     inputs = []
@@ -113,7 +113,7 @@ def call_of(signature: Signature, request: Request, traceparent: str | None = No
                 "type; ask a yard's broker (ipc:// or tcp://)"
             )
         inputs.append((want.spec.name, name, array.shape, bytes_of(array)))
-    return Call(signature.name, inputs, request.priority, request.until_ns, traceparent)
+    return Call(signature.name, inputs, request.priority, request.until_ns, request.traceparent)
 
 
 def bytes_of(array: Array) -> memoryview:
