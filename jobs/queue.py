@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import partial
 from itertools import count
-from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
@@ -184,9 +183,7 @@ class AsyncInferenceQueue:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     async def _connect(self, example: Any) -> AsyncClient:
