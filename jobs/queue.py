@@ -20,10 +20,11 @@ import numpy as np
 
 from ..client import python_models
 from ..client.aio import AsyncClient
+from ..client.embedded import START_TIMEOUT_S, begin
 from ..client.options import deadline_ns_of, priority_of
 from ..client.reply import Reply
 from ..client.signature import Array, Signature
-from ..client.yard import START_TIMEOUT_S, Yard, begin
+from ..client.yard import Yard
 from ..transport.errors import (
     ArenaExhausted,
     BatchyardError,

@@ -323,7 +323,7 @@ def test_when_no_broker_comes_back_a_request_ends_at_its_deadline_and_says_how_l
             call = pool.submit(ways[how], client)
             tools.until(lambda: yard.snapshot()["rows_under_way"])
             yard._stop.set()  # nobody starts it again
-            yard._watcher.join()
+            yard._keeper.thread.join()
             tools.kill(yard.processes[0].pid)
             error = call.exception(30)
         assert isinstance(error, BrokerLost)
@@ -338,7 +338,7 @@ def test_what_waits_for_a_broker_can_be_cancelled_and_closing_ends_it(slow_model
         futures = [client.submit("slow", slow_input(rows=400), timeout=60) for _ in range(3)]
         tools.until(lambda: yard.snapshot()["rows_under_way"])
         yard._stop.set()
-        yard._watcher.join()
+        yard._keeper.thread.join()
         tools.kill(yard.processes[0].pid)
         tools.until(lambda: client._io._session is None)  # type: ignore[union-attr]
         assert futures[0].cancel()
