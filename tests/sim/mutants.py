@@ -219,7 +219,7 @@ MUTANTS = [
     Mutant("kept results have no bound", IDENTICAL, "while self.kept_bytes > self._bytes_max:", "while False:"),
     Mutant("small results are kept without end", IDENTICAL, "KEPT_BYTES + KEPT_TENSOR_BYTES * len(frames) + sum", "sum"),
     Mutant("kept results survive another revision", REGISTRY, "        self.sharing.become(config)\n", ""),
-    Mutant("contents are hashed without a bound", FRONT, " and self.hashed_bytes < HASHED_BYTES_MAX", ""),
+    Mutant("contents are hashed without a bound", FRONT, " and self.contents.read_bytes < READ_BYTES_MAX", ""),
     Mutant("what a client may shrink is read", ARENAS, 'own = entry.key[0] == "own" or', "own = True or"),
     Mutant("followers count as work", BOOKS, '        self.counters.spared(request.model.name, "joined")\n', '        self.counters.spared(request.model.name, "joined")\n        self._admission.queued(request)\n'),
     Mutant("no content is quarantined", BOOKS, "            self.actions.append(e.Quarantine(model.name, request.arena, request.inputs))\n", ""),
