@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -48,18 +49,16 @@ GREET_WITHIN_NS = 10_000_000_000  # a connection that has not greeted by then is
 log = logging.getLogger("batchyard.broker")
 
 
+@dataclass(eq=False, slots=True)
 class Client:
     """A greeted client connection. `inline`: it has no arena, its tensors travel as frames. `borrows`: frames
     may come to it as segments."""
 
-    __slots__ = ("arena", "borrows", "conn", "inline", "peer")
-
-    def __init__(self, peer: Peer, conn: int, arena: int, inline: bool, borrows: bool = False) -> None:
-        self.peer = peer
-        self.conn = conn
-        self.arena = arena
-        self.inline = inline
-        self.borrows = borrows
+    peer: Peer
+    conn: int
+    arena: int
+    inline: bool
+    borrows: bool = False
 
 
 class Clients:

@@ -12,6 +12,7 @@ Pure. Must not import the core.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from ..transport import messages as m
 from ..transport.errors import Code, InvalidRequest
@@ -21,20 +22,16 @@ from .models import Model, unknown
 from .serving import Worker
 
 
+@dataclass(slots=True)
 class Change:
     """A revision that is being tried. The first of `waiting` is loading it."""
 
-    __slots__ = ("admin", "config", "loaded", "revision", "tolerance", "waiting")
-
-    def __init__(
-        self, admin: int, config: ModelConfig, revision: int, tolerance: float | None, waiting: list[int]
-    ) -> None:
-        self.admin = admin
-        self.config = config
-        self.revision = revision
-        self.tolerance = tolerance
-        self.waiting = waiting
-        self.loaded: dict[int, m.Loaded] = {}
+    admin: int
+    config: ModelConfig
+    revision: int
+    tolerance: float | None
+    waiting: list[int]
+    loaded: dict[int, m.Loaded] = field(default_factory=dict)
 
 
 class Rollout:

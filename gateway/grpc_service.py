@@ -17,9 +17,10 @@ import numpy as np
 from google.protobuf import json_format
 
 from .. import ModelInfo
+from ..client.remote.calls import bytes_of
 from . import grpc_questions as questions
 from . import load
-from .datatypes import Array, Datatype, check_count, check_shape, from_bytes, to_bytes
+from .datatypes import Array, Datatype, check_count, check_shape, from_bytes
 from .errors import invalid
 from .grpc_door import Context, abort, refusal_seen
 from .grpc_messages import CLASSES, SERVICE, parsed
@@ -223,7 +224,7 @@ def _typed(contents: Any, datatype: Datatype, shape: list[int], what: str) -> Ar
     array = wide.astype(datatype.numpy)
     if datatype.numpy.kind in "iu" and not np.array_equal(array, wide):
         raise invalid(f"{what} has a number that {datatype.name} cannot hold")
-    return from_bytes(to_bytes(array), datatype.numpy, shape, what)
+    return from_bytes(bytes_of(array), datatype.numpy, shape, what)
 
 
 def _marked(response: Any, is_last: bool) -> Any:

@@ -76,7 +76,7 @@ def fields(raw: memoryview) -> Iterator[tuple[int, Any]]:
         raise BatchyardError("the answer is no message of the Open Inference Protocol") from None
 
 
-def read_varint(raw: memoryview, at: int) -> tuple[int, int]:
+def read_varint(raw: memoryview | bytes, at: int) -> tuple[int, int]:
     """(a number, where it ends). Raises IndexError where the bytes end too early."""
     value = 0
     for shift in range(0, 70, 7):

@@ -247,7 +247,7 @@ MUTANTS = [
     Mutant("a worker that is refused does not greet again", SESSION, "            self.register()\n", "            pass\n"),
     Mutant("unloading one revision unloads all", SESSION, "        self._models.pop((message.model, message.revision), None)\n", "        self._models.clear()\n"),
     Mutant("a worker runs a former broker's revisions", SESSION, "        self._models.clear()  # a new broker counts revisions anew\n", ""),
-    Mutant("a load is answered to a broker that did not ask", SESSION, "            loading.loads.clear()\n", "            pass\n"),
+    Mutant("a load is answered to a broker that did not ask", SESSION, "            loads.clear()\n", "            pass\n"),
     Mutant("a file that is known needs no canary", SESSION, "[] if trial else [", "["),
     Mutant("a dead broker's trial answers the next one's load", SESSION, "source, (self._epoch, message.baseline_revision, message.tolerance) if trial else None", "source, None"),
     Mutant("a model that nobody serves is kept", SESSION, "if id(model) in used]", "]"),
