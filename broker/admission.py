@@ -137,7 +137,6 @@ class Admission:
         return Overloaded(text, max(RETRY_AFTER_MIN_NS, drain_ns) / 1e9)
 
     def add(self, connection: ClientAccount, request: Request) -> None:
-        """The request is under way."""
         connection.requests[request.id] = request
         connection.account.rows += request.rows
         connection.account.nbytes += request.nbytes
@@ -158,7 +157,6 @@ class Admission:
         self.forecast.asked_ns[request.priority] += request.rows * request.model.row_ns
 
     def remove(self, connection: ClientAccount, request: Request) -> None:
-        """The request has ended."""
         del connection.requests[request.id]
         self.subtract(connection.account, request.rows, request.nbytes)
 

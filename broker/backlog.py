@@ -35,7 +35,6 @@ class Backlog:
         self._nbytes = 0
 
     def __bool__(self) -> bool:
-        """Whether anything waits."""
         return bool(self._waiting)
 
     def __contains__(self, peer: Peer) -> bool:
@@ -90,7 +89,6 @@ class Backlog:
                     break
 
     def drop(self, peer: Peer) -> None:
-        """Its connection is over."""
         self._let_go(self._waiting.pop(peer, ()))
 
     def _put_off(self, peer: Peer, work: Work | Parts) -> None:

@@ -93,7 +93,6 @@ class Counters:
         stages[model, priority, "queue"].add(queue_ns, count)
 
     def batch(self, model: str, rows: int, done: Done) -> None:
-        """A batch has run."""
         self.batches += 1
         self.rows += rows
         self.copied_bytes += done.copied_bytes

@@ -64,7 +64,6 @@ class Questions:
         return actions
 
     def forget(self, conn: int) -> None:
-        """The connection is gone."""
         self._waiting.pop(conn, None)
         self.again.pop(conn, None)
 

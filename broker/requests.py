@@ -236,7 +236,6 @@ class SharedRun:
         heappush(self._places, (request.virtual_ns, self._sequence, request))
 
     def leave(self, request: Request) -> None:
-        """It waits no longer."""
         request.run = None
         del self.followers[request]
         if len(self._places) > SWEEP_MIN + 2 * len(self.followers):
@@ -244,7 +243,6 @@ class SharedRun:
             heapify(self._places)
 
     def lead(self, request: Request) -> None:
-        """It leads from now on."""
         request.run = self
         self.leader = request
         self.part = None

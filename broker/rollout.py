@@ -77,7 +77,6 @@ class Rollout:
         return [*actions, self._try_next(change)]
 
     def unwant(self, event: e.ModelUnwanted) -> list[e.Action]:
-        """Let a model go."""
         name = event.model
         model = self._models.get(name)
         if model is None and name not in self._changes:

@@ -63,7 +63,6 @@ class Worker:
             self.element_times[model.name] = ElementTimes(padding.run_ns, message.buckets, padding.whole)
 
     def forget(self, name: str) -> None:
-        """It serves the model no longer."""
         self.models.pop(name, None)
         self.served = frozenset(self.models)
         self.timings.pop(name, None)

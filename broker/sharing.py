@@ -33,8 +33,6 @@ def key_of(revision: int, digest: bytes, inputs: Sequence[Tensor]) -> Key:
 
 
 class Kept:
-    """A result, as it is answered."""
-
     __slots__ = ("expires_ns", "frames", "nbytes", "outputs", "rows")
 
     def __init__(self, outputs: Outputs, frames: list[bytes], rows: int, expires_ns: int) -> None:
@@ -50,8 +48,6 @@ class Kept:
 
 
 class Sharing:
-    """See the module's docstring."""
-
     def __init__(self, config: ModelConfig) -> None:
         self._runs: dict[Key, SharedRun] = {}
         self._results: dict[Key, Kept] = {}  # least recently used first

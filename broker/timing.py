@@ -143,7 +143,6 @@ class TimeModel:
         return max(low, low + (high - low) * (rows - left) / (right - left))
 
     def learn(self, rows: int, took_ns: int) -> None:
-        """A batch of so many rows took so long."""
         if took_ns > self.longest_ns:
             self.longest_ns = took_ns
         if self.buckets:

@@ -79,7 +79,6 @@ class Workers:
         return events
 
     def _receive(self, peer: Peer, payload: Any, frames: Sequence[Any]) -> None:
-        """One message."""
         worker = self.known.get(peer)
         try:
             messages = codec.worker_to_broker.decode(payload)

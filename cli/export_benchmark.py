@@ -20,7 +20,6 @@ OPTIONS = ("evaluate", "batches", "baseline", "jobs", "limit", "plot", "force") 
 
 
 def add_options(arguments: argparse.ArgumentParser) -> None:
-    """The options of --benchmark."""
     group = arguments.add_argument_group("with --all and --benchmark")
     add = group.add_argument
     add("--benchmark", action="store_true", help="time all against each other, and rank them")

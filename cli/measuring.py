@@ -66,7 +66,6 @@ def say(what: str, value: Any) -> None:
 
 
 def describe(model: ServedModel, load_ns: int, load_bytes: int) -> dict[str, Any]:
-    """The description of a loaded model."""
     drawn = model.canary(1)
     shapes = None if drawn is None else {name: list(value.shape) for name, value in drawn.items()}
     return {
@@ -85,7 +84,6 @@ def describe(model: ServedModel, load_ns: int, load_bytes: int) -> dict[str, Any
 
 
 def as_json(spec: TensorSpec) -> dict[str, Any]:
-    """A tensor's declaration."""
     found = {"name": spec.name, "dtype": dtypes.name_of(spec.dtype), "shape": spec.shape}
     return found | {"optional": True} if spec.optional else found
 

@@ -78,7 +78,6 @@ def main(argv: list[str]) -> int:
 
 
 def said_of(done: str, changed: ModelChanged) -> None:
-    """One line that describes a change."""
     canary = f"; a canary's answers differ by up to {changed.difference:.3g}" if changed.difference else ""
     print(f"{changed.model}: {done}, revision {changed.revision}{canary}")
 

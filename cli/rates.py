@@ -47,8 +47,6 @@ class Lane(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """One model."""
-
     name: str
     revision: int
     state: str

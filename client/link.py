@@ -85,7 +85,6 @@ class Link:
         self.engine.refused(error)
 
     def send(self) -> None:
-        """Send what is to be sent."""
         connection = self.connection
         assert connection is not None
         for messages, frames, requests in self.engine.take_envelopes():

@@ -22,8 +22,6 @@ CONNECT_LOOK_S = 0.002  # how often a new connection is asked whether it is welc
 
 
 class LoopLink(Link):
-    """The link of one running event loop."""
-
     def __init__(self, sessions: Sessions, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(sessions, self._ring)
         self.loop = loop

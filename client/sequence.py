@@ -90,7 +90,6 @@ class _Steps:
         return {**self._constants, self._names[0]: inputs}
 
     def _begun(self, signature: Signature, step: Mapping[str, Any]) -> dict[str, Array]:
-        """The states of this step."""
         assert self._pairs is not None
         if self._states:
             states = {name: array for name, array in self._states.items() if name not in step}

@@ -148,7 +148,6 @@ class Sessions:
 
     @property
     def bytes_copied(self) -> int:
-        """Bytes that were copied into shared memory so far."""
         session = self.current
         memory = session.memory if session is not None else None
         return self._bytes_copied_before + (memory.bytes_copied if memory is not None else 0)

@@ -108,7 +108,6 @@ class Yard:
         worker_environment: Mapping[str, str],
         open_to_this_machine: bool,
     ) -> None:
-        """Make the processes, which are not started yet."""
         keys = self.keys
         self.url = url or (f"ipc://{self._folder}" if self._folder is not None else _free_tcp_url())
         endpoint = Endpoint.parse(self.url)
@@ -159,7 +158,6 @@ class Yard:
         return self._own(AsyncClient(self.url, **self._with_keys(options)))
 
     def _own(self, client: OwnClient) -> OwnClient:
-        """A client that ends with this yard."""
         self._clients.add(client)
         if self._stop.is_set():
             client.yard_closed()

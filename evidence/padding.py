@@ -194,7 +194,6 @@ class _Trial:
         return feeds
 
     def _padded(self, feeds: Sequence[dict[str, Array]], target: Sizes) -> dict[str, Array]:
-        """Rows as one batch."""
         found = {}
         for name, first in feeds[0].items():
             row_axis, axes = self._row_axes[name], self._axes[name]

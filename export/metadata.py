@@ -82,7 +82,6 @@ def own_sizes_in(entries: Mapping[str, str]) -> dict[str, int]:
 
 
 def judged(variant: Variant) -> dict[str, Any]:
-    """One variant's figures."""
     return {
         "variant": variant.name,
         "size_ratio": round(variant.size_ratio, 4),

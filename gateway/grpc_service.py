@@ -55,8 +55,6 @@ _PARAMETER = {int: "int64_param", float: "double_param", str: "string_param"}
 
 
 class Service:
-    """The methods."""
-
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
 

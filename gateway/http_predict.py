@@ -46,8 +46,6 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(slots=True)
 class Prepared:
-    """A request that has been read."""
-
     info: ModelInfo
     inputs: dict[str, Array] | Array
     priority: int

@@ -98,7 +98,6 @@ class Table(Generic[AJob]):
             self._sweeper = None
 
     def begin(self, job: AJob) -> AJob:
-        """Enter a new job."""
         job.started_s = self._clock()
         self.under_way[job.id] = job
         return job
@@ -136,7 +135,6 @@ class Table(Generic[AJob]):
         return True
 
     def forget(self, job: AJob) -> None:
-        """Remove an ended job."""
         self.drop_result(self.ended.pop(job.id))
 
     def drop_result(self, job: AJob) -> None:

@@ -59,7 +59,6 @@ class Call:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
         return sum(len(raw) for *_, raw in self.inputs)
 
     def parameters(self) -> dict[str, Any]:
@@ -72,7 +71,6 @@ class Call:
         }
 
     def packed(self, body: bytes, head_nbytes: int = 0) -> Packed:
-        """Its message."""
         return Packed(self.model, self.priority, self.until_ns, self.traceparent, body, head_nbytes)
 
 
@@ -85,7 +83,6 @@ class Answer:
 
     @property
     def value(self) -> Array | dict[str, Array]:
-        """As `Reply.value`."""
         return self.outputs[0][1] if len(self.outputs) == 1 else dict(self.outputs)
 
     def reply(self) -> Reply:

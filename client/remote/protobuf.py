@@ -40,7 +40,6 @@ def field(number: int, payload: bytes | str) -> bytes:
 
 
 def number(at: int, value: int) -> bytes:
-    """A field of a whole number."""
     return varint(at << 3 | VARINT) + varint(value)
 
 
@@ -104,12 +103,10 @@ def _signed(value: int) -> int:
 
 
 def text(value: Any) -> str:
-    """A field of text."""
     return bytes(value).decode(errors="replace")
 
 
 def plain(raw: memoryview) -> Any:
-    """An InferParameter's value."""
     import struct
 
     value: Any = 0

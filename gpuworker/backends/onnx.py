@@ -353,7 +353,6 @@ class ServedModel:
         return [comparable(value, spec) for value, spec in zip(values, self.outputs, strict=True)]
 
     def _fed(self, feeds: dict[str, Array]) -> dict[str, Any]:
-        """Arrays as the session takes them."""
         specs = {spec.name: spec for spec in self.inputs}
         return {name: value_of(array, specs[name]) for name, array in feeds.items()}
 

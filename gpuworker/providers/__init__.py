@@ -35,13 +35,11 @@ def available() -> list[str]:
 
 
 def wheels(name: str) -> tuple[str, ...]:
-    """The distributions that bring a provider."""
     found: tuple[str, ...] = PROVIDERS[name].WHEELS
     return found
 
 
 def execution_provider(name: str) -> str:
-    """What onnxruntime calls a provider."""
     found: str = PROVIDERS[name].EXECUTION_PROVIDER
     return found
 
