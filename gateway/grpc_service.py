@@ -18,12 +18,12 @@ from google.protobuf import json_format
 
 from .. import ModelInfo
 from ..client.remote.calls import bytes_of
-from . import grpc_questions as questions
 from . import load
 from .datatypes import Array, Datatype, check_count, check_shape, from_bytes
 from .errors import invalid
 from .grpc_door import Context, abort, refusal_seen
 from .grpc_messages import CLASSES, SERVICE, parsed
+from .grpc_questions import Questions
 from .http_guard import GONE
 from .inference import (
     RECEIPT,
@@ -60,7 +60,7 @@ class Service:
 
     def handler(self) -> Any:
         """For `server.add_generic_rpc_handlers`."""
-        methods = questions.methods(self._rooms)
+        methods = Questions(self._rooms).methods()
         handlers = {name: self._unary(name, self._answered(name, method)) for name, method in methods.items()}
         handlers["ServerLive"] = self._unary("ServerLive", self._live)
         handlers["ModelInfer"] = self._unary("ModelInfer", self._infer)

@@ -85,7 +85,7 @@ def plain(text: str) -> str:
 
 def runtime() -> str:
     """`onnxruntime 1.27.0`, whichever wheel brings it."""
-    known = [wheel for name in providers.LADDER for wheel in reversed(providers.wheels(name))]
+    known = [wheel for name in providers.LADDER for wheel in reversed(providers.PROVIDERS[name].WHEELS)]
     for wheel in dict.fromkeys(known):
         try:
             return f"onnxruntime {version(wheel)}"

@@ -85,7 +85,7 @@ def look(provider: str, device: int | None, worker: int) -> Probed:
     from .faults import CannotServe
 
     try:
-        devices = providers.devices(provider)
+        devices = providers.PROVIDERS[provider].devices()
         chosen = (worker - 1) % devices if device is None else device
         recipe = providers.recipe(provider, 1, chosen)
         model = ServedModel(Load("probe", 1, str(MODEL), ROWS, None, True), recipe)

@@ -45,7 +45,7 @@ def read(session: Any, path: str, provider: str) -> tuple[Provenance, dict[int, 
     except UnicodeDecodeError:  # nothing makes a file hold text
         entries = {}
     claimed = of_metadata(entries, digest)
-    called = providers.execution_provider(provider) if provider in providers.LADDER else provider
+    called = providers.PROVIDERS[provider].EXECUTION_PROVIDER if provider in providers.LADDER else provider
     return claimed, dict(claimed.measured_ns.get(called, {}))
 
 
