@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from batchyard import BrokerLost, Client, Overloaded
+from batchyard import BrokerLost, Client, DeadlineExceeded, Overloaded
 
 MAX_BATCH = 8
 # What a failure would take: times are only compared with these, because the machine may be busy.
@@ -23,6 +23,6 @@ def works(client: Client) -> bool:
     """Whether the same client object gets answers again; a wrong answer is an error."""
     try:
         assert (client.infer("neg", X, timeout=5) == -1).all()
-    except (BrokerLost, Overloaded):  # Overloaded: the new broker's workers are still loading
+    except (BrokerLost, DeadlineExceeded, Overloaded):  # the workers are still starting, or loading
         return False
     return True
