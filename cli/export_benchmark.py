@@ -1,6 +1,6 @@
-"""`batchyard export --all DIR OUT --benchmark`: candidates exported, timed in turn, ranked.
+"""`batchyard export --all DIR OUT --benchmark`: exports, times, and ranks candidates.
 
-Owns the options, the table, and the plot; the work is batchyard.export.benchmark's.
+Owns the options, the table, and the plot; batchyard.export.benchmark does the work.
 """
 
 from __future__ import annotations
