@@ -120,7 +120,7 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def quotient(numerator: float, denominator: float) -> float:
-    """`numerator / denominator`, or NaN where that says nothing."""
+    """`numerator / denominator`; NaN for a denominator of 0."""
     return numerator / denominator if denominator else math.nan
 
 

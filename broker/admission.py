@@ -24,7 +24,7 @@ FAR_NS = 2_000_000_000
 
 
 def _share(bound: int, percent: int) -> int:
-    """So much of a bound; all of it where less than one would be held back."""
+    """This percentage of a bound; all of it if less than 1 would be held back."""
     return bound * percent // 100 if bound * (100 - percent) >= 100 else bound
 
 
@@ -161,7 +161,7 @@ class Admission:
         self.subtract(connection.account, request.rows, request.nbytes)
 
     def subtract(self, account: Account, rows: int, nbytes: int) -> None:
-        """Requests of so many rows and bytes are no longer under way."""
+        """Requests with these rows and bytes are no longer under way."""
         account.rows -= rows
         account.nbytes -= nbytes
         self.rows -= rows

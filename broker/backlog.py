@@ -25,7 +25,7 @@ Work = Generator[e.Event | None, None, None]  # None: something was done, and is
 
 
 class Backlog:
-    """`begin(peer, parts)` makes work of a message."""
+    """`begin(peer, parts)` turns a message into work."""
 
     def __init__(self, listener: Listener, begin: Callable[[Peer, Parts], Work]) -> None:
         self.spent = 0  # in this round
@@ -59,7 +59,7 @@ class Backlog:
                 return
 
     def catch_up(self) -> Iterator[e.Event]:
-        """The events of some of what waits."""
+        """The events of some of the waiting messages."""
         for peer in list(self._waiting):
             if self.spent >= LEFT_OVER_WORK:
                 return

@@ -171,7 +171,7 @@ class Clients:
                 return
 
     def _decoded(self, peer: Peer, messages: Sequence[msgspec.Raw]) -> Iterator[m.ClientMessage]:
-        """The messages of a long envelope, up to one that is none."""
+        """The messages of a long envelope, up to the first malformed one."""
         for message in messages:
             self.backlog.spent += len(memoryview(message)) // DECODED_BYTES
             try:
@@ -214,7 +214,7 @@ class Clients:
                 yield event
 
     def read_content(self, action: e.Quarantine) -> None:
-        """Answer with the digest of a content, while it is still there."""
+        """Report the digest of a content, if it still exists."""
         content = self.contents.digest(action.arena, action.inputs)
         if content:
             self.events.append(e.Quarantined(action.model, action.inputs, content))

@@ -21,7 +21,7 @@ COST_BYTES = 1024  # the cost of reading a tensor beside its bytes, as bytes
 
 
 class Contents:
-    """`read_bytes`: what has been read in this round; the loop sets it back."""
+    """`read_bytes`: read in this round; the loop resets it."""
 
     def __init__(self, arenas: Arenas) -> None:
         self.read_bytes = 0

@@ -49,7 +49,7 @@ class InlineTensors:
 
     @property
     def arena(self) -> int:
-        """Number of the arena; made on first use."""
+        """The arena's number; the arena is made on first use."""
         if self._segment is None:
             self._segment = segments.create(INLINE_ARENA_BYTES)
             self._arena = Arena(self._segment.nbytes, self._segment.commit)

@@ -43,7 +43,7 @@ class Kept:
         self.nbytes = KEPT_BYTES + KEPT_TENSOR_BYTES * len(frames) + sum(map(len, frames))
 
     def receipt(self, revision: int) -> BatchReceipt:
-        """No worker had anything to do with it."""
+        """The receipt of a cached result: no worker took part."""
         return BatchReceipt(self.rows, 0, 0, 0, 0, 0, "cache", revision)
 
 
@@ -61,19 +61,19 @@ class Sharing:
         return self._runs.get(key)
 
     def begin(self, request: Request) -> None:
-        """The first of its content: it runs for all that come after it."""
+        """The first request of its content: it runs for all that follow."""
         if self._join and request.key is not None:
             request.run = self._runs[request.key] = SharedRun(request)
 
     def end(self, run: SharedRun, key: Key) -> None:
-        """No request waits for it any more."""
+        """No request waits for the run any more."""
         if self._runs.get(key) is run:
             del self._runs[key]
 
     # ---- results that are kept ----------------------------------------------------------------
 
     def result(self, key: Key, now_ns: int) -> Kept | None:
-        """A result that has not expired."""
+        """A cached result that has not expired."""
         kept = self._results.pop(key, None)
         if kept is None:
             return None

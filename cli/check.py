@@ -145,7 +145,7 @@ def run(options: argparse.Namespace, provider: str, report: dict[str, Any]) -> l
 
 
 def died(status: int, was_loaded: bool, last: str) -> str:
-    """The message for a process that ended without a result."""
+    """The error text for a process that ended without a result."""
     how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
     when = "while it was run" if was_loaded else "while it was loaded"
     said = f"; its last words: {last[:200]}" if last else ""

@@ -265,7 +265,7 @@ def _follow(config: YardConfig, yard: Yard, stop: Flag) -> None:
 
 
 class Stop(Flag):
-    """Set by the first signal. The second one wants the end at once."""
+    """Set by the first signal. A second one ends the yard at once."""
 
     def __init__(self) -> None:
         super().__init__()

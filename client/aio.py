@@ -57,7 +57,7 @@ class AsyncClient:
         ending.watch(self)
 
     def _begin(self, *settings: Any) -> str:
-        """What it is made of; the url."""
+        """Make the sessions. Returns the url."""
         self._sessions = sessions_of(*settings)
         self._link: LoopLink | None = None
         return self._sessions.settings.endpoint.url
@@ -107,7 +107,7 @@ class AsyncClient:
         return await self._ask(request_of(model, inputs, priority, deadline, timeout, traceparent))
 
     async def _ask(self, request: Request) -> Reply:
-        """`request`, of a request that has been made."""
+        """Run a request."""
         request.is_patient = self._waits_for_room
         outcome: Any = None
         try:
@@ -145,7 +145,7 @@ class AsyncClient:
                 yield answer
 
     async def _answers(self, request: Request) -> AsyncGenerator[Array | dict[str, Array], None]:
-        """`stream`, of a request that has been made."""
+        """The answers of a request's stream."""
         outcome: Any = None
         try:
             async with aclosing(self._linked().answers(request)) as answers:

@@ -80,7 +80,7 @@ class Client:
         ending.watch(self)
 
     def _begin(self, *settings: Any) -> str:
-        """What it is made of; the url."""
+        """Make the sessions. Returns the url."""
         self._sessions = sessions_of(*settings)
         self._io: IoThread | None = None
         self._lock = threading.Lock()
@@ -132,7 +132,7 @@ class Client:
         return self._ask(request_of(model, inputs, priority, deadline, timeout, traceparent))
 
     def _ask(self, request: Request) -> Reply:
-        """`request`, of a request that has been made."""
+        """Run a request."""
         session = self._sessions.current
         try:
             try:
@@ -190,7 +190,7 @@ class Client:
         return self._submit(request_of(model, inputs, priority, deadline, timeout, traceparent))
 
     def _submit(self, request: Request) -> InferFuture:
-        """`submit`, of a request that has been made."""
+        """Start a request."""
         try:
             io = self._io
             if io is None or io.ended:
@@ -222,7 +222,7 @@ class Client:
         return self._answers(request_of(model, inputs, priority, deadline, timeout, traceparent))
 
     def _answers(self, request: Request) -> Iterator[Array | dict[str, Array]]:
-        """`stream`, of a request that has been made."""
+        """The answers of a request's stream."""
         return answers_of(request, self._submit)
 
     def map(
@@ -313,7 +313,7 @@ class Client:
             line.leave()
 
     def _cut_off(self) -> None:
-        """A call ended with an exception that is none of ours: see `Sessions.renew`."""
+        """A call ended with somebody else's exception: see `Sessions.renew`."""
         self._sessions.renew()
         io = self._io
         if io is not None:

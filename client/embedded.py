@@ -141,7 +141,7 @@ def begin(
 
 
 def _name_of(source: Any) -> str:
-    """What a model is called whose name was not given."""
+    """The name of a model for which none was given."""
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
         return text.rpartition(":")[2] if python_models.is_source(text) else Path(text).stem

@@ -72,7 +72,7 @@ class Keeper:
                         process.due_s = now_s + process.backoff.next_delay_s(now_s)
 
     def _rest(self) -> bool:
-        """Sleep until a process may have ended, or is due; whether to stop."""
+        """Sleep until a process may have ended, or is due. Returns whether to stop."""
         if any(process.due_s is not None for process in self.processes):
             return self._stop.wait(POLL_S)
         sentinels = [process.child.sentinel for process in self.processes]

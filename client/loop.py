@@ -185,7 +185,7 @@ class LoopLink(Link):
             self.loop.remove_writer(writes)
 
     def end(self, error: Exception) -> None:
-        """Everything ends so, and the connection is closed."""
+        """End every request with this error, and close the connection."""
         self.engine.end(error)
         if not self.loop.is_closed():
             if self._timer is not None:

@@ -30,7 +30,7 @@ _modules = sys.modules
 
 
 class Options:
-    """What many requests have in common."""
+    """The options that many requests share."""
 
     def __init__(self, model: str, priority: int | str, deadline: float | None, timeout: float) -> None:
         self.model = model
@@ -99,7 +99,7 @@ def deadline_ns_of(deadline: float | None, timeout: float) -> int:
 
 
 def check_seconds(what: str, seconds: object) -> None:
-    """Raise InvalidRequest for what is no duration."""
+    """Raises InvalidRequest unless it is a duration."""
     if not isinstance(seconds, int | float) or not 0 < seconds <= SECONDS_MAX:
         raise InvalidRequest(
             f"{what} is a number of seconds above 0 and up to {SECONDS_MAX:,.0f}, not {shown(seconds)}"
@@ -116,7 +116,7 @@ def window_of(window: int) -> int:
 
 
 def source_of(inputs: Iterable[Any]) -> Iterator[Any]:
-    """What a map goes over. Raises InvalidRequest."""
+    """An iterator over the inputs of a map. Raises InvalidRequest."""
     try:
         return iter(inputs)
     except TypeError:

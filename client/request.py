@@ -85,7 +85,7 @@ class Request:
         self.traceparent: str | None = None  # the caller's, for a gateway
 
     def take(self) -> Outcome | None:
-        """The outcome, which is the caller's from now on."""
+        """Take the outcome: from now on it is the caller's."""
         outcome = self.outcome
         if outcome is not None:
             self.outcome = TAKEN
@@ -96,7 +96,7 @@ class Request:
         self.given = self.layout = self.arrays = None
 
     def keep(self) -> None:
-        """The caller won't wait until it is placed: what he passed is his to change."""
+        """The caller will not wait until it is placed, and may change the inputs: copy them."""
         self.given = deepcopy(self.given)
 
     def check_answers(self, signature: Signature) -> None:

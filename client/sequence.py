@@ -60,7 +60,7 @@ class _Steps:
         self._foresight = Foresight()
 
     def _learn(self, info: ModelInfo) -> None:
-        """The model is known. Raises InvalidRequest, ModelFailed."""
+        """Take over the model's description. Raises InvalidRequest and ModelFailed."""
         signature = self._signature = Signature(info)
         pairs = find(signature, self._given)
         names = [entry.spec.name for entry in signature.inputs]
@@ -78,7 +78,7 @@ class _Steps:
         self._pairs = pairs
 
     def _step(self, inputs: Any) -> dict[str, Any]:
-        """What a step brings, by name."""
+        """A step's inputs by name."""
         if isinstance(inputs, Mapping):
             return {**self._constants, **inputs}
         if len(self._names) != 1:
@@ -140,7 +140,7 @@ class _Steps:
         return request
 
     def _ended_with(self, reply: Reply, step: Mapping[str, Any], states: Mapping[str, Array]) -> None:
-        """A step has been made: its state outputs are the next one's inputs."""
+        """A step has run: its state outputs are the next one's inputs."""
         outputs = reply.outputs
         arrays = {name: plain(value) for name, value in step.items()}
         pairs = self._pairs or {}
@@ -149,7 +149,7 @@ class _Steps:
         self._states = {name: outputs[output] for name, output in pairs.items()}
 
     def _value(self, reply: Reply) -> Result:
-        """What a step gave beside the state: an array, or several by name."""
+        """A step's outputs except the state: an array, or several by name."""
         kept = set((self._pairs or {}).values())
         outputs = {name: array for name, array in reply.outputs.items() if name not in kept}
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs

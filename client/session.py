@@ -92,7 +92,7 @@ class Session:
             self.memory = SlotMemory(settings.arena_bytes, settings.segment)
 
     def greet(self) -> BrokerConnection:
-        """A new connection that is not welcome yet."""
+        """A new connection, which the broker has not welcomed yet."""
         return BrokerConnection(self._carrier, self.settings.endpoint, self.memory)
 
     def give_back(self, line: Line) -> None:
@@ -102,7 +102,7 @@ class Session:
             self.close_idle()
 
     def recover_slots(self) -> None:
-        """Read what idle lines were told: slots of abandoned requests come back."""
+        """Read the messages of idle lines: they free the slots of abandoned requests."""
         for _ in range(len(self.idle)):
             try:
                 line = self.idle.pop()
@@ -208,7 +208,7 @@ def sessions_of(
     arena_bytes: int | None,
     segment: str | None,
 ) -> Sessions:
-    """Those of a client that is made so. Raises InvalidRequest."""
+    """The sessions of a client with these arguments. Raises InvalidRequest."""
     if token is not None:
         raise InvalidRequest("token is for a gateway (http://, grpc://); a yard's broker takes keys")
     folder = KeyFolder(Path(keys)) if keys is not None else None

@@ -28,7 +28,7 @@ _log = logging.getLogger(NAME)
 
 
 class TraceParent:
-    """A tracer, and the context in which its requests hang."""
+    """A tracer, and the parent context of its requests."""
 
     __slots__ = ("_context", "_tracer")
 

@@ -201,7 +201,7 @@ class IoThread:
                 raise error
 
     def cancel(self, request: Request) -> None:
-        """Nobody waits for this request any more."""
+        """Cancel a request: nobody waits for it any more."""
         request.waiter = None
         self._put((request, None))
 
@@ -224,7 +224,7 @@ class IoThread:
             pass  # the thread has ended already, or has more than enough to be woken by
 
     def look(self) -> None:
-        """Another session may have begun."""
+        """Wake the thread: another session may have begun."""
         self._wake()
 
     def stop(self) -> None:

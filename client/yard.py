@@ -94,7 +94,7 @@ class Yard:
             raise
 
     def _note_folder(self, folder: str) -> None:
-        """Noted before it is made: it will be removed, whatever comes between."""
+        """Note the folder before it is made, so that it is always removed."""
         self._folder = folder
 
     def _make(
@@ -275,7 +275,7 @@ class Yard:
         self._folder = self._own_keys = None
 
     def hurry(self) -> None:
-        """Of a yard that is being closed: nothing more is waited for."""
+        """End a yard that is being closed at once."""
         self.processes[0].child.ask_to_end()
 
     def begin_anew(self) -> None:

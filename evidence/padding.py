@@ -164,7 +164,7 @@ class _Trial:
         self.figure = 0.0
 
     def compare(self, apart: bool) -> None:
-        """`apart`: a row's sizes by different names differ. Raises _Refused."""
+        """Run and compare. `apart`: a row's sizes differ between names. Raises _Refused."""
         started_ns = perf_counter_ns()
         targets = _targets(self._pads, apart)
         for number, (target, owns) in enumerate(targets[:TRIED_MAX]):

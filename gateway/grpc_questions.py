@@ -19,7 +19,7 @@ class Questions:
         self._rooms = rooms
 
     def methods(self) -> dict[str, Callable[[Any], Awaitable[Any]]]:
-        """By their names."""
+        """The methods by their names in the service."""
         return {name: getattr(self, name) for name in vars(Questions) if name[0].isupper()}
 
     async def ServerReady(self, message: Any) -> Any:
@@ -98,6 +98,6 @@ class Questions:
 
 
 def _chosen(value: Any) -> Any:
-    """The one of a oneof that was sent; None: none was."""
+    """The value of a oneof; None: none was sent."""
     name = value.WhichOneof("parameter_choice")
     return None if name is None else getattr(value, name)

@@ -195,7 +195,7 @@ class Service:
 
 
 def _metadata(context: Context, key: str) -> str | None:
-    """A call's metadata, which others call headers."""
+    """An entry of a call's metadata."""
     value: str | None = dict(context.invocation_metadata()).get(key)
     return value
 
@@ -226,7 +226,7 @@ def _typed(contents: Any, datatype: Datatype, shape: list[int], what: str) -> Ar
 
 
 def _marked(response: Any, is_last: bool) -> Any:
-    """With the word on whether it is the last one for its request."""
+    """The response, marked as its request's last one or not."""
     response.parameters[FINAL].bool_param = is_last
     return response
 

@@ -102,7 +102,7 @@ class Body:
             at += len(part)
 
     async def take(self, nbytes: int) -> bytes:
-        """The next bytes of the body."""
+        """Read the next bytes of the body."""
         self._check(nbytes)
         if len(self._chunk) >= nbytes:
             taken, self._chunk = self._chunk[:nbytes], self._chunk[nbytes:]

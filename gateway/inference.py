@@ -35,7 +35,7 @@ _PLACE = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offs
 
 @dataclass(slots=True)
 class Wanted:
-    """One output that was asked for by its name."""
+    """An output that was requested by name."""
 
     name: str
     binary: bool = False

@@ -75,7 +75,7 @@ def of_run(error: BaseException) -> str:
 
 
 def plain(text: str) -> str:
-    """Its own words, without where it says so and without folders."""
+    """onnxruntime's message, without places in its source and without folders."""
     text = _KIND.sub("", text.strip())
     for pattern in (_LOADING, _SOURCE):
         text = pattern.sub("", text)

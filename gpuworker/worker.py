@@ -279,7 +279,7 @@ class Worker:
                         self._describe(name, revision, model, None)
 
     def _emit(self, batch: int, outputs: list[Tensor], frame: Any) -> bool:
-        """Send one of a batch's answers. Whether another is wanted."""
+        """Send one of a batch's answers. Returns whether another is wanted."""
         message = m.Yielded(self._epoch, batch, outputs)
         unfit = codec.worker_to_broker.refusal(message)
         if unfit:

@@ -15,7 +15,7 @@ class Room:
         self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap
 
     def number(self) -> int:
-        """Of a job, for all its waits."""
+        """A number for a job, for all its waits."""
         return next(self._numbers)
 
     async def wait(self, priority: int, number: int, timeout_s: float) -> bool:

@@ -163,7 +163,7 @@ class Table(Generic[AJob]):
             self.forget(oldest)
 
     def _sweep_again(self) -> None:
-        """As time passes: the next oldest is looked at when it is due."""
+        """Called by the timer: sweep, and set it for the next oldest."""
         self._sweeper = None
         self._sweep()
         if self.ended and self._sweeps:

@@ -29,7 +29,7 @@ def varint(value: int) -> bytes:
 
 
 def head(number: int, nbytes: int) -> bytes:
-    """What stands in front of a field's bytes."""
+    """The head of a field: its number and length."""
     return varint(number << 3 | BYTES) + varint(nbytes)
 
 
@@ -88,7 +88,7 @@ def read_varint(raw: memoryview | bytes, at: int) -> tuple[int, int]:
 
 
 def whole_numbers(value: Any) -> Iterable[int]:
-    """A repeated int64, packed or one of them."""
+    """The values of a repeated int64, packed or single."""
     if isinstance(value, int):
         return [_signed(value)]
     found, at = [], 0

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Carrier(Protocol):
-    """What http.py and grpc.py are."""
+    """The interface of http.py and grpc.py."""
 
     def pack(self, call: Call) -> Packed: ...
     async def infer(self, packed: Packed) -> Answer: ...
@@ -108,7 +108,7 @@ class RemoteSession:
         return self.carrier.pack(call)
 
     async def reply(self, request: Request, packed: Packed | None = None) -> Reply:
-        """Its outcome. Raises what a local client does."""
+        """The reply to a request. Raises a local client's errors."""
 
         async def made() -> Reply:
             signature = await self.signature(request.model)
