@@ -15,7 +15,7 @@ from batchyard.broker.config import ModelConfig, YardConfig
 from batchyard.broker.core import Core
 from batchyard.broker.sharing import QUARANTINE_NS
 from batchyard.tests.sim import invariants
-from batchyard.tests.unit.broker.test_core import (
+from batchyard.tests.unit.broker.world import (
     ARENA_BYTES,
     EPOCH,
     HIGH,
