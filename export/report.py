@@ -76,11 +76,6 @@ class Report:
         """The published variant with the least size times time; fp32 if none is better."""
         return min(self.published, key=lambda variant: variant.cost)
 
-    @property
-    def passes_effective(self) -> list[str]:
-        """The passes that changed anything, each once."""
-        return list(dict.fromkeys(step.name for step in self.passes if step.changed))
-
     def lines(self) -> list[str]:
         """As text: nodes, passes, and a row per variant."""
         head = f"{self.path}: opset {self.opset}"

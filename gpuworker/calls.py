@@ -75,9 +75,6 @@ class FunctionValue:
     def data_ptr(self) -> int:
         return int(self._array.ctypes.data)
 
-    def tensor_size_in_bytes(self) -> int:
-        return self._array.nbytes
-
     def numpy(self) -> Array:
         return self._array
 
