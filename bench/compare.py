@@ -39,7 +39,6 @@ class Comparison:
     rounds: list[dict[str, Measured]] = field(default_factory=list)
 
     def summary(self, name: str) -> Summary:
-        """Percentiles and rate of a contender, over all rounds."""
         return summary_of(self.pooled[name])
 
     def ratio(self, name: str, to: str, figure: Callable[[Measured], float]) -> Spread:

@@ -45,7 +45,7 @@ class Round:
         return self.late_sends > LATE_SHARE_MAX * self.sent
 
     def add(self, found: dict[str, Any], decode: Callable[[str], Any]) -> None:
-        """What one client process has measured."""
+        """Add the measurements of one client process."""
         self.sent += found["sent"]
         self.late_sends += found["late_sends"]
         self.late_worst_ns = max(self.late_worst_ns, found["late_worst_ns"])
@@ -115,7 +115,7 @@ def summary(rounds: Sequence[Round], seconds: float, about: dict[str, Any]) -> d
 
 
 def table(found: dict[str, Any]) -> list[str]:
-    """Medians of the rounds that count."""
+    """The medians of the valid rounds, as text."""
     rounds = valid(found)
     lines = [f"{len(rounds)} rounds of {len(found['rounds'])} count"]
     for name in rounds[0]["figures"] if rounds else ():
@@ -160,7 +160,7 @@ def interval(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[flo
 
 
 def plot(found: dict[str, Any], folder: Path) -> None:
-    """Latency by percentile, of every class, all rounds that count together."""
+    """Draw latency by percentile for each class, over all valid rounds."""
     from hdrh.histogram import HdrHistogram
     from matplotlib.figure import Figure
 

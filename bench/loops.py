@@ -53,8 +53,6 @@ class Clock(Protocol):
 
 
 class WallClock:
-    """The machine's monotonic clock."""
-
     def now_ns(self) -> int:
         return time.perf_counter_ns()
 

@@ -65,7 +65,7 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What figures depend on: processor, cores that we may use, versions, date."""
+    """The facts that figures depend on: processor, usable cores, versions, date."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -100,7 +100,7 @@ def write_json(
 
 
 def without_nan(value: Any) -> Any:
-    """NaN as null: JSON has no NaN, and a figure that doesn't exist isn't 0."""
+    """`value` with NaN as null: JSON has no NaN, and an unknown figure is not 0."""
     if isinstance(value, dict):
         return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -35,7 +35,7 @@ class Arrival(NamedTuple):
 
 
 def parse_mix(text: str) -> list[Class]:
-    """Raises ValueError with a sentence."""
+    """The classes of a mix. Raises ValueError with a sentence."""
     mix = []
     for part in text.split(","):
         name, *numbers = part.split(":")
@@ -76,7 +76,7 @@ def recorded(lines: Iterable[str], mix: Sequence[Class], seed: int) -> list[Arri
 
 
 def divided(arrivals: Sequence[Arrival], processes: int) -> list[list[Arrival]]:
-    """In turn among so many clients: together they send what one would."""
+    """Deal the arrivals out to the processes in turn."""
     return [list(arrivals[index::processes]) for index in range(processes)]
 
 

@@ -35,7 +35,6 @@ class Measured:
         self.error_texts.setdefault(name, str(error))
 
     def add(self, other: Measured) -> None:
-        """Pool another slice into this one."""
         self.latencies_ns += other.latencies_ns
         self.elapsed_ns += other.elapsed_ns
         self.rows = other.rows
@@ -94,17 +93,14 @@ def summarize(latencies_ns: Iterable[int], elapsed_ns: int) -> Summary:
 
 
 def summary_of(measured: Measured) -> Summary:
-    """Percentiles and rate of what one loop measured."""
     return summarize(measured.latencies_ns, measured.elapsed_ns)
 
 
 def p50_ns(measured: Measured) -> float:
-    """The figure of a latency comparison."""
     return percentile(sorted(measured.latencies_ns), 50)
 
 
 def rate_per_s(measured: Measured) -> float:
-    """The figure of a throughput comparison."""
     return summary_of(measured).rate_per_s
 
 
@@ -124,7 +120,7 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def quotient(numerator: float, denominator: float) -> float:
-    """`numerator / denominator`, or NaN where that says nothing."""
+    """`numerator / denominator`; NaN for a denominator of 0."""
     return numerator / denominator if denominator else math.nan
 
 

@@ -218,7 +218,7 @@ def open_bare(model: str, rows: int, threads: int) -> Iterator[Slice]:
 
 
 def _check_answer(target: Target, model: str, x: Any) -> None:
-    """A fast wrong answer is no result: ours must be the bare runtime's."""
+    """Raises BatchyardError if the yard's answer is not the bare runtime's."""
     if not np.allclose(target.client.infer(model, x), Bare(target.path, x).run(), atol=TOLERANCE):
         raise BatchyardError(f"the yard's answer to {model} is not that of the bare runtime")
 

@@ -24,7 +24,7 @@ FAR_NS = 2_000_000_000
 
 
 def _share(bound: int, percent: int) -> int:
-    """So much of a bound; all of it where less than one would be held back."""
+    """This percentage of a bound; all of it if less than 1 would be held back."""
     return bound * percent // 100 if bound * (100 - percent) >= 100 else bound
 
 
@@ -137,7 +137,6 @@ class Admission:
         return Overloaded(text, max(RETRY_AFTER_MIN_NS, drain_ns) / 1e9)
 
     def add(self, connection: ClientAccount, request: Request) -> None:
-        """The request is under way."""
         connection.requests[request.id] = request
         connection.account.rows += request.rows
         connection.account.nbytes += request.nbytes
@@ -158,12 +157,11 @@ class Admission:
         self.forecast.asked_ns[request.priority] += request.rows * request.model.row_ns
 
     def remove(self, connection: ClientAccount, request: Request) -> None:
-        """The request has ended."""
         del connection.requests[request.id]
         self.subtract(connection.account, request.rows, request.nbytes)
 
     def subtract(self, account: Account, rows: int, nbytes: int) -> None:
-        """Requests of so many rows and bytes are no longer under way."""
+        """Requests with these rows and bytes are no longer under way."""
         account.rows -= rows
         account.nbytes -= nbytes
         self.rows -= rows

@@ -92,7 +92,7 @@ class Arenas:
         return self._sequence
 
     def handle(self, number: int) -> SegmentHandle:
-        """How a worker opens it."""
+        """The handle with which a worker opens the arena."""
         return self._by_number[number].handle
 
     def read(self, number: int, offset: int, nbytes: int) -> Any:

@@ -25,7 +25,7 @@ Work = Generator[e.Event | None, None, None]  # None: something was done, and is
 
 
 class Backlog:
-    """`begin(peer, parts)` makes work of a message."""
+    """`begin(peer, parts)` turns a message into work."""
 
     def __init__(self, listener: Listener, begin: Callable[[Peer, Parts], Work]) -> None:
         self.spent = 0  # in this round
@@ -35,7 +35,6 @@ class Backlog:
         self._nbytes = 0
 
     def __bool__(self) -> bool:
-        """Whether anything waits."""
         return bool(self._waiting)
 
     def __contains__(self, peer: Peer) -> bool:
@@ -60,7 +59,7 @@ class Backlog:
                 return
 
     def catch_up(self) -> Iterator[e.Event]:
-        """The events of some of what waits."""
+        """The events of some of the waiting messages."""
         for peer in list(self._waiting):
             if self.spent >= LEFT_OVER_WORK:
                 return
@@ -90,7 +89,6 @@ class Backlog:
                     break
 
     def drop(self, peer: Peer) -> None:
-        """Its connection is over."""
         self._let_go(self._waiting.pop(peer, ()))
 
     def _put_off(self, peer: Peer, work: Work | Parts) -> None:

@@ -63,7 +63,7 @@ class Books:
     # ---- begin --------------------------------------------------------------------------------
 
     def admit(self, connection: ClientAccount, request: Request) -> None:
-        """It is under way, and its slots are held."""
+        """The request is under way, and its slots are held."""
         self._admission.add(connection, request)
         self.arenas[connection.arena].requests += 1
         self.held_bytes += request.nbytes
@@ -85,7 +85,7 @@ class Books:
         self._policy.add(lane)
 
     def queue(self, request: Request) -> None:
-        """It waits in its lane, as a whole."""
+        """The request waits in its lane, as a whole."""
         part = Part(request, 0, request.rows)
         if request.run is not None:
             request.run.part = part
@@ -143,7 +143,7 @@ class Books:
             run.follow(request)
 
     def abdicate(self, request: Request) -> None:
-        """A leader will give no result that can be shared: the next one leads."""
+        """The leader will give no result that can be shared: a follower takes the lead."""
         run = request.run
         if run is None or run.leader is not request or request.key is None:
             return
@@ -176,7 +176,7 @@ class Books:
         self.pay(now_ns)
 
     def pay(self, now_ns: int) -> None:
-        """Answer followers whose result is there: some of them, if they are many."""
+        """Answer followers whose results have come: some of them, if there are many."""
         for _ in range(ANSWERS_MAX):
             if not self.owed:
                 return
@@ -197,7 +197,7 @@ class Books:
             self.actions.append(e.ToClient(follower.conn, answer, owed.frames))
 
     def give_up(self, request: Request, code: Code, text: str) -> None:
-        """Workers have ended for it: no other is to."""
+        """Workers have died over this request: no other worker gets it."""
         followers = list(request.run.followers) if request.run is not None else []
         for victim in (*followers, request):
             self.fail(victim, code, text)
@@ -307,7 +307,7 @@ class Books:
         self.actions.append(e.ToClient(request.conn, m.Failed(request.id, code, text, 0, held)))
 
     def expire(self, request: Request) -> None:
-        """Its deadline has passed."""
+        """The request's deadline has passed."""
         name = request.model.name
         if request.rows_leased:
             text = f"the deadline passed while {name!r} was running it"
@@ -335,14 +335,14 @@ class Books:
             self.release(request)
 
     def release(self, request: Request) -> None:
-        """No worker can touch its slots any more."""
+        """No worker can touch the request's slots any more."""
         self._leave(request.lane, request.model, 1)
         self.arenas[request.arena].requests -= 1
         self.held_bytes -= request.nbytes
         self.close_if_idle(request.arena)
 
     def _leave(self, lane: Lane, model: Model, count: int) -> None:
-        """So many requests have left a lane for good."""
+        """`count` requests have left a lane for good."""
         lane.users -= count
         model.users -= count
         if not lane.users:

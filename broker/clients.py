@@ -12,27 +12,26 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from ..transport import codec, lent
 from ..transport import messages as m
-from ..transport.digests import CONTENT_BYTES_MAX, digest
 from ..transport.endpoints import Endpoint
 from ..transport.errors import (
     BatchyardError,
     Code,
-    InvalidRequest,
     MalformedMessage,
     WrongVersion,
 )
 from ..transport.segments import Segment
-from ..transport.tensors import ABSENT, Tensor
 from ..transport.wire import Descriptor, Ended, Full, Listener, Peer
 from . import events as e
 from .arenas import Arenas
 from .backlog import Backlog, Work
+from .contents import READ_BYTES_MAX, Contents
 from .counters import Counters
 from .inline import InlineTensors
 from .models import Model
@@ -45,26 +44,21 @@ DECODED_BYTES = 256  # of such a message cost as much as a request
 CANCELS_MAX = 16  # requests that are cancelled in one go
 CANCELS_WORK = 8  # what that costs
 FRAMES_MAX = 4096  # parts of one message; a part bomb is read away and refused
-HASHED_BYTES_MAX = 4 << 20  # of contents, in one round: some 4 ms; later requests run by themselves
-SHARED_BYTES_MAX = 64 << 10  # of inputs that all rows of a batch have in common, to be looked at
-READ_BYTES = 1024  # the cost of reading a tensor beside its bytes, as bytes
 GREET_WITHIN_NS = 10_000_000_000  # a connection that has not greeted by then is closed
 
 log = logging.getLogger("batchyard.broker")
 
 
+@dataclass(eq=False, slots=True)
 class Client:
     """A greeted client connection. `inline`: it has no arena, its tensors travel as frames. `borrows`: frames
     may come to it as segments."""
 
-    __slots__ = ("arena", "borrows", "conn", "inline", "peer")
-
-    def __init__(self, peer: Peer, conn: int, arena: int, inline: bool, borrows: bool = False) -> None:
-        self.peer = peer
-        self.conn = conn
-        self.arena = arena
-        self.inline = inline
-        self.borrows = borrows
+    peer: Peer
+    conn: int
+    arena: int
+    inline: bool
+    borrows: bool = False
 
 
 class Clients:
@@ -97,8 +91,7 @@ class Clients:
         self._conn_sequence = 0
         self.outbox: dict[Peer, list[Any]] = {}
         self.backlog = Backlog(listener, lambda peer, parts: self._receive(peer, parts[0], parts[1:]))
-        self.hashed_bytes = 0  # in this round
-        self._unshared = 0  # requests that were given a lane of their own
+        self.contents = Contents(arenas)
 
     # ---- bytes to events ----------------------------------------------------------------------
 
@@ -178,7 +171,7 @@ class Clients:
                 return
 
     def _decoded(self, peer: Peer, messages: Sequence[msgspec.Raw]) -> Iterator[m.ClientMessage]:
-        """The messages of a long envelope, up to one that is none."""
+        """The messages of a long envelope, up to the first malformed one."""
         for message in messages:
             self.backlog.spent += len(memoryview(message)) // DECODED_BYTES
             try:
@@ -199,10 +192,10 @@ class Clients:
                 return None
         digest = shared = b""
         if model is not None:
-            if model.sharing.wants_digest and self.hashed_bytes < HASHED_BYTES_MAX:
-                digest = self._digest(client.arena, message.inputs)
+            if model.sharing.wants_digest and self.contents.read_bytes < READ_BYTES_MAX:
+                digest = self.contents.digest(client.arena, message.inputs)
             if model.shared_inputs:
-                shared = self._shared(client.arena, model, message)
+                shared = self.contents.shared(client.arena, model, message)
         return e.Submitted(client.conn, client.arena, message, digest, shared)
 
     def _submit_together(self, client: Client, message: m.Submit) -> Iterator[e.Submitted]:
@@ -211,8 +204,8 @@ class Clients:
         if model is None or not (model.sharing.wants_digest or model.shared_inputs):
             yield e.Submitted(client.conn, client.arena, message)
             return
-        if not model.sharing.wants_digest and self._shares_inputs(client.arena, model, message):
-            shared = self._shared(client.arena, model, message)
+        if not model.sharing.wants_digest and self.contents.are_shared(client.arena, model, message):
+            shared = self.contents.shared(client.arena, model, message)
             yield e.Submitted(client.conn, client.arena, message, b"", shared)
             return
         for each in message.apart():
@@ -220,61 +213,9 @@ class Clients:
             if event is not None:
                 yield event
 
-    def _shares_inputs(self, arena: int, model: Model, message: m.Submit) -> bool:
-        """Whether the inputs that a batch shares are the same in all requests of the message."""
-        more, width = message.more, message.width
-        if more is None or len(message.inputs) != len(model.inputs):
-            return False
-        for index in model.shared_inputs:
-            tensor = message.inputs[index]
-            if tensor.dtype == ABSENT:
-                continue
-            try:
-                nbytes = tensor.nbytes
-            except InvalidRequest:  # the core will say so
-                return False
-            if nbytes > READ_BYTES:
-                return False
-            first = self._arenas.read(arena, tensor.offset, nbytes)
-            for offset in more.offsets[index::width]:
-                if first is None or self._arenas.read(arena, offset, nbytes) != first:
-                    return False
-            self.hashed_bytes += (len(more.requests) + 1) * READ_BYTES
-        return True
-
-    def _shared(self, arena: int, model: Model, message: m.Submit) -> bytes:
-        """A digest of the inputs that a batch shares. It only chooses the lane: the worker compares again
-        before rows share a run. Inputs that can't be read, or are large, get a lane of their own."""
-        content = b""
-        if len(message.inputs) == len(model.inputs):
-            content = self._digest(arena, [message.inputs[i] for i in model.shared_inputs], SHARED_BYTES_MAX)
-        if not content:
-            self._unshared += 1
-            content = b"%d" % self._unshared
-        return content
-
-    def _digest(self, arena: int, inputs: Sequence[Tensor], nbytes_max: int = CONTENT_BYTES_MAX) -> bytes:
-        """Of a request's content as it is now; b"" where it is too large, or not where it should be."""
-        parts = []
-        room = nbytes_max
-        for tensor in inputs:
-            if tensor.dtype == ABSENT:
-                continue
-            try:
-                nbytes = tensor.nbytes
-            except InvalidRequest:  # the core will say so
-                return b""
-            room -= nbytes
-            self.hashed_bytes += READ_BYTES + (nbytes if room >= 0 else 0)
-            part = self._arenas.read(arena, tensor.offset, nbytes) if room >= 0 else None
-            if part is None:
-                return b""
-            parts.append(part)
-        return digest(parts)
-
     def read_content(self, action: e.Quarantine) -> None:
-        """Answer with the digest of a content, while it is still there."""
-        content = self._digest(action.arena, action.inputs)
+        """Report the digest of a content, if it still exists."""
+        content = self.contents.digest(action.arena, action.inputs)
         if content:
             self.events.append(e.Quarantined(action.model, action.inputs, content))
 

@@ -19,8 +19,8 @@ loop passes the time in and carries the actions out, and a simulator can do the 
     CancelAsked, ClientGone, a deadline
                            end the request now; its slots are released when no lease holds them
 
-books.py ends requests, delivery.py their batches; policy.py decides order and size; invariants.py checks what
-must hold between two events.
+books.py ends requests, delivery.py their batches; policy.py decides order and size. What must hold
+between two events: tests/sim/invariants.py.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Histogram:
 
 
 class Counters:
-    """Everything that the admin socket shows."""
+    """The counts that the admin socket shows."""
 
     def __init__(self) -> None:
         self.requests: dict[tuple[str, int, str], int] = {}  # (model, priority, outcome)
@@ -69,7 +69,7 @@ class Counters:
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
     def turned_away(self, model: str, priority: int, error: BatchyardError) -> None:
-        """A request was not taken: that is its outcome."""
+        """A request was refused: that is its outcome."""
         reason = error.code.name.lower()
         self.refuse(reason)
         self.end(model, priority, reason)
@@ -83,7 +83,7 @@ class Counters:
         self.requests[key] = self.requests.get(key, 0) + count
 
     def observe(self, model: str, priority: int, total_ns: int, queue_ns: int, count: int) -> None:
-        """So many requests have got their results."""
+        """`count` requests have got their results."""
         stages = self._stages
         total = stages.get((model, priority, "total"))
         if total is None:
@@ -93,7 +93,6 @@ class Counters:
         stages[model, priority, "queue"].add(queue_ns, count)
 
     def batch(self, model: str, rows: int, done: Done) -> None:
-        """A batch has run."""
         self.batches += 1
         self.rows += rows
         self.copied_bytes += done.copied_bytes

@@ -36,14 +36,14 @@ class Line:
 
     @property
     def worth(self) -> float:
-        """The elements that take as long as a run's own time."""
+        """The number of elements that take as long as a run's fixed time."""
         return self.own_ns / self.element_ns if self.element_ns else self.prior
 
     def predict_ns(self, elements: int) -> int:
         return int((self.own_ns + self.element_ns * elements) * self.ratio)
 
     def learn(self, elements: int, took_ns: int) -> None:
-        """A run of so many elements took so long."""
+        """A run with this many elements took this long."""
         if self._sum:
             off = took_ns / max(1.0, self.own_ns + self.element_ns * elements)
             weight = SLOWER_WEIGHT if off > self.ratio else FASTER_WEIGHT
@@ -93,12 +93,12 @@ class ElementTimes:
             self._lines[size.bit_length()] = line
 
     def _near(self, size: int) -> Line | None:
-        """The line of the nearest size."""
+        """The line for the nearest size."""
         bits = size.bit_length()
         return self._lines[min(self._lines, key=lambda other: abs(other - bits))] if self._lines else None
 
     def line(self, size: int) -> Line:
-        """Of rows of so many elements."""
+        """The line for rows with this many elements."""
         line = self._lines.get(size.bit_length())
         if line is None:
             near = self._near(size)
@@ -106,7 +106,7 @@ class ElementTimes:
         return line
 
     def learn(self, size: int, rows: int, elements: int, took_ns: int) -> None:
-        """A batch of so many rows, in a lane of this size, took so long."""
+        """A batch with this many rows, in a lane of this size, took this long."""
         line = self._lines[size.bit_length()] = self.line(size)
         if elements:
             line.learn(_run_as(elements, rows, self.buckets), took_ns)
@@ -146,7 +146,7 @@ class LaneTimes(TimeModel):
 
 
 def _run_as(elements: int, rows: int, buckets: Sequence[int]) -> int:
-    """The elements of a batch with the rows that fill up its bucket."""
+    """The elements of a batch, including the rows that fill its bucket."""
     if not buckets or not rows:
         return elements
     size = next((size for size in buckets if size >= rows), rows)

@@ -61,7 +61,7 @@ class Forecast:
             self._overhead += (ratio - self._overhead) * OVERHEAD_WEIGHT
 
     def ended(self, priority: int, in_time: bool) -> None:
-        """A request with a deadline has met it, or has not."""
+        """A request with a deadline has ended: in time, or late."""
         caution = self._caution[priority]
         if not in_time:
             self._caution[priority] = min(CAUTION_MAX, caution * MISSED_FACTOR)
@@ -97,13 +97,13 @@ class Forecast:
         return free_ns + max(own_ns, int(wait_ns))
 
     def _load_above(self, priority: int, now_ns: int) -> float:
-        """The part of the workers' time that higher classes will take."""
+        """The share of the workers' time that higher classes will take."""
         self._look_back(now_ns)
         pairs = zip(self._asked[:priority], self._served[:priority], strict=True)
         return sum(min(asked, served) for asked, served in pairs)
 
     def _look_back(self, now_ns: int) -> None:
-        """Bring the latest shares up to date."""
+        """Update the latest shares."""
         passed_ns = now_ns - self._updated_ns
         if passed_ns <= UPDATE_NS:
             return

@@ -25,7 +25,7 @@ def snapshot(core: Core) -> dict[str, Any]:
 
 
 def of(core: Core) -> dict[str, Any]:
-    """Everything under way now."""
+    """The gauges: all work under way now."""
     every = (lane for model in core.models.values() for lane in model.lanes.values())
     lanes = nlargest(LANES_MAX, every, key=lambda lane: lane.rows)
     return {
@@ -69,7 +69,7 @@ def _source(model: Model) -> str:
 
 
 def _omitted(core: Core, lanes: list[Lane]) -> dict[str, int]:
-    """How many lanes of each model are not among these."""
+    """How many lanes of each model are left out."""
     left = {model.name: len(model.lanes) for model in core.models.values()}
     for lane in lanes:
         left[lane.model_name] -= 1

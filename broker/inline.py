@@ -8,6 +8,7 @@ the price of the network, and are counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..transport import segments
@@ -25,16 +26,14 @@ RETRY_AFTER_S = 0.05
 OutputShapes = list[tuple[int, list[int]]]
 
 
+@dataclass(slots=True)
 class InlineRequest:
     """The slots that a request's tensors were laid into."""
 
-    __slots__ = ("model", "offsets", "outputs", "shapes")
-
-    def __init__(self, model: Model, offsets: list[int], outputs: list[Slot], shapes: OutputShapes) -> None:
-        self.model = model
-        self.offsets = offsets
-        self.outputs = outputs
-        self.shapes = shapes
+    model: Model
+    offsets: list[int]
+    outputs: list[Slot]
+    shapes: OutputShapes
 
 
 class InlineTensors:
@@ -50,7 +49,7 @@ class InlineTensors:
 
     @property
     def arena(self) -> int:
-        """Number of the arena; made on first use."""
+        """The arena's number; the arena is made on first use."""
         if self._segment is None:
             self._segment = segments.create(INLINE_ARENA_BYTES)
             self._arena = Arena(self._segment.nbytes, self._segment.commit)

@@ -70,7 +70,7 @@ class Lane:
 
     @property
     def shapes(self) -> list[list[int]]:
-        """The shapes of its requests' inputs without their rows, for people."""
+        """The shapes of its requests' inputs without rows, for display."""
         return [list(part) for part in self.signature if isinstance(part, tuple)]
 
     # ---- queueing -----------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class Lane:
                 heappush(self.heaps[entry[2].request.priority], entry)
 
     def put_back(self, entry: Entry) -> None:
-        """An entry that was looked at and not taken is where it was."""
+        """Put back an entry that was looked at and not taken."""
         heappush(self.heaps[entry[2].request.priority], entry)
 
     def split(self, entry: Entry, rows: int) -> None:
@@ -209,7 +209,7 @@ class Lane:
                 self.heaps[priority] = live
 
     def waiting(self) -> list[Part]:
-        """Every live part, unordered; for invariants.py."""
+        """Every live part, unordered; for the tests' invariants."""
         parts = [entry[2] for heap in (*self.heaps, self.late) for entry in heap]
         parts += [part for group in self.retries for part in group]
         return [part for part in parts if not part.is_over]

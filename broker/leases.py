@@ -63,7 +63,7 @@ def lease_ns(batch: Batch, now_ns: int) -> int:
 
 
 def is_over_limit(batch: Batch, now_ns: int) -> bool:
-    """Whether it has run for longer than the operator allows this model."""
+    """Whether it has run for longer than the model's limit."""
     limit_ns = batch.model.config.run_ns_max
     return 0 < limit_ns <= now_ns - batch.began_ns
 
@@ -82,7 +82,7 @@ def _least_ns(batch: Batch) -> int:
 
 
 def _is_evidence(batch: Batch) -> bool:
-    """Whether a run that takes long says that the worker is hung."""
+    """Whether a long run is evidence that the worker is hung."""
     model = batch.model
     if not model.has_one_shape or not model.steadiness.is_steady or not batch.predicted_ns:
         return False

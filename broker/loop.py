@@ -148,7 +148,7 @@ class Loop:
             self._handle(TURN, now_ns)
         if workers.outbox or workers.listener.unwritten:
             workers.flush()
-        clients.hashed_bytes = 0
+        clients.contents.read_bytes = 0
         if clients.outbox or clients.listener.unwritten:
             clients.flush()
         if self._operators.listener.unwritten:  # a worker's message has answered an order

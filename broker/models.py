@@ -63,7 +63,7 @@ class Model(ModelSignature):
         return counts
 
     def become(self, config: ModelConfig, revision: int) -> None:
-        """Another revision takes its place; its workers are registered next."""
+        """Another revision takes the place of this one; its workers are registered next."""
         self.config = config
         self.revision = revision
         self.workers.clear()
@@ -74,7 +74,7 @@ class Model(ModelSignature):
         self.sharing.become(config)
 
     def rows_max(self, message: Loaded) -> int:
-        """The most rows of one batch for the worker that says this."""
+        """The most rows of one batch for a worker, by its Loaded."""
         if not message.batchable or self.disproved:
             return 1
         # A batch is one message, which a worker reads whole or not at all.
@@ -96,7 +96,7 @@ class Model(ModelSignature):
         return info
 
     def padded(self, elements: int, padding: int) -> None:
-        """A batch of so many elements has run, of which some were padding."""
+        """A batch with this many elements, some of them padding, has run."""
         self.elements += elements
         self.padding += padding
 
@@ -118,7 +118,7 @@ class Model(ModelSignature):
             self.lanes[lane.signature] = lane
 
     def info(self) -> ModelInfo:
-        """As its users see it."""
+        """The model as its users see it."""
         return ModelInfo(
             self.name,
             self.state,
@@ -142,7 +142,7 @@ class Model(ModelSignature):
         )
 
     def brief(self) -> ModelInfo:
-        """As `info`, without the other entries of its file."""
+        """As `info`, without the other entries of the file's metadata."""
         info = self.info()
         if info.origin is None or not info.origin.metadata:
             return info
@@ -189,6 +189,6 @@ def served(models: Mapping[str, Model], name: str) -> Model:
 
 
 def unknown(models: Mapping[str, Model], name: str) -> str:
-    """The sentence for a name that is no model's."""
+    """The error text for an unknown name."""
     known = ", ".join(sorted(model.name for model in models.values() if not model.leaving)) or "none"
     return f"no model is called {name!r}; this yard has: {known}"

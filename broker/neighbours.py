@@ -77,7 +77,7 @@ class Neighbours:
         return self._parts
 
     def _cost(self, part: Part) -> int:
-        """The elements of padding that the batch would have more with it."""
+        """The elements of padding that it would add to the batch."""
         rows = part.stop - part.start
         own = part.request.sizes
         all_ = (self._rows + rows) * prod(self._padded(own))
@@ -85,7 +85,7 @@ class Neighbours:
         return all_ - self._rows * prod(self._longest) - rows * alone
 
     def _fits(self, part: Part) -> bool:
-        """Whether there is room for it whole, and every part would still be in time."""
+        """Whether all of it fits, and every part would still be in time."""
         rows = self._rows + part.stop - part.start
         elements = rows * prod(self._padded(part.request.sizes))
         if rows > self._most(part) or 0 < self._elements_max < elements:

@@ -82,18 +82,15 @@ class Operators:
         return hmac.compare_digest(text.encode(), self._secret)
 
     def write(self, action: e.ToAdmin) -> None:
-        """An order has been carried out, or refused."""
         self._orders -= 1
         self.answer(action.admin, codec.encode([action.message]))
 
     def answer(self, admin: int, payload: bytes) -> None:
-        """A question has its answer."""
         peer = self._asked.pop(admin, None)
         if peer is not None:
             self._send(peer, payload)
 
     def flush(self) -> None:
-        """Write the outboxes."""
         self.listener.flush()
 
     def _event(self, message: m.AdminMessage) -> e.Event:

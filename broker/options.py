@@ -32,7 +32,6 @@ def _flag(default: bool) -> _Read:
 
 
 def _pads(model: Table, key: str) -> dict[str, Pad]:
-    """How each named axis is padded."""
     names = tuple(model.mapping(key))
     if len(names) > PADDED_AXES_MAX:
         model.problems.append(

@@ -49,7 +49,7 @@ class Sentinels:
         return True
 
     def dead(self) -> list[int]:
-        """Workers whose processes have ended since the last call."""
+        """The workers whose processes have ended since the last call."""
         if self._epoll is None:
             return []
         workers = []

@@ -15,7 +15,7 @@ ANSWERS_MAX = 256  # in one turn, to those that waited: some 10 us each
 
 
 class Questions:
-    """Connections that wait for a model."""
+    """The connections that wait for models."""
 
     def __init__(self, models: Mapping[str, Model]) -> None:
         self._models = models
@@ -23,7 +23,7 @@ class Questions:
         self.again: dict[int, int] = {}  # connections, and how many of their questions may have an answer now
 
     def ask(self, conn: int, message: m.Describe) -> list[ToClient]:
-        """The answers for now: none while the model is loading."""
+        """The answers that can be given now: none while the model is loading."""
         model = self._models.get(message.model)
         if message.model and (model is None or model.leaving):
             failed = m.Failed(message.request, Code.UNKNOWN_MODEL, unknown(self._models, message.model))
@@ -47,7 +47,7 @@ class Questions:
         return self.some()
 
     def some(self) -> list[ToClient]:
-        """The next of these answers."""
+        """Some of the answers that are due."""
         room = ANSWERS_MAX
         actions: list[ToClient] = []
         for conn, left in list(self.again.items()):
@@ -64,7 +64,6 @@ class Questions:
         return actions
 
     def forget(self, conn: int) -> None:
-        """The connection is gone."""
         self._waiting.pop(conn, None)
         self.again.pop(conn, None)
 

@@ -71,7 +71,7 @@ class Ragged:
         return tuple(sizes)
 
     def bucket(self, sizes: Sizes) -> Sizes:
-        """The sizes of the lane; a size beyond the largest has a lane of its own."""
+        """The sizes of the lane. A size beyond the largest has a lane of its own."""
         bucket = []
         for to, size in zip(self._to, sizes, strict=True):
             at = bisect_left(to, size)
@@ -109,7 +109,7 @@ class RaggedLane(Lane):
         return sum(prod(part.request.sizes) * (part.stop - part.start) for part in parts)
 
     def padded_elements(self, parts: Sequence[Part], whole: bool) -> int:
-        """With the padding."""
+        """The elements of these rows, with padding."""
         rows = sum(part.stop - part.start for part in parts)
         sizes = zip(*(part.request.sizes for part in parts), strict=True)
         return rows * (self.size if whole else prod(map(max, sizes)))

@@ -95,7 +95,7 @@ class Request:
 
     @property
     def offsets(self) -> Sequence[int]:
-        """Where its inputs lie, then its output slots."""
+        """The offsets of its inputs, then of its output slots."""
         if self._offsets is not None:
             return self._offsets
         like = self._like
@@ -119,7 +119,7 @@ class Request:
 
     @property
     def leader(self) -> Request | None:
-        """The request whose result it waits for, instead of waiting in its lane."""
+        """The request whose result this one waits for, if it follows another."""
         run = self.run
         return run.leader if run is not None and run.leader is not self else None
 
@@ -186,7 +186,7 @@ class Part:
         return self.request.ended or self.start == self.stop
 
     def item(self) -> m.Item:
-        """The part as a worker sees it."""
+        """The part as an item of a batch."""
         request = self.request
         if self.stop - self.start == request.rows:
             if request.key is None:
@@ -229,14 +229,13 @@ class SharedRun:
         self._sequence = 0
 
     def follow(self, request: Request) -> None:
-        """It waits for the leader's result."""
+        """The request waits for the leader's result."""
         request.run = self
         self.followers[request] = None
         self._sequence += 1
         heappush(self._places, (request.virtual_ns, self._sequence, request))
 
     def leave(self, request: Request) -> None:
-        """It waits no longer."""
         request.run = None
         del self.followers[request]
         if len(self._places) > SWEEP_MIN + 2 * len(self.followers):
@@ -244,7 +243,6 @@ class SharedRun:
             heapify(self._places)
 
     def lead(self, request: Request) -> None:
-        """It leads from now on."""
         request.run = self
         self.leader = request
         self.part = None
@@ -261,6 +259,6 @@ class SharedRun:
 
 
 def refusal(message: m.Submit | m.Describe, error: BatchyardError) -> m.Failed:
-    """The outcome of a request or question that is not taken."""
+    """The answer to a request or question that is refused."""
     retry_ns = int(error.retry_after_s * 1e9) if isinstance(error, Overloaded) else 0
     return m.Failed(message.request, error.code, str(error), retry_ns)

@@ -12,6 +12,7 @@ Pure. Must not import the core.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from ..transport import messages as m
 from ..transport.errors import Code, InvalidRequest
@@ -21,20 +22,16 @@ from .models import Model, unknown
 from .serving import Worker
 
 
+@dataclass(slots=True)
 class Change:
-    """A revision that is being tried. The first of `waiting` is loading it."""
+    """A revision on trial. The first worker of `waiting` is loading it."""
 
-    __slots__ = ("admin", "config", "loaded", "revision", "tolerance", "waiting")
-
-    def __init__(
-        self, admin: int, config: ModelConfig, revision: int, tolerance: float | None, waiting: list[int]
-    ) -> None:
-        self.admin = admin
-        self.config = config
-        self.revision = revision
-        self.tolerance = tolerance
-        self.waiting = waiting
-        self.loaded: dict[int, m.Loaded] = {}
+    admin: int
+    config: ModelConfig
+    revision: int
+    tolerance: float | None
+    waiting: list[int]
+    loaded: dict[int, m.Loaded] = field(default_factory=dict)
 
 
 class Rollout:
@@ -59,7 +56,7 @@ class Rollout:
     # ---- orders -------------------------------------------------------------------------------
 
     def want(self, event: e.ModelWanted) -> list[e.Action]:
-        """Try a new model, or another file for one that there is."""
+        """Try a new model, or another file for a served one."""
         name = event.config.name
         model = self._models.get(name)
         if name in self._leaving:
@@ -80,7 +77,6 @@ class Rollout:
         return [*actions, self._try_next(change)]
 
     def unwant(self, event: e.ModelUnwanted) -> list[e.Action]:
-        """Let a model go."""
         name = event.model
         model = self._models.get(name)
         if model is None and name not in self._changes:
@@ -94,7 +90,7 @@ class Rollout:
         return actions + self.drained(model)
 
     def drained(self, model: Model) -> list[e.Action]:
-        """Some request of a leaving model has ended; with the last one it is gone."""
+        """A request of a leaving model has ended. With the last one, the model is gone."""
         if model.users:
             return []
         name = model.name
@@ -110,7 +106,7 @@ class Rollout:
     # ---- workers' answers ---------------------------------------------------------------------
 
     def heard(self, worker: Worker, message: m.Loaded | m.LoadFailed) -> list[e.Action] | None:
-        """An answer to a trial; None when the message is about none."""
+        """A worker's answer to a trial; None if the message belongs to no trial."""
         name = message.model
         change = self._changes.get(name)
         if change is None or message.revision != change.revision or worker.id != change.waiting[0]:
@@ -125,12 +121,12 @@ class Rollout:
         return self._give_up(name, Code.MODEL_FAILED, f"{reason} (worker {worker.id})")
 
     def joined(self, worker: Worker) -> None:
-        """A worker has come: nothing is switched without it."""
+        """A worker has joined: nothing is switched without it."""
         for change in self._changes.values():
             change.waiting.append(worker.id)
 
     def gone(self, worker: Worker) -> list[e.Action]:
-        """A worker has died. If it was at a trial, that may be why."""
+        """A worker has died. If it was loading a trial, the trial has failed."""
         actions: list[e.Action] = []
         for name, change in list(self._changes.items()):
             change.loaded.pop(worker.id, None)
@@ -149,7 +145,7 @@ class Rollout:
         return load(worker, change.config, change.revision, baseline_revision, change.tolerance)
 
     def _unfit(self, change: Change, message: m.Loaded) -> str:
-        """Why the loaded revision can't be served under its name; "" when it can."""
+        """Why the loaded revision cannot be served under its name; "": it can."""
         model = self._models.get(message.model)
         reason = ""
         if model is not None and model.outputs:
@@ -180,7 +176,7 @@ class Rollout:
         return [*actions, _refused(change.admin, code, text)]
 
     def _switch(self, change: Change) -> list[e.Action]:
-        """Every worker has it: all serve it from now on."""
+        """Every worker has loaded it: all serve it from now on."""
         name = change.config.name
         del self._changes[name]
         model = self._models.get(name)

@@ -63,7 +63,6 @@ class Worker:
             self.element_times[model.name] = ElementTimes(padding.run_ns, message.buckets, padding.whole)
 
     def forget(self, name: str) -> None:
-        """It serves the model no longer."""
         self.models.pop(name, None)
         self.served = frozenset(self.models)
         self.timings.pop(name, None)
@@ -78,7 +77,7 @@ class Worker:
         return timing
 
     def learn(self, batch: Batch, took_ns: int, padding: int) -> None:
-        """A batch has run, with so many elements of padding."""
+        """A batch has run, with this many elements of padding."""
         name = batch.model.name
         self.timings[name].learn(batch.rows, took_ns)
         lane = batch.lane
@@ -87,7 +86,7 @@ class Worker:
 
 
 class Batch:
-    """Parts leased to a worker as one run."""
+    """Parts that are leased to a worker as one run."""
 
     __slots__ = (
         "began_ns", "elements", "id", "lane", "lease_ns", "model", "parts", "predicted_ns", "revision",
@@ -119,7 +118,7 @@ class Batch:
 
     @property
     def is_of_one(self) -> bool:
-        """Whether one request is all of it."""
+        """Whether it consists of one request."""
         request = self.parts[0].request
         return all(part.request is request for part in self.parts)
 

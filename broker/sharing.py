@@ -33,8 +33,6 @@ def key_of(revision: int, digest: bytes, inputs: Sequence[Tensor]) -> Key:
 
 
 class Kept:
-    """A result, as it is answered."""
-
     __slots__ = ("expires_ns", "frames", "nbytes", "outputs", "rows")
 
     def __init__(self, outputs: Outputs, frames: list[bytes], rows: int, expires_ns: int) -> None:
@@ -45,13 +43,11 @@ class Kept:
         self.nbytes = KEPT_BYTES + KEPT_TENSOR_BYTES * len(frames) + sum(map(len, frames))
 
     def receipt(self, revision: int) -> BatchReceipt:
-        """No worker had anything to do with it."""
+        """The receipt of a cached result: no worker took part."""
         return BatchReceipt(self.rows, 0, 0, 0, 0, 0, "cache", revision)
 
 
 class Sharing:
-    """See the module's docstring."""
-
     def __init__(self, config: ModelConfig) -> None:
         self._runs: dict[Key, SharedRun] = {}
         self._results: dict[Key, Kept] = {}  # least recently used first
@@ -65,19 +61,19 @@ class Sharing:
         return self._runs.get(key)
 
     def begin(self, request: Request) -> None:
-        """The first of its content: it runs for all that come after it."""
+        """The first request of its content: it runs for all that follow."""
         if self._join and request.key is not None:
             request.run = self._runs[request.key] = SharedRun(request)
 
     def end(self, run: SharedRun, key: Key) -> None:
-        """No request waits for it any more."""
+        """No request waits for the run any more."""
         if self._runs.get(key) is run:
             del self._runs[key]
 
     # ---- results that are kept ----------------------------------------------------------------
 
     def result(self, key: Key, now_ns: int) -> Kept | None:
-        """A result that has not expired."""
+        """A cached result that has not expired."""
         kept = self._results.pop(key, None)
         if kept is None:
             return None
@@ -111,12 +107,6 @@ class Sharing:
         self._quarantined.clear()
         self.shares = config.join or config.cache_ns > 0  # a result may be another request's, too
         self.wants_digest = self.shares  # the content of a request matters
-
-    def check(self) -> None:
-        """Raise AssertionError when the results do not add up to their count; see invariants.py."""
-        assert self.kept_bytes == sum(kept.nbytes for kept in self._results.values())
-        assert self.kept_bytes <= self._bytes_max
-        assert all(run.leader.key == key for key, run in self._runs.items())
 
     def _drop(self, key: Key) -> None:
         kept = self._results.pop(key, None)

@@ -134,7 +134,7 @@ class ModelSignature:
         self.is_uniform = batchable and all(spec.dtype != dtypes.STRING for spec in message.inputs)
         self.has_one_shape = self._static and output_row_nbytes is not None and self.config.function is None
     def runs_alone(self, reason: str) -> None:
-        """No two requests of this revision share a run any more."""
+        """From now on no two requests of this revision share a run."""
         self.disproved = self.alone_reason = reason
         self.batchable = False
         self.batch_axes = []
@@ -273,12 +273,12 @@ def without(shape: Sequence[Any], axis: int) -> list[Any]:
 
 
 def _axes_of(message: Loaded) -> list[int]:
-    """The axis that counts rows, of each input and output."""
+    """The batch axis of each input and output."""
     return message.batch_axes or [0] * (len(message.inputs) + len(message.outputs))
 
 
 def _axes(spec: TensorSpec) -> list[int | None] | None:
-    """A shape without the names of its free axes, which bind no caller."""
+    """A shape without the names of its free axes, which do not bind callers."""
     return None if spec.shape is None else [size if isinstance(size, int) else None for size in spec.shape]
 
 

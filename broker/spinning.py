@@ -32,7 +32,7 @@ class Spinning:
         self.give_way = getattr(os, "sched_yield", lambda: None)  # not on Windows
 
     def look(self) -> None:
-        """Look whether every core is wanted. Costs some 4 us."""
+        """Find out whether more threads are runnable than there are cores. Costs some 4 us."""
         if self._file < 0:
             return
         try:

@@ -78,7 +78,7 @@ def heads(lane: Lane, worker: Worker | None = None, starts_ns: int = 0) -> Heads
 
 
 def _retry_heads(lane: Lane) -> Heads | None:
-    """Of the group that goes before everything; None: there is none that lives."""
+    """The heads of the group that goes before everything; None without a live one."""
     first: Heads | None = None
     living: list[list[Part]] = []
     for group in lane.retries:

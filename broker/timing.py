@@ -45,7 +45,7 @@ class Steadiness:
         self.is_steady = False
 
     def ran(self, expected_ns: int, took_ns: int) -> None:
-        """A run of which something measured was expected."""
+        """A run has ended whose time had been predicted from measurements."""
         if took_ns > SURPRISE_MIN_NS and took_ns > SURPRISE_FACTOR * expected_ns:
             self._runs_left = SURPRISE_RUNS
             self.is_steady = False
@@ -81,7 +81,7 @@ class TimeModel:
 
     @property
     def is_measured(self) -> bool:
-        """Whether anything has been: else every prediction is a file's claim, or 0."""
+        """Whether anything has been measured. Otherwise predictions are the file's claims, or 0."""
         return bool(self._measured)
 
     @property
@@ -89,7 +89,7 @@ class TimeModel:
         return self._claims is not None
 
     def _heed_claims(self) -> None:
-        """Put the claims for sizes outside of the measured ones into the table."""
+        """Enter the claims for sizes outside the measured range."""
         if self._claims is None:
             return
         measured = sorted(self._measured)
@@ -115,7 +115,7 @@ class TimeModel:
         return max(min(guess, known), in_proportion / CLAIM_BENT_MAX)
 
     def predict_ns(self, rows: int) -> int:
-        """Expected time of a batch of so many rows; 0 when nothing is known."""
+        """The expected time of a batch of this many rows; 0: unknown."""
         if self.buckets:
             rows = self._padded(rows)
         known = self._rows
@@ -134,7 +134,7 @@ class TimeModel:
         return int(self._between(known[-2], known[-1], rows))
 
     def run_ns(self, rows: int, elements: int) -> int:
-        """The same of rows with so many elements along padded axes, in all."""
+        """The same for rows that have this many elements along padded axes in all."""
         return self.predict_ns(rows)
 
     def _between(self, left: int, right: int, rows: int) -> float:
@@ -143,7 +143,6 @@ class TimeModel:
         return max(low, low + (high - low) * (rows - left) / (right - left))
 
     def learn(self, rows: int, took_ns: int) -> None:
-        """A batch of so many rows took so long."""
         if took_ns > self.longest_ns:
             self.longest_ns = took_ns
         if self.buckets:
@@ -162,7 +161,7 @@ class TimeModel:
         self._ns[rows] = known + (took_ns - known) * weight
 
     def _padded(self, rows: int) -> int:
-        """The size that a batch of so many rows is run as."""
+        """The size at which a batch of this many rows is run."""
         buckets = self.buckets
         return buckets[min(bisect_left(buckets, rows), len(buckets) - 1)]
 
@@ -186,7 +185,7 @@ class TimeModel:
         return half if 2 * half_ns + OWN_COST_NS <= HALVES_SHARE * whole_ns else rows
 
     def _cheapest(self, rows: int) -> tuple[int, int]:
-        """(time for all of these rows, how many of them to run first)."""
+        """(time for all these rows, how many of them to run first)."""
         padded_ns = self.predict_ns(rows)
         below = bisect_left(self.buckets, rows) - 1
         if below < 0 or rows in self.buckets:

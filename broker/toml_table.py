@@ -95,7 +95,7 @@ class Table:
         return ()
 
     def rising(self, key: str, count_max: int, most: int, example: str) -> tuple[int, ...]:
-        """Whole numbers above 0, rising, at least one of them."""
+        """One or more rising whole numbers above 0."""
         value = self.content.get(key)
         if isinstance(value, list) and 0 < len(value) <= count_max:
             whole = all(type(size) is int and 0 < size <= most for size in value)

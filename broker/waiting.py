@@ -50,7 +50,7 @@ class Order:
         self._due_most = self._first_most = SWEEP_MIN
 
     def add(self, lane: Lane) -> None:
-        """It holds something, or something earlier than before."""
+        """The lane holds something, or something earlier than before."""
         heappush(self._due, (lane.due_ns, lane.place, lane))
         heappush(self._first, (lane.first, lane.place, lane))
         if len(self._due) > self._due_most:
@@ -136,7 +136,7 @@ class Waiting:
         self._orders: dict[frozenset[str], Order] = {}
 
     def add(self, lane: Lane) -> None:
-        """It has been given something, or is about to be, before the next choice."""
+        """The lane has been given something, or will be before the next choice."""
         if lane not in self.lanes:
             self._places += 1
             lane.place = self._places
@@ -145,7 +145,7 @@ class Waiting:
         self._given[lane] = None
 
     def drop(self, lane: Lane) -> None:
-        """It holds nothing."""
+        """The lane holds nothing."""
         if self.lanes.pop(lane, lane) is None:
             lane.place = 0
             lane.is_empty()

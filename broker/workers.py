@@ -79,7 +79,6 @@ class Workers:
         return events
 
     def _receive(self, peer: Peer, payload: Any, frames: Sequence[Any]) -> None:
-        """One message."""
         worker = self.known.get(peer)
         try:
             messages = codec.worker_to_broker.decode(payload)
@@ -189,12 +188,12 @@ class Workers:
             log.error("worker %d cannot be killed from here: end its process", worker)
 
     def _gone(self, worker: int) -> None:
-        """It can't touch memory any more."""
+        """The worker cannot touch memory any more."""
         if self._forget(worker):
             self.events.append(e.WorkerGone(worker))
 
     def _forget(self, worker: int) -> bool:
-        """Whether it was known."""
+        """Forget a worker. Returns whether it was known."""
         known = self._by_worker.pop(worker, None)
         if known is None:
             return False

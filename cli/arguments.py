@@ -41,7 +41,7 @@ def seconds_or_none(text: str) -> float:
 
 
 def difference(text: str) -> float:
-    """Zero or more."""
+    """A number of 0 or more."""
     try:
         value = float(text)
     except ValueError:

@@ -145,7 +145,7 @@ def run(options: argparse.Namespace, provider: str, report: dict[str, Any]) -> l
 
 
 def died(status: int, was_loaded: bool, last: str) -> str:
-    """The message for a process that ended without a result."""
+    """The error text for a process that ended without a result."""
     how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
     when = "while it was run" if was_loaded else "while it was loaded"
     said = f"; its last words: {last[:200]}" if last else ""
@@ -171,7 +171,6 @@ class Progress:
 
 
 def name_of(file: Path) -> str:
-    """A model name from the file's name, restricted to allowed characters."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", file.stem).lstrip("_.-")[:NAME_CHARS_MAX]
     return name or "model"
 
@@ -191,7 +190,6 @@ def best(runs: dict[str, list[dict[str, Any]]]) -> int | None:
 
 
 def harmless(report: dict[str, Any]) -> list[str]:
-    """The axes that can be padded."""
     return [pad["axis"] for pad in report.get("pads", []) if pad["harmless"]]
 
 
@@ -216,7 +214,6 @@ def _spec(value: dict[str, Any]) -> TensorSpec:
 
 
 def as_text(report: dict[str, Any], is_written: bool) -> list[str]:
-    """The report as text."""
     model = report["model"]
     lines = [
         f"{report['file']}: can be served; {size(report['bytes'])}, "

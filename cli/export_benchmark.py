@@ -1,6 +1,6 @@
-"""`batchyard export --all DIR OUT --benchmark`: candidates exported, timed in turn, ranked.
+"""`batchyard export --all DIR OUT --benchmark`: exports, times, and ranks candidates.
 
-Owns the options, the table, and the plot; the work is batchyard.export.benchmark's.
+Owns the options, the table, and the plot; batchyard.export.benchmark does the work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ OPTIONS = ("evaluate", "batches", "baseline", "jobs", "limit", "plot", "force") 
 
 
 def add_options(arguments: argparse.ArgumentParser) -> None:
-    """The options of --benchmark."""
     group = arguments.add_argument_group("with --all and --benchmark")
     add = group.add_argument
     add("--benchmark", action="store_true", help="time all against each other, and rank them")

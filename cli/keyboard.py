@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from types import TracebackType
 from typing import Self
 
 KEY_BYTES_MAX = 64
@@ -47,9 +46,7 @@ class Keyboard:
                 tty.setcbreak(sys.stdin)
             return self
 
-        def __exit__(
-            self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-        ) -> None:
+        def __exit__(self, *_: object) -> None:
             if self._is_terminal:
                 import termios
 

@@ -134,7 +134,7 @@ def _guarded(action: Callable[[], int], verb: str = "") -> int:
 
 
 def _let_go_of_stdout() -> None:
-    """What is still to be written there is dropped."""
+    """Drop what is still to be written to stdout."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

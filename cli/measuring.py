@@ -23,7 +23,8 @@ from ..evidence import padding
 from ..gpuworker import providers
 from ..gpuworker.backends.onnx import ServedModel
 from ..gpuworker.device import DeviceLost
-from ..gpuworker.faults import CannotServe, error_text
+from ..gpuworker.faults import CannotServe, error_text, first_line
+from ..gpuworker.warmup import doubling
 from ..transport import dtypes, lifeline
 from ..transport.messages import Load, Pad
 from ..transport.tensors import TensorSpec
@@ -65,7 +66,6 @@ def say(what: str, value: Any) -> None:
 
 
 def describe(model: ServedModel, load_ns: int, load_bytes: int) -> dict[str, Any]:
-    """The description of a loaded model."""
     drawn = model.canary(1)
     shapes = None if drawn is None else {name: list(value.shape) for name, value in drawn.items()}
     return {
@@ -84,7 +84,6 @@ def describe(model: ServedModel, load_ns: int, load_bytes: int) -> dict[str, Any
 
 
 def as_json(spec: TensorSpec) -> dict[str, Any]:
-    """A tensor's declaration."""
     found = {"name": spec.name, "dtype": dtypes.name_of(spec.dtype), "shape": spec.shape}
     return found | {"optional": True} if spec.optional else found
 
@@ -102,8 +101,7 @@ def measure(model: ServedModel, seconds: float) -> None:
         except DeviceLost:
             raise
         except Exception as error:  # a size that fails is not used, as in a worker's warm-up
-            text = (error_text(error).strip().splitlines() or [type(error).__name__])[0]
-            say("measured", {"rows": rows, "failed": text[:500]})
+            say("measured", {"rows": rows, "failed": first_line(error)})
             return
         took_s = time.monotonic() - began_s
         say("measured", {"rows": rows, "run_ns": run_ns, "memory_bytes": resident_bytes(peak=True)})
@@ -121,14 +119,6 @@ def run_time(model: ServedModel, rows: int) -> int:
         model.answers(feeds, rows)
         times.append(time.perf_counter_ns() - began_ns)
     return int(statistics.median(times))
-
-
-def doubling(most: int) -> list[int]:
-    """1, 2, 4 and so on, and `most`."""
-    sizes = [1]
-    while sizes[-1] < most:
-        sizes.append(min(sizes[-1] * 2, most))
-    return sizes
 
 
 def paddable(model: ServedModel) -> list[dict[str, Any]]:

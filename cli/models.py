@@ -78,7 +78,6 @@ def main(argv: list[str]) -> int:
 
 
 def said_of(done: str, changed: ModelChanged) -> None:
-    """One line that describes a change."""
     canary = f"; a canary's answers differ by up to {changed.difference:.3g}" if changed.difference else ""
     print(f"{changed.model}: {done}, revision {changed.revision}{canary}")
 
@@ -199,36 +198,16 @@ def as_text(models: list[ModelInfo]) -> list[str]:
 
 def as_json(model: ModelInfo) -> dict[str, Any]:
     """Plain values; every name is that of the message's field."""
-    return {
-        "name": model.name,
+    workers = [
+        structs.asdict(worker) | {"warmup_ns": dict(sorted(worker.warmup_ns.items()))}
+        for worker in model.workers
+    ]
+    return structs.asdict(model) | {
         "state": state(model),
-        "reason": model.reason,
-        "revision": model.revision,
         "inputs": [_spec(spec) for spec in model.inputs],
         "outputs": [_spec(spec) for spec in model.outputs],
-        "batchable": model.batchable,
-        "alone_reason": model.alone_reason,
-        "batch_axes": model.batch_axes,
-        "evidence": model.evidence,
-        "padded_axes": model.padded_axes,
-        "pad_reason": model.pad_reason,
-        "elements": model.elements,
-        "padding": model.padding,
-        "streams": model.streams,
-        "max_batch": model.max_batch,
-        "idempotent": model.idempotent,
         "origin": None if model.origin is None else structs.asdict(model.origin),
-        "workers": [
-            {
-                "worker": worker.worker,
-                "pid": worker.pid,
-                "provider": worker.provider,
-                "placement": worker.placement,
-                "fallback_reason": worker.fallback_reason,
-                "warmup_ns": {str(rows): run_ns for rows, run_ns in sorted(worker.warmup_ns.items())},
-            }
-            for worker in model.workers
-        ],
+        "workers": workers,
     }
 
 

@@ -47,8 +47,6 @@ class Lane(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """One model."""
-
     name: str
     revision: int
     state: str
@@ -139,38 +137,24 @@ def between(
         (reason, count - (before.refused.get(reason, 0) if before else 0))
         for reason, count in after.refused.items()
     )
-    return Interval(
-        ended_s=ended_s,
-        interval_s=interval_s if before else None,
-        url=url,
-        version=after.version,
-        pid=after.pid,
-        epoch=after.epoch,
-        clients=after.clients,
-        credit=after.credit,
-        rows_waiting=sum(sum(waiting) for _, _, _, waiting, _ in after.models),
-        rows_under_way=after.rows_under_way,
-        requests_per_s=over.per_s(sum(over.requests.values())),
-        outcomes_per_s=outcomes,
-        refused_per_s=refused,
-        rows_per_s=rows,
-        batches_per_s=batches,
-        rows_per_batch=rows / batches if rows and batches else None,
-        copied_bytes_per_s=over.rate(after.copied_bytes, before.copied_bytes if before else 0),
-        models=models,
-        workers=[_worker(*entry, fallback_reasons.get(entry[0], "")) for entry in after.leases],
-        workers_lost=after.workers_lost,
-        workers_restarted=after.workers_restarted,
-        workers_hung=after.workers_hung,
-        workers_left=after.workers_left,
-        batches_failed=after.batches_failed,
-        requeued=after.requeued,
-        arenas=after.arenas,
-        arena_bytes=after.arena_bytes,
-        arena_committed_bytes=after.arena_committed_bytes,
-        held_bytes=after.bytes_held,
-        inline_used_bytes=after.inline_used_bytes,
-    )
+    own = {name: getattr(after, name) for name in Interval.__struct_fields__ if hasattr(after, name)}
+    found = {
+        "ended_s": ended_s,
+        "interval_s": interval_s if before else None,
+        "url": url,
+        "rows_waiting": sum(sum(waiting) for _, _, _, waiting, _ in after.models),
+        "requests_per_s": over.per_s(sum(over.requests.values())),
+        "outcomes_per_s": outcomes,
+        "refused_per_s": refused,
+        "rows_per_s": rows,
+        "batches_per_s": batches,
+        "rows_per_batch": rows / batches if rows and batches else None,
+        "copied_bytes_per_s": over.rate(after.copied_bytes, before.copied_bytes if before else 0),
+        "models": models,
+        "workers": [_worker(*entry, fallback_reasons.get(entry[0], "")) for entry in after.leases],
+        "held_bytes": after.bytes_held,
+    }
+    return Interval(**own | found)
 
 
 class _Over:

@@ -59,7 +59,6 @@ def add(target: Path, name: str, model: Path, max_batch: int | None, pads: Seque
 
 
 def _parsed(target: Path, content: bytes) -> dict[str, Any]:
-    """Parse the file. Raises InvalidRequest."""
     try:
         return tomllib.loads(content.removeprefix(BOM).decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:

@@ -79,7 +79,7 @@ class _Source:
         return self._take(read(self._operator.snapshot(FIRST_ANSWER_S)))
 
     def next(self) -> Interval | None:
-        """What happened since the last call; None if there is no broker now."""
+        """The interval since the last call; None without a broker."""
         try:
             return self._take(read(self._operator.snapshot(ANSWER_S)))
         except (BrokerLost, DeadlineExceeded):

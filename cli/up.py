@@ -190,7 +190,6 @@ def started(yard: Yard, workers: int, stop: Flag) -> bool:
 
 
 def said_of(model: ModelInfo, workers: int) -> str:
-    """One line about a model at the start."""
     if model.state == ModelState.FAILED:
         return f"{model.name}: FAILED: {model.reason}"
     if model.state == ModelState.LOADING:
@@ -203,7 +202,6 @@ def said_of(model: ModelInfo, workers: int) -> str:
 
 
 def said_of_gateway(options: argparse.Namespace) -> str:
-    """Where it listens."""
     host = f"[{options.host}]" if ":" in options.host else options.host
     grpc = options.port + 1 if options.grpc_port is None else options.grpc_port
     return f"HTTP at http://{host}:{options.port}" + (f", gRPC at port {grpc}" if grpc else "")
@@ -267,7 +265,7 @@ def _follow(config: YardConfig, yard: Yard, stop: Flag) -> None:
 
 
 class Stop(Flag):
-    """Set by the first signal. The second one wants the end at once."""
+    """Set by the first signal. A second one ends the yard at once."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ def _of_table(content: Mapping[str, Any], source: Path) -> dict[str, Any]:
 
 
 def _value(table: Table, option: Option, folder: Path) -> Any:
-    """None where the key is absent, or wrong, which is a problem already."""
+    """The value of a key; None if it is absent, or wrong (a problem is noted then)."""
     key = option.toml
     if key not in table.content:
         return None

@@ -133,7 +133,7 @@ def check_root(folder: Path, operator: Operator) -> None:
 
 
 def served_from(folder: Path, operator: Operator) -> dict[str, str]:
-    """Files of the folder that the yard serves -> under which name."""
+    """The files of the folder that the yard serves -> their models' names."""
     root = folder.resolve()
     files = {name: Path(file) for name, file in operator.snapshot().get("model_files", {}).items()}
     return {file.name: name for name, file in files.items() if file.parent == root}

@@ -7,10 +7,11 @@ from ..transport.messages import ModelChanged, ModelInfo, Priority
 from ..transport.python_models import model
 from .aio import AsyncClient
 from .client import Client
+from .embedded import serve
 from .future import InferFuture
 from .operator import Operator
 from .reply import Receipt, Reply
-from .yard import Yard, serve
+from .yard import Yard
 
 __all__ = [
     "AsyncClient",

@@ -10,26 +10,23 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, cast
 
 import numpy as np
 
 from ..transport import endpoints
 from ..transport.errors import BrokerLost, Cancelled, InvalidRequest
-from ..transport.keys import KeyFolder
 from ..transport.messages import ModelInfo, Priority
 from . import ending
 from .loop import LoopLink
-from .options import TIMEOUT_S, check_seconds, empty_in, refuse_token, request_of, source_of, window_of
+from .options import TIMEOUT_S, check_seconds, empty_in, request_of, source_of, window_of
 from .remote import is_remote
 from .reply import Reply
 from .request import Request
 from .sequence import AsyncSequence
-from .session import CLOSED, YARD_CLOSED, ClientClosed, Sessions, Settings, check_name
+from .session import CLOSED, YARD_CLOSED, ClientClosed, check_name, sessions_of
 from .signature import Array, Signature
 
 
@@ -53,17 +50,20 @@ class AsyncClient:
         connect_timeout: float = 5.0,
         token: str | None = None,
     ) -> None:
-        refuse_token(token)
-        folder = KeyFolder(Path(keys)) if keys is not None else None
         url = url or endpoints.default_url()
-        self._sessions = Sessions(Settings(url, arena_bytes, folder, segment, connect_timeout))
-        self._link: LoopLink | None = None
+        self._url = self._begin(url, keys, connect_timeout, token, arena_bytes, segment)
         self._closed = False
         self._waits_for_room = True  # else a request that finds none fails at once
         ending.watch(self)
 
+    def _begin(self, *settings: Any) -> str:
+        """Make the sessions. Returns the url."""
+        self._sessions = sessions_of(*settings)
+        self._link: LoopLink | None = None
+        return self._sessions.settings.endpoint.url
+
     def __repr__(self) -> str:
-        return f"<AsyncClient of {self._sessions.settings.endpoint.url}{', closed' if self._closed else ''}>"
+        return f"<AsyncClient of {self._url}{', closed' if self._closed else ''}>"
 
     @property
     def arena_used_bytes(self) -> int:
@@ -91,8 +91,7 @@ class AsyncClient:
         traceparent: str | None = None,
     ) -> Array | dict[str, Array]:
         """As `Client.infer`."""
-        reply = await self._request(model, inputs, priority, deadline, timeout, traceparent)
-        return reply.value
+        return (await self._ask(request_of(model, inputs, priority, deadline, timeout, traceparent))).value
 
     async def request(
         self,
@@ -105,21 +104,10 @@ class AsyncClient:
         traceparent: str | None = None,
     ) -> Reply:
         """As `Client.request`."""
-        return await self._request(model, inputs, priority, deadline, timeout, traceparent)
+        return await self._ask(request_of(model, inputs, priority, deadline, timeout, traceparent))
 
-    async def _request(
-        self,
-        model: str,
-        inputs: Any,
-        priority: int | str = Priority.NORMAL,
-        deadline: float | None = None,
-        timeout: float = TIMEOUT_S,
-        traceparent: str | None = None,
-        expect: Callable[[Signature], Signature] | None = None,
-    ) -> Reply:
-        """`expect`: the signature with outputs' sizes that the caller foresees."""
-        request = request_of(model, inputs, priority, deadline, timeout, traceparent)
-        request.expect = expect
+    async def _ask(self, request: Request) -> Reply:
+        """Run a request."""
         request.is_patient = self._waits_for_room
         outcome: Any = None
         try:
@@ -152,6 +140,12 @@ class AsyncClient:
     ) -> AsyncGenerator[Array | dict[str, Array], None]:
         """As `Client.stream`: `async for answer in client.stream(...)`."""
         request = request_of(model, inputs, priority, deadline, timeout, traceparent)
+        async with aclosing(self._answers(request)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def _answers(self, request: Request) -> AsyncGenerator[Array | dict[str, Array], None]:
+        """The answers of a request's stream."""
         outcome: Any = None
         try:
             async with aclosing(self._linked().answers(request)) as answers:
@@ -201,16 +195,16 @@ class AsyncClient:
 
     async def models(self, timeout: float = TIMEOUT_S) -> list[ModelInfo]:
         """As `Client.models`."""
-        return await self._ask("", timeout)
+        return await self._describe("", timeout)
 
     async def wait_ready(self, model: str, timeout: float = TIMEOUT_S) -> ModelInfo:
         """As `Client.wait_ready`."""
         check_name(model)
-        (info,) = await self._ask(model, timeout)
+        (info,) = await self._describe(model, timeout)
         Signature(info)
         return info
 
-    async def _ask(self, model: str, timeout: float) -> list[ModelInfo]:
+    async def _describe(self, model: str, timeout: float) -> list[ModelInfo]:
         check_seconds("timeout", timeout)
         now_ns = time.monotonic_ns()
         question = Request(model, None, 0, 0, now_ns + int(timeout * 1e9), now_ns)
@@ -267,7 +261,5 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()

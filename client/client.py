@@ -9,16 +9,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self, cast
 
 import numpy as np
 
 from ..transport import endpoints
 from ..transport.errors import BatchyardError, BrokerLost
-from ..transport.keys import KeyFolder
 from ..transport.messages import ModelInfo, Priority
 from . import ending, tracing
 from .future import InferFuture
@@ -29,7 +26,6 @@ from .options import (
     Options,
     check_seconds,
     empty_in,
-    refuse_token,
     request_of,
     source_of,
     window_of,
@@ -38,7 +34,7 @@ from .remote import is_remote
 from .reply import Reply
 from .request import Request
 from .sequence import ClientSequence
-from .session import CLOSED, YARD_CLOSED, ClientClosed, Sessions, Settings, check_name
+from .session import CLOSED, YARD_CLOSED, ClientClosed, check_name, sessions_of
 from .signature import Array, Signature
 from .stream import answers_of
 from .thread import IoThread
@@ -77,18 +73,21 @@ class Client:
         connect_timeout: float = 5.0,
         token: str | None = None,
     ) -> None:
-        refuse_token(token)
-        folder = KeyFolder(Path(keys)) if keys is not None else None
         url = url or endpoints.default_url()
-        self._sessions = Sessions(Settings(url, arena_bytes, folder, segment, connect_timeout))
-        self._io: IoThread | None = None
-        self._lock = threading.Lock()
+        self._url = self._begin(url, keys, connect_timeout, token, arena_bytes, segment)
         self._closed = False
         self._pid = os.getpid()
         ending.watch(self)
 
+    def _begin(self, *settings: Any) -> str:
+        """Make the sessions. Returns the url."""
+        self._sessions = sessions_of(*settings)
+        self._io: IoThread | None = None
+        self._lock = threading.Lock()
+        return self._sessions.settings.endpoint.url
+
     def __repr__(self) -> str:
-        return f"<Client of {self._sessions.settings.endpoint.url}{', closed' if self._closed else ''}>"
+        return f"<Client of {self._url}{', closed' if self._closed else ''}>"
 
     # ---- requests -----------------------------------------------------------------------------
 
@@ -117,7 +116,7 @@ class Client:
         Raises InvalidRequest, UnknownModel, Overloaded, DeadlineExceeded, WorkerLost, ModelFailed,
         BrokerLost, ArenaExhausted.
         """
-        return self._request(model, inputs, priority, deadline, timeout, traceparent).value
+        return self._ask(request_of(model, inputs, priority, deadline, timeout, traceparent)).value
 
     def request(
         self,
@@ -130,21 +129,10 @@ class Client:
         traceparent: str | None = None,
     ) -> Reply:
         """`infer`, with the receipt: where the time went, batch size, worker, provider."""
-        return self._request(model, inputs, priority, deadline, timeout, traceparent)
+        return self._ask(request_of(model, inputs, priority, deadline, timeout, traceparent))
 
-    def _request(
-        self,
-        model: str,
-        inputs: Any,
-        priority: int | str = Priority.NORMAL,
-        deadline: float | None = None,
-        timeout: float = TIMEOUT_S,
-        traceparent: str | None = None,
-        expect: Callable[[Signature], Signature] | None = None,
-    ) -> Reply:
-        """`expect`: the signature with outputs' sizes that the caller foresees."""
-        request = request_of(model, inputs, priority, deadline, timeout, traceparent)
-        request.expect = expect
+    def _ask(self, request: Request) -> Reply:
+        """Run a request."""
         session = self._sessions.current
         try:
             try:
@@ -202,7 +190,7 @@ class Client:
         return self._submit(request_of(model, inputs, priority, deadline, timeout, traceparent))
 
     def _submit(self, request: Request) -> InferFuture:
-        """`submit`, of a request that has been made."""
+        """Start a request."""
         try:
             io = self._io
             if io is None or io.ended:
@@ -231,7 +219,10 @@ class Client:
         any other model, its one answer. Arguments as of `infer`; `timeout` and `deadline` are for the whole
         stream. Left early (`break`), the request is cancelled. The first error ends it; what has been
         answered is never asked for again."""
-        request = request_of(model, inputs, priority, deadline, timeout, traceparent)
+        return self._answers(request_of(model, inputs, priority, deadline, timeout, traceparent))
+
+    def _answers(self, request: Request) -> Iterator[Array | dict[str, Array]]:
+        """The answers of a request's stream."""
         return answers_of(request, self._submit)
 
     def map(
@@ -322,7 +313,7 @@ class Client:
             line.leave()
 
     def _cut_off(self) -> None:
-        """A call ended with an exception that is none of ours: see `Sessions.renew`."""
+        """A call ended with somebody else's exception: see `Sessions.renew`."""
         self._sessions.renew()
         io = self._io
         if io is not None:
@@ -383,9 +374,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:

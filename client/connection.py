@@ -34,7 +34,7 @@ class BrokerConnection:
     """A connection, to be used once it is `welcomed`."""
 
     def __init__(self, carrier: Carrier, endpoint: Endpoint, memory: SlotMemory | None) -> None:
-        """Greets whatever broker there is or will be."""
+        """Greets the broker that is there, or the next one."""
         self.endpoint = endpoint
         self.greeted = False
         handle = memory.segment.handle if memory is not None else None
@@ -72,7 +72,7 @@ class BrokerConnection:
             raise self.not_sent(full) from None
 
     def not_sent(self, full: Full) -> NotSent:
-        """What a message ends with that the wire refuses."""
+        """The error of a message that the wire refuses."""
         return NotSent(f"the broker at {self.endpoint.url} does not read: {full}", 1.0)
 
     def tell(self, messages: Sequence[Any]) -> None:
@@ -92,7 +92,7 @@ class BrokerConnection:
         return self.opened(parts) if parts is not None else None
 
     def opened(self, parts: Sequence[Any]) -> Envelope:
-        """What the parts of a message are, with what came along."""
+        """The messages of an envelope, and its frames."""
         messages = codec.broker_to_client.decode(parts[0])
         frames: Sequence[Any] = parts[1:]
         if frames and type(messages[0]) is m.Answer and messages[0].lent:
@@ -107,7 +107,7 @@ class BrokerConnection:
             return ()
 
     def lost(self, ended: Ended) -> errors.BatchyardError:
-        """What the connection's end means."""
+        """The error that the connection's end means."""
         url = self.endpoint.url
         if ended.why == "key":
             return errors.Unauthorized(

@@ -62,7 +62,7 @@ def forget(yard: Guest) -> None:
 
 
 def abandon(*parents: object) -> None:
-    """A forked child's: these are the parent's to close."""
+    """In a forked child: keep these open, because they are the parent's to close."""
     _abandoned.append(parents)
 
 

@@ -29,7 +29,7 @@ _thread: threading.Thread | None = None
 
 
 def watch(holder: Holder) -> None:
-    """Look at it from now on, until it holds little."""
+    """Look at the holder from now on, until it holds little."""
     global _thread
     with _lock:
         _holders.add(holder)

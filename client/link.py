@@ -24,7 +24,7 @@ _LOOK_AROUND_NS = LOOK_AROUND_MS * 1_000_000
 
 
 class Link:
-    """`connection` is None while there is none, or none that is welcome."""
+    """`connection` is None until one is welcomed."""
 
     def __init__(self, sessions: Sessions, bell: Callable[[], None]) -> None:
         settings = sessions.settings
@@ -85,7 +85,6 @@ class Link:
         self.engine.refused(error)
 
     def send(self) -> None:
-        """Send what is to be sent."""
         connection = self.connection
         assert connection is not None
         for messages, frames, requests in self.engine.take_envelopes():
@@ -213,7 +212,7 @@ class Line(Link):
         return outcome
 
     def forget(self, *requests: Request) -> None:
-        """Nobody waits for these any more. Says so to the broker, without waiting."""
+        """Nobody waits for these any more: tell the broker, without waiting."""
         for request in requests:
             self.engine.cancel(request)
             request.take()

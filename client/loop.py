@@ -22,8 +22,6 @@ CONNECT_LOOK_S = 0.002  # how often a new connection is asked whether it is welc
 
 
 class LoopLink(Link):
-    """The link of one running event loop."""
-
     def __init__(self, sessions: Sessions, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(sessions, self._ring)
         self.loop = loop
@@ -187,7 +185,7 @@ class LoopLink(Link):
             self.loop.remove_writer(writes)
 
     def end(self, error: Exception) -> None:
-        """Everything ends so, and the connection is closed."""
+        """End every request with this error, and close the connection."""
         self.engine.end(error)
         if not self.loop.is_closed():
             if self._timer is not None:

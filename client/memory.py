@@ -99,7 +99,7 @@ class SlotMemory:
                 np.bitwise_or(touched, 0, out=touched)  # a write: now the page is ours
 
     def alloc(self, nbytes: int) -> int:
-        """Offset of a free slot, whoever waits for one. Raises ArenaExhausted."""
+        """The offset of a free slot, ahead of those who wait. Raises ArenaExhausted."""
         with self._lock:
             return self._alloc_all((nbytes,))[0]
 
@@ -155,7 +155,7 @@ class SlotMemory:
         return want
 
     def _hang_bell(self, owner: Any) -> None:
-        """The end of this array is told to the first in line."""
+        """Ring for the first in line when this array ends."""
         if owner is not None:
             self._bells.append(weakref.ref(owner, lambda _: self._ring()))
 
@@ -181,7 +181,7 @@ class SlotMemory:
         return why
 
     def leave(self, want: Want) -> None:
-        """Wait no longer: what was given goes back."""
+        """Wait no longer. Slots that were given go back."""
         with self._lock:
             if want in self._line:
                 self._line.remove(want)
@@ -192,7 +192,7 @@ class SlotMemory:
             self._ring()  # who comes next may want less
 
     def is_first(self, want: Want) -> bool:
-        """Whether it is this one's turn."""
+        """Whether it is first in line."""
         try:
             return self._line[0] is want
         except IndexError:
@@ -238,7 +238,7 @@ class SlotMemory:
         return owner.reshape(shape)
 
     def view(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-        """What lies at an offset, to be read; keeps the mapping, but no slot."""
+        """An array to read at an offset. It keeps the mapping alive, but no slot."""
         count = prod(shape)
         if not count:
             return np.empty(shape, dtype)

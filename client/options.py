@@ -30,7 +30,7 @@ _modules = sys.modules
 
 
 class Options:
-    """What many requests have in common."""
+    """The options that many requests share."""
 
     def __init__(self, model: str, priority: int | str, deadline: float | None, timeout: float) -> None:
         self.model = model
@@ -67,6 +67,7 @@ def request_of(
         check_name(model)
     now_ns = time.monotonic_ns()
     request = Request(model, inputs, priority, now_ns + deadline_ns, now_ns + patience_ns + GRACE_NS, now_ns)
+    request.traceparent = traceparent
     if traceparent is not None or "opentelemetry.trace" in _modules:
         request.span = tracing.begin(model, priority, traceparent)
     return request
@@ -98,7 +99,7 @@ def deadline_ns_of(deadline: float | None, timeout: float) -> int:
 
 
 def check_seconds(what: str, seconds: object) -> None:
-    """Raise InvalidRequest for what is no duration."""
+    """Raises InvalidRequest unless it is a duration."""
     if not isinstance(seconds, int | float) or not 0 < seconds <= SECONDS_MAX:
         raise InvalidRequest(
             f"{what} is a number of seconds above 0 and up to {SECONDS_MAX:,.0f}, not {shown(seconds)}"
@@ -114,14 +115,8 @@ def window_of(window: int) -> int:
     return window
 
 
-def refuse_token(token: str | None) -> None:
-    """Raises InvalidRequest: a broker takes none."""
-    if token is not None:
-        raise InvalidRequest("token is for a gateway (http://, grpc://); a yard's broker takes keys")
-
-
 def source_of(inputs: Iterable[Any]) -> Iterator[Any]:
-    """What a map goes over. Raises InvalidRequest."""
+    """An iterator over the inputs of a map. Raises InvalidRequest."""
     try:
         return iter(inputs)
     except TypeError:

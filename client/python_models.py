@@ -94,6 +94,6 @@ def learned(example: Any) -> FunctionSignature:
 
 
 def environment() -> dict[str, str]:
-    """For workers that shall find modules where this program does."""
+    """The environment in which workers find modules where this program does."""
     folders = [os.path.abspath(folder) for folder in sys.path]
     return {"PYTHONPATH": os.pathsep.join(folders), "PYTHONSAFEPATH": "1"}

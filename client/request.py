@@ -50,7 +50,7 @@ class Request:
     __slots__ = (
         "arrays", "began_ns", "due_ns", "expect", "frames", "given", "inputs", "is_patient", "is_question",
         "is_sent", "layout", "lost", "lost_ns", "message", "model", "outcome", "outputs", "priority", "rows",
-        "sent_ns", "signature", "span", "stream", "until_ns", "waiter", "want",
+        "sent_ns", "signature", "span", "stream", "traceparent", "until_ns", "waiter", "want",
     )  # fmt: skip
 
     def __init__(
@@ -82,9 +82,10 @@ class Request:
         self.lost_ns = 0
         self.waiter: Any = None
         self.span: RequestSpan | None = None
+        self.traceparent: str | None = None  # the caller's, for a gateway
 
     def take(self) -> Outcome | None:
-        """The outcome, which is the caller's from now on."""
+        """Take the outcome: from now on it is the caller's."""
         outcome = self.outcome
         if outcome is not None:
             self.outcome = TAKEN
@@ -95,7 +96,7 @@ class Request:
         self.given = self.layout = self.arrays = None
 
     def keep(self) -> None:
-        """The caller won't wait until it is placed: what he passed is his to change."""
+        """The caller will not wait until it is placed, and may change the inputs: copy them."""
         self.given = deepcopy(self.given)
 
     def check_answers(self, signature: Signature) -> None:

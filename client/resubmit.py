@@ -38,7 +38,7 @@ def may_ask_again(error: BrokerLost, request: Request, is_alone: bool) -> bool:
 
 
 def not_again(error: BrokerLost, request: Request) -> BrokerLost:
-    """What a request ends with that may not be submitted once more."""
+    """The error of a request that may not be sent again."""
     if isinstance(error, MessageRefused):
         return error
     if request.stream is not None and request.stream.count:

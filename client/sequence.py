@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from types import TracebackType
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from ..transport.errors import ArenaExhausted, InvalidRequest
 from ..transport.messages import ModelInfo
 from .encoding import plain
+from .options import TIMEOUT_S, request_of
 from .reply import Reply
+from .request import Request
 from .signature import Array, Signature
 from .states import Foresight, find, rows_of, zeros
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from .client import Client
 
 Result = Array | dict[str, Array]
-Expect = Callable[[Signature], Signature]
 
 
 class _Steps:
@@ -59,14 +60,14 @@ class _Steps:
         self._foresight = Foresight()
 
     def _learn(self, info: ModelInfo) -> None:
-        """The model is known. Raises InvalidRequest, ModelFailed."""
-        signature = Signature(info)
+        """Take over the model's description. Raises InvalidRequest and ModelFailed."""
+        signature = self._signature = Signature(info)
         pairs = find(signature, self._given)
         names = [entry.spec.name for entry in signature.inputs]
         for name in self._initial:
             if name not in names:
                 raise InvalidRequest(f"{self.model!r} has no input {name!r}; it has {', '.join(names)}")
-        self._constants = {name: given for name, given in self._initial.items() if name not in pairs}
+        self._constants = {name: plain(given) for name, given in self._initial.items() if name not in pairs}
         known = {*pairs, *self._constants}
         self._names = [
             entry.spec.name
@@ -77,7 +78,7 @@ class _Steps:
         self._pairs = pairs
 
     def _step(self, inputs: Any) -> dict[str, Any]:
-        """What a step brings, by name."""
+        """A step's inputs by name."""
         if isinstance(inputs, Mapping):
             return {**self._constants, **inputs}
         if len(self._names) != 1:
@@ -89,7 +90,6 @@ class _Steps:
         return {**self._constants, self._names[0]: inputs}
 
     def _begun(self, signature: Signature, step: Mapping[str, Any]) -> dict[str, Array]:
-        """The states of this step."""
         assert self._pairs is not None
         if self._states:
             states = {name: array for name, array in self._states.items() if name not in step}
@@ -117,8 +117,15 @@ class _Steps:
                         "join or leave it; begin another"
                     )
 
-    def _expect(self, step: Mapping[str, Any], states: Mapping[str, Array]) -> Expect:
-        """Room for the outputs, as far as their sizes can be foreseen."""
+    def _place(self, name: str, place: Array) -> None:
+        """Copy a constant into shared memory once, and not with every step."""
+        place[...] = self._constants[name]
+        self._constants[name] = place
+
+    def _request(
+        self, step: Mapping[str, Any], states: Mapping[str, Array], options: Mapping[str, Any]
+    ) -> Request:
+        """The step's request, with room for the outputs as far as their sizes can be foreseen."""
         pairs = self._pairs or {}
 
         def expect(signature: Signature) -> Signature:
@@ -128,10 +135,12 @@ class _Steps:
             shapes = self._foresight.shapes(signature, pairs, arrays, states)
             return signature if shapes is None else signature.giving(shapes)
 
-        return expect
+        request = request_of(self.model, {**step, **states}, **options)
+        request.expect = expect
+        return request
 
     def _ended_with(self, reply: Reply, step: Mapping[str, Any], states: Mapping[str, Array]) -> None:
-        """A step has been made: its state outputs are the next one's inputs."""
+        """A step has run: its state outputs are the next one's inputs."""
         outputs = reply.outputs
         arrays = {name: plain(value) for name, value in step.items()}
         pairs = self._pairs or {}
@@ -140,7 +149,7 @@ class _Steps:
         self._states = {name: outputs[output] for name, output in pairs.items()}
 
     def _value(self, reply: Reply) -> Result:
-        """What a step gave beside the state: an array, or several by name."""
+        """A step's outputs except the state: an array, or several by name."""
         kept = set((self._pairs or {}).values())
         outputs = {name: array for name, array in reply.outputs.items() if name not in kept}
         return next(iter(outputs.values())) if len(outputs) == 1 else outputs
@@ -191,38 +200,28 @@ class ClientSequence(_Steps):
         try:
             if self._pairs is None:
                 began_s = time.monotonic()
-                self._begin(options.get("timeout"))
+                self._begin(options.get("timeout", TIMEOUT_S))
                 options = _left(options, time.monotonic() - began_s)
             step = self._step(inputs)
             states = self._begun(self._signature, step)
-            expect = self._expect(step, states)
-            reply = self._client._request(self.model, {**step, **states}, **options, expect=expect)
+            reply = self._client._ask(self._request(step, states, options))
             self._ended_with(reply, step, states)
             return reply
         finally:
             self._busy.release()
 
-    def _begin(self, timeout: float | None) -> None:
-        info = self._client.wait_ready(self.model, **({} if timeout is None else {"timeout": timeout}))
-        self._learn(info)
-        self._signature = Signature(info)
-        for name, value in self._constants.items():  # copied once, and not with every step
-            array = plain(value)
-            try:
-                place = self._client.empty(array.shape, array.dtype)
-            except (ArenaExhausted, InvalidRequest):
-                continue
-            place[...] = array
-            self._constants[name] = place
+    def _begin(self, timeout: float = TIMEOUT_S) -> None:
+        self._learn(self._client.wait_ready(self.model, timeout))
+        for name, array in self._constants.items():
+            with suppress(ArenaExhausted, InvalidRequest):
+                self._place(name, self._client.empty(array.shape, array.dtype))
 
     def __enter__(self) -> Self:
         if self._pairs is None:
-            self._begin(None)
+            self._begin()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
 
 
@@ -245,36 +244,26 @@ class AsyncSequence(_Steps):
         try:
             if self._pairs is None:
                 began_s = time.monotonic()
-                await self._begin(options.get("timeout"))
+                await self._begin(options.get("timeout", TIMEOUT_S))
                 options = _left(options, time.monotonic() - began_s)
             step = self._step(inputs)
             states = self._begun(self._signature, step)
-            expect = self._expect(step, states)
-            reply = await self._client._request(self.model, {**step, **states}, **options, expect=expect)
+            reply = await self._client._ask(self._request(step, states, options))
             self._ended_with(reply, step, states)
             return reply
         finally:
             self._busy.release()
 
-    async def _begin(self, timeout: float | None) -> None:
-        info = await self._client.wait_ready(self.model, **({} if timeout is None else {"timeout": timeout}))
-        self._learn(info)
-        self._signature = Signature(info)
-        for name, value in self._constants.items():
-            array = plain(value)
-            try:
-                place = await self._client.empty(array.shape, array.dtype)
-            except (ArenaExhausted, InvalidRequest):
-                continue
-            place[...] = array
-            self._constants[name] = place
+    async def _begin(self, timeout: float = TIMEOUT_S) -> None:
+        self._learn(await self._client.wait_ready(self.model, timeout))
+        for name, array in self._constants.items():
+            with suppress(ArenaExhausted, InvalidRequest):
+                self._place(name, await self._client.empty(array.shape, array.dtype))
 
     async def __aenter__(self) -> Self:
         if self._pairs is None:
-            await self._begin(None)
+            await self._begin()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._end()

@@ -6,9 +6,11 @@ may still write into slots. The first of the client's threads to need another se
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import suppress
 from itertools import count
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..transport import segments
@@ -90,7 +92,7 @@ class Session:
             self.memory = SlotMemory(settings.arena_bytes, settings.segment)
 
     def greet(self) -> BrokerConnection:
-        """A new connection that is not welcome yet."""
+        """A new connection, which the broker has not welcomed yet."""
         return BrokerConnection(self._carrier, self.settings.endpoint, self.memory)
 
     def give_back(self, line: Line) -> None:
@@ -100,7 +102,7 @@ class Session:
             self.close_idle()
 
     def recover_slots(self) -> None:
-        """Read what idle lines were told: slots of abandoned requests come back."""
+        """Read the messages of idle lines: they free the slots of abandoned requests."""
         for _ in range(len(self.idle)):
             try:
                 line = self.idle.pop()
@@ -146,7 +148,6 @@ class Sessions:
 
     @property
     def bytes_copied(self) -> int:
-        """Bytes that were copied into shared memory so far."""
         session = self.current
         memory = session.memory if session is not None else None
         return self._bytes_copied_before + (memory.bytes_copied if memory is not None else 0)
@@ -197,3 +198,18 @@ class Sessions:
             session, self.current = self.current, None
         if session is not None:
             self._retire(session)
+
+
+def sessions_of(
+    url: str,
+    keys: str | os.PathLike[str] | None,
+    connect_timeout_s: float,
+    token: str | None,
+    arena_bytes: int | None,
+    segment: str | None,
+) -> Sessions:
+    """The sessions of a client with these arguments. Raises InvalidRequest."""
+    if token is not None:
+        raise InvalidRequest("token is for a gateway (http://, grpc://); a yard's broker takes keys")
+    folder = KeyFolder(Path(keys)) if keys is not None else None
+    return Sessions(Settings(url, arena_bytes, folder, segment, connect_timeout_s))

@@ -268,7 +268,7 @@ class Signature:
 
 
 def _other_type(want: _Input, given: Any, array: Array) -> str:
-    """What to do about an array of another type than the model's."""
+    """The error text for an array of another type than the model's."""
     if array.dtype.kind in "OUS" and not isinstance(given, np.ndarray | list | tuple | str | bytes):
         return f"was given {shown(given)}, which is no array of numbers"
     if array.dtype.kind == "O":
@@ -318,7 +318,7 @@ def _told(info: ModelInfo) -> tuple[Any, ...]:
 
 
 def _keep(known: dict[K, T], key: K, value: T) -> None:
-    """Remember a result for what comes again and again, such as numbers of rows."""
+    """Remember a result for a key that will come again, such as a number of rows."""
     if len(known) >= ROWS_KEPT_MAX:
         known.clear()
     known[key] = value

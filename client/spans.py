@@ -28,7 +28,7 @@ _log = logging.getLogger(NAME)
 
 
 class TraceParent:
-    """A tracer, and the context in which its requests hang."""
+    """A tracer, and the parent context of its requests."""
 
     __slots__ = ("_context", "_tracer")
 
@@ -92,19 +92,10 @@ class RequestSpan:
             return
         below = trace.set_span_in_context(self._span, Context())
         self._add("queue", laid.queue, below)
-        batch = self._add(
-            "batch",
-            laid.batch,
-            below,
-            {
-                "batchyard.batch.id": receipt.batch,
-                "batchyard.batch.rows": receipt.rows,
-                "batchyard.worker": receipt.worker,
-                "batchyard.copied_bytes": receipt.copied_bytes,
-                "batchyard.gather_ns": receipt.gather_ns,
-                "batchyard.scatter_ns": receipt.scatter_ns,
-            },
-        )
+        about = {"batchyard.batch.id": receipt.batch, "batchyard.batch.rows": receipt.rows}
+        for name in ("worker", "copied_bytes", "gather_ns", "scatter_ns"):
+            about[f"batchyard.{name}"] = getattr(receipt, name)
+        batch = self._add("batch", laid.batch, below, about)
         self._add("compute", laid.compute, trace.set_span_in_context(batch, Context()))
         self._add("reply", laid.reply, below)
 

@@ -73,7 +73,7 @@ def _checked(
 
 
 def _called(name: str) -> list[str]:
-    """Names of the output that may give this input back."""
+    """The names of outputs that may be the next value of this input."""
     return [
         found.expand(form)
         for rule, forms in _RULES
@@ -156,7 +156,7 @@ def rows_of(signature: Signature, step: Mapping[str, Any]) -> int:
 
 
 def _sizes(signature: Signature, step: Mapping[str, Any]) -> dict[str, int]:
-    """Sizes of named axes, as the step's inputs have them."""
+    """The sizes of named axes in the step's inputs."""
     found: dict[str, int] = {}
     for entry in signature.inputs:
         array = step.get(entry.spec.name)

@@ -37,8 +37,6 @@ LIGHT_SLEEP_NS = 1_000_000_000  # so long after one, the thread looks up in time
 
 
 class _WatchedLink(Link):
-    """A link whose descriptors are watched."""
-
     def __init__(self, sessions: Sessions, bell: Callable[[], None], watch: Watch) -> None:
         super().__init__(sessions, bell)
         self._watch = watch
@@ -46,7 +44,6 @@ class _WatchedLink(Link):
         self._writes: int | None = None  # the descriptor that is watched for writing
 
     def watch(self) -> None:
-        """There is a connection."""
         assert self.connection is not None
         self._watched = self.connection.wire.watched
         for fd in self._watched:
@@ -73,8 +70,6 @@ class _WatchedLink(Link):
 
 
 class _Ready:
-    """A descriptor that was ready."""
-
     def __init__(self, act: Callable[[], None]) -> None:
         self._act = act
 
@@ -206,7 +201,7 @@ class IoThread:
                 raise error
 
     def cancel(self, request: Request) -> None:
-        """Nobody waits for this request any more."""
+        """Cancel a request: nobody waits for it any more."""
         request.waiter = None
         self._put((request, None))
 
@@ -229,7 +224,7 @@ class IoThread:
             pass  # the thread has ended already, or has more than enough to be woken by
 
     def look(self) -> None:
-        """Another session may have begun."""
+        """Wake the thread: another session may have begun."""
         self._wake()
 
     def stop(self) -> None:

@@ -75,7 +75,6 @@ class Drawing:
         }
 
     def shape(self, spec: TensorSpec, axis: int, rows: int, sizes: Mapping[str, int] = {}) -> list[int]:
-        """The shape of one input."""
         return [
             rows if index == axis else size if isinstance(size, int) else sizes.get(size) or self._free(size)
             for index, size in enumerate(spec.shape or [])

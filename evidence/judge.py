@@ -298,7 +298,6 @@ def difference(a: Array, b: Array, whole: Array) -> float:
 
 
 def _pick(feeds: dict[str, Array], drawing: Drawing, rows: list[int]) -> dict[str, Array]:
-    """The inputs with only these rows."""
     return {
         name: array if axis == SHARED else np.ascontiguousarray(np.take(array, rows, axis))
         for (name, array), axis in zip(feeds.items(), drawing.axes, strict=True)

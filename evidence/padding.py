@@ -164,7 +164,7 @@ class _Trial:
         self.figure = 0.0
 
     def compare(self, apart: bool) -> None:
-        """`apart`: a row's sizes by different names differ. Raises _Refused."""
+        """Run and compare. `apart`: a row's sizes differ between names. Raises _Refused."""
         started_ns = perf_counter_ns()
         targets = _targets(self._pads, apart)
         for number, (target, owns) in enumerate(targets[:TRIED_MAX]):
@@ -194,7 +194,6 @@ class _Trial:
         return feeds
 
     def _padded(self, feeds: Sequence[dict[str, Array]], target: Sizes) -> dict[str, Array]:
-        """Rows as one batch."""
         found = {}
         for name, first in feeds[0].items():
             row_axis, axes = self._row_axes[name], self._axes[name]

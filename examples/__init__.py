@@ -1,5 +1,1 @@
-"""examples/: programs to start from (docs/examples.md), the model and the scans of `batchyard demo`, a
-configuration.
-
-The folders below are for a checkout: the wheel has none of them.
-"""
+"""The model and the scans of `batchyard demo`, and a configuration; the folders are for a checkout alone."""

@@ -1,4 +1,4 @@
-"""Data that static quantization reads its ranges from: real rows, from a file or a callable."""
+"""The data from which static quantization takes its ranges: real rows, from a file or a callable."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ ROWS_AT_ONCE = 8
 
 
 def rows_of(data: Data, specs: Sequence[InputSpec], rows_max: int = ROWS_MAX) -> Feeds:
-    """Arrays by input name, at most `rows_max` rows of each on the input's batch axis. Where no input has
-    one, they lie one after the other on axis 0, each as long as the input's own.
+    """Arrays by input name, at most `rows_max` rows of each, on the input's batch axis. If no input has one,
+    the samples follow each other on axis 0, each as long as the input's own axis 0.
 
     Raises InvalidRequest where names, dtypes, shapes or counts of rows don't fit the inputs.
     """
@@ -67,31 +67,31 @@ def rows_of(data: Data, specs: Sequence[InputSpec], rows_max: int = ROWS_MAX) ->
 
 
 def row_axes(specs: Sequence[InputSpec]) -> dict[str, int | None]:
-    """Where each input's rows lie in data: on its batch axis; on axis 0 where no input has one."""
+    """The axis of each input's rows in the data: its batch axis, or axis 0 if no input has one."""
     if any(spec.batch_axis is not None for spec in specs):
         return {spec.name: spec.batch_axis for spec in specs}
     return {spec.name: 0 for spec in specs}
 
 
 def rows_in(feeds: Feeds, specs: Sequence[InputSpec]) -> int:
-    """How many rows these arrays are: of a batch, or on axis 0 where there is none."""
+    """How many rows these arrays have: on the batch axis, or on axis 0 without one."""
     places = row_axes(specs)
     counted = next(spec.name for spec in specs if places[spec.name] is not None)
     return int(feeds[counted].shape[places[counted] or 0])
 
 
 def _length(spec: InputSpec, specs: Sequence[InputSpec]) -> int:
-    """What one of the things in data takes of the axis that they lie on."""
+    """How long one sample is on the axis on which the samples lie."""
     return 1 if any(one.batch_axis is not None for one in specs) else spec.shape[0]
 
 
 def _pieces(specs: Sequence[InputSpec], rows_max: int) -> int:
-    """How many of them `rows_max` rows make."""
+    """How many samples `rows_max` rows hold."""
     return max(1, rows_max // max(_length(spec, specs) for spec in specs))
 
 
 def _cut(array: Array, spec: InputSpec, specs: Sequence[InputSpec], pieces: slice) -> Array:
-    """These pieces of an input's data; all of it where every row has the same."""
+    """These samples of an input's data; all of the data if every row has the same value."""
     place, each = row_axes(specs)[spec.name], _length(spec, specs)
     if place is None:
         return array
@@ -101,8 +101,8 @@ def _cut(array: Array, spec: InputSpec, specs: Sequence[InputSpec], pieces: slic
 
 
 def batches(feeds: Feeds, specs: Sequence[InputSpec], rows: int, rows_max: int = ROWS_MAX) -> list[Feeds]:
-    """Equal batches of `rows`; what is left over is dropped, unless there is nothing else. Without a batch
-    axis, a piece of each input's own size."""
+    """Equal batches of `rows`. A remainder is dropped, unless it is all there is. Without a batch axis, a
+    batch is one sample."""
     places = row_axes(specs)
     has_batch = any(spec.batch_axis is not None for spec in specs)
     counted = next(spec for spec in specs if places[spec.name] is not None)
@@ -116,7 +116,7 @@ def batches(feeds: Feeds, specs: Sequence[InputSpec], rows: int, rows_max: int =
 
 
 def is_named(text: str) -> bool:
-    """Whether `text` is `module:function`, and no file."""
+    """Whether `text` is `module:function` and not a file."""
     return re.fullmatch(r"[\w.]+:[\w.]+", text) is not None and not text.endswith((".npy", ".npz"))
 
 
@@ -157,8 +157,8 @@ def _read(data: Data, specs: Sequence[InputSpec]) -> Mapping[str, Array]:
 
 
 def _load(path: Path, lone: str) -> Mapping[str, Array]:
-    """An .npy is the one input; an .npz holds arrays by input name, or one array of any name. Labels that
-    lie beside them are for whoever counts right answers."""
+    """An .npy holds the only input; an .npz holds arrays by input name, or one array of any name. Its
+    `labels`, if there are any, are not an input."""
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):

@@ -1,4 +1,5 @@
-"""Decides what may be published: smaller, not slower, and accurate enough. Pure: figures in, reasons out."""
+"""Decides which variants may be published: smaller, not slower, accurate enough. Pure: figures in, reasons
+out."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ COSINE_MIN = 0.99
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a variant may be from PyTorch: root mean square, relative; the share of rows with the same
-    class; the cosine of the worst embedding."""
+    """How far a variant's answers may be from PyTorch's: the relative root mean square error, the share of
+    rows with the same class, and the cosine of the worst embedding."""
 
     rms_max: float
     agreement_min: float = AGREEMENT_MIN
@@ -36,20 +37,20 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 
 def refusal(difference: Difference, precision: str = "float32") -> str | None:
-    """Why the plain export is not what PyTorch, or the .onnx file that it comes from, computes; or None.
+    """Why the plain export does not compute what its source does (PyTorch, or an .onnx file); None: it does.
 
     precision: the least exact type that the model computes in.
     """
     allowed = DIFFERENCE_MAX[precision]
     if difference.scaled_max <= allowed:  # NaN is refused too
         return None
-    return f"differs from its source by {difference.scaled_max:.2e}, and may by {allowed:.0e}"
+    return f"differs from its source by {difference.scaled_max:.2e}, and at most {allowed:.0e} is allowed"
 
 
 def refusals(
     size_ratio: float, timings: Sequence[Timing], difference: Difference, tolerance: Tolerance
 ) -> list[str]:
-    """Every reason against a variant, each with its figure; none: it may be published."""
+    """Every reason against publishing a variant, each with its figure."""
     reasons = []
     if not size_ratio < 1:
         reasons.append(f"not smaller: {size_ratio:.0%} of fp32")

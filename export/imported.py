@@ -1,4 +1,4 @@
-"""A model that is already ONNX: its graph, its inputs, and its own answers, as the reference for its
+"""A model that is ONNX already: its graph, its inputs, and its answers, which are the reference for its
 variants. Loads no torch.
 """
 
@@ -18,18 +18,18 @@ from .tracing import Traced
 
 
 def is_onnx(model: Any) -> bool:
-    """Whether `model` names a file of this kind."""
+    """Whether `model` is the path of an .onnx file."""
     return isinstance(model, str | Path) and Path(model).suffix == ".onnx"
 
 
 def read(
     path: Path, given: Sequence[InputSpec] | None, dynamic: axes.Dynamic | None, bytes_max: int
 ) -> Traced:
-    """The file's graph, and its inputs: the `given` ones under its own names, or what it says itself. Free
-    axes have its own names, but where `dynamic` gives others.
+    """The file's graph and its inputs: the `given` ones, under the file's names, or the file's own. Free axes
+    keep their names, unless `dynamic` has others.
 
-    Weights in a second file are read in. Raises InvalidRequest where it is no model, holds more than
-    `bytes_max`, or takes something else than is given.
+    Weights in a second file are read as well. Raises InvalidRequest for a file that is not a model, is larger
+    than `bytes_max`, or takes other inputs than `given`.
     """
     proto = load(path, bytes_max)
     specs = described(path, proto) if given is None else tuple(given)
@@ -55,7 +55,7 @@ def read(
 
 
 def load(path: Path, bytes_max: int) -> Any:
-    """The onnx.ModelProto, all weights in it. Raises InvalidRequest."""
+    """The onnx.ModelProto with all its weights. Raises InvalidRequest."""
     import onnx
     from onnx import external_data_helper, helper
 
@@ -81,7 +81,7 @@ def load(path: Path, bytes_max: int) -> Any:
 
 
 def too_large(name: str, nbytes: int, bytes_max: int) -> str:
-    """The sentence for weights that one file cannot hold."""
+    """The error text for weights that do not fit into one file."""
     return (
         f"{name} has {nbytes / 1e9:.2f} GB of weights, and one ONNX file holds {bytes_max / 1e9:.2f} GB "
         "(a limit of protobuf); weights in a second file are not written"
@@ -89,7 +89,7 @@ def too_large(name: str, nbytes: int, bytes_max: int) -> str:
 
 
 def described(path: Path, proto: Any) -> tuple[InputSpec, ...]:
-    """The inputs as the file has them, with one row where the batch axis is free."""
+    """The inputs as the file declares them, with one row on a free batch axis."""
     from onnx import helper
 
     specs = []

@@ -1,8 +1,8 @@
 """The kind of each output, which decides how a variant is compared: top class, direction, or values.
 
-classes      scores of classes: the share of rows whose largest is the same (top-1)
-embedding    a vector that is compared with others: the cosine of the worst row
-values       everything else, boxes and sequences among it: the error alone
+classes      scores of classes; compared by the share of rows with the same top class (top-1)
+embedding    a vector that users compare with others; compared by the cosine of the worst row
+values       everything else, such as boxes and sequences; compared by the error alone
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .specs import Array
 CLASSES, EMBEDDING, VALUES = "classes", "embedding", "values"
 TASKS = {"classification": CLASSES, "embedding": EMBEDDING, "regression": VALUES}
 AUTO = "auto"
-EMBEDDING_MIN = 16  # fewer numbers than this are a point or a box, which no one compares by direction
+EMBEDDING_MIN = 16  # a shorter vector is a point or a box, whose direction means nothing
 
 _CLASSES_NAMED = re.compile(r"logit|prob|class|score|label", re.I)
 _EMBEDDING_NAMED = re.compile(r"emb|feature|pool|vector|hidden", re.I)
@@ -26,7 +26,7 @@ _KEEPS = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
 
 
 def named(task: str) -> str:
-    """The kind that a task's name means. Raises InvalidRequest."""
+    """The kind of a task. Raises InvalidRequest for an unknown name."""
     if task != AUTO and task not in TASKS:
         raise InvalidRequest(f"there is no task {task!r}; there is: {', '.join((AUTO, *TASKS))}")
     return TASKS.get(task, AUTO)
@@ -64,8 +64,8 @@ def _guessed(proto: Any, name: str, answer: Array) -> str:
 
 
 def _is_head(proto: Any, name: str) -> bool:
-    """Whether a softmax or a linear layer with a bias is the last thing that happens: a classifier's end.
-    A projection has none, a pooled or normalized vector ends otherwise."""
+    """Whether the graph ends as a classifier does: in a softmax, or in a linear layer with a bias. A
+    projection has no bias, and a pooled or normalized vector ends in another operator."""
     makers = {output: node for node in proto.graph.node for output in node.output}
     weights = {tensor.name for tensor in proto.graph.initializer}
     while (node := makers.get(name)) is not None and node.op_type in _KEEPS:

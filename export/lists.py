@@ -1,4 +1,4 @@
-"""Lists of models to export, TOML files or folders. What is wrong with a model is told when it is loaded.
+"""Lists of models to export: TOML files or folders. A mistake in a model is reported when it is loaded.
 
     [models.resnet18]                  # -> out/resnet18.onnx
     source = "zoo:resnet18"            # module:factory, or a .pt2 beside the list
@@ -56,7 +56,7 @@ UNFIT = re.compile(r"[^\w.+=-]+")  # in a file's name
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of a list. `load` gives the model and its arguments, and raises what is wrong with it."""
+    """One model of a list. `load` returns the model and its arguments, and raises its mistakes."""
 
     name: str
     load: Callable[[], tuple[Any, dict[str, Any]]]
@@ -65,8 +65,8 @@ class Entry:
 
 
 def entries(where: Path) -> list[Entry]:
-    """The models of a TOML list or of a folder. Raises InvalidRequest where there are none, or two of one
-    name, which would be written over each other."""
+    """The models of a TOML list or of a folder. Raises InvalidRequest for none, and for two of one name: one
+    would overwrite the other."""
     found = folder(where) if where.is_dir() else listed(where)
     if not found:
         raise InvalidRequest(f"{where} names no models")
@@ -114,7 +114,7 @@ def expanded(name: str, table: Any) -> list[tuple[str, Any]]:
 
 
 def from_table(name: str, table: Any, base: Path) -> Entry:
-    """The entry of a list's table; what is wrong with it is told when it is loaded."""
+    """The entry of a list's table. Its mistakes are reported when it is loaded."""
     said = table if isinstance(table, dict) else {}
     source = said.get("source")
 
@@ -140,7 +140,7 @@ def from_table(name: str, table: Any, base: Path) -> Entry:
 
 
 def _named(said: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """The keys that name files or functions, and whether it is a file."""
+    """The keys that name files or functions, each with whether it is a file."""
     keys = [key for key, (_, _, is_data) in KEYS.items() if is_data and isinstance(said.get(key), str)]
     return [(key, not is_named(said[key])) for key in keys]
 
@@ -150,7 +150,7 @@ def is_file(source: str) -> bool:
 
 
 def of_file(file: Path, table: Mapping[str, Any], base: Path) -> tuple[Any, dict[str, Any]]:
-    """A saved model and its arguments: its inputs are its own where the table has none."""
+    """A saved model and its arguments. Without inputs in the table, its own are used."""
     if file.suffix == ".onnx":
         return str(file), arguments(table, base, needs_input=False)
     if set(INPUTS) & set(table):
@@ -160,7 +160,7 @@ def of_file(file: Path, table: Mapping[str, Any], base: Path) -> tuple[Any, dict
 
 
 def folder(where: Path) -> list[Entry]:
-    """Every model file of a folder whose name has no leading underscore, and every list's models."""
+    """The models of all files in a folder without a leading underscore, and of all lists."""
     found: list[Entry] = []
     for file in sorted(where.iterdir()):
         if file.name.startswith(("_", ".")):
@@ -175,7 +175,7 @@ def folder(where: Path) -> list[Entry]:
 
 
 def from_python(file: Path) -> tuple[Any, dict[str, Any]]:
-    """The model that a file's `model()` makes."""
+    """The model that a file's `model()` returns."""
     module = loaded(file)
     if not callable(getattr(module, "model", None)):
         raise InvalidRequest(f"{file.name} has no function model()")
@@ -185,7 +185,7 @@ def from_python(file: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def loaded(file: Path) -> Any:
-    """The module in `file`, under a name that can't be another's."""
+    """The module in `file`, imported under a unique name."""
     spec = importlib.util.spec_from_file_location(f"_exported_{file.stem}", file)
     assert spec is not None  # its suffix is .py
     assert spec.loader is not None
@@ -199,7 +199,7 @@ def loaded(file: Path) -> Any:
 
 
 def arguments(table: Mapping[str, Any], base: Path, needs_input: bool = True) -> dict[str, Any]:
-    """export_to_onnx's arguments for a table's keys. Raises InvalidRequest with all that is wrong."""
+    """export_to_onnx's arguments for a table's keys. Raises InvalidRequest with every mistake."""
     wrong = []
     given: dict[str, Any] = {}
     for key, value in table.items():

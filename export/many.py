@@ -1,4 +1,4 @@
-"""Export many models one after the other; a failure stops no other."""
+"""Exports many models in turn. A model that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """No file, or not the variants that were asked for by name."""
+        """Whether there is no file, or a variant that was requested by name is missing."""
         return self.report is None or bool(self.report.missing)
 
 
 def export_many(
     entries: Sequence[Entry], out: Path, say: Say = lambda line: None, **common: Any
 ) -> list[Outcome]:
-    """Export each to `out/NAME.onnx`; `common` holds arguments for all, under what an entry says itself."""
+    """Export each to `out/NAME.onnx`. `common`: arguments for all, which an entry's own override."""
     outcomes = []
     for index, entry in enumerate(entries, 1):
         place = f"[{index}/{len(entries)}] {entry.name}"
@@ -44,7 +44,7 @@ def export_many(
         try:
             model, given = entry.load()
             report = export_to_onnx(model, out / f"{entry.name}.onnx", **{**common, **given})
-        except Exception as failure:  # whatever it was: the next model has its turn
+        except Exception as failure:  # of whatever kind: the next model is exported
             error = first_line(failure)
         outcome = Outcome(entry.name, time.perf_counter() - began_s, report, error)
         say(f"{place}: {sentence(outcome)} ({outcome.took_s:.1f} s)")
@@ -53,7 +53,7 @@ def export_many(
 
 
 def sentence(outcome: Outcome) -> str:
-    """How it ended, in a few words."""
+    """The outcome in a few words."""
     if outcome.report is None:
         return f"failed: {outcome.error}"
     if outcome.report.missing:

@@ -1,7 +1,7 @@
 """An exported file's metadata: inside it (`metadata_props`), and as JSON beside it.
 
-Inside are flat keys `batchyard.*`, readable through onnxruntime's `get_modelmeta()`. What can only be
-known of the finished files (sha256, bytes) is in the JSON alone.
+Inside are flat keys `batchyard.*`, which onnxruntime's `get_modelmeta()` shows. Facts about the finished
+files (sha256, bytes) are in the JSON alone.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def signature(proto: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def opset(proto: Any) -> int:
-    """The version of the standard operators that the file asks for."""
+    """The version of the standard operators that the file uses."""
     return int(next(one.version for one in proto.opset_import if one.domain in ("", "ai.onnx")))
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of every library that had a hand in the file and is installed."""
+    """The versions of Python and of the installed libraries that took part in the export."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
 
 
 def facts(report: Report) -> dict[str, Any]:
-    """What holds for every variant alike."""
+    """The facts that all variants share."""
     return {
         "source": report.source,
         "opset": report.opset,
@@ -73,7 +73,7 @@ def facts(report: Report) -> dict[str, Any]:
 
 
 def own_sizes_in(entries: Mapping[str, str]) -> dict[str, int]:
-    """The sizes of free axes that a file says it was exported with; nothing where it says nothing."""
+    """The sizes of free axes with which the file was exported, as it records them; empty if it does not."""
     try:
         found = json.loads(entries.get("batchyard.sizes", "{}"))
         return {str(name): size for name, size in found.items() if isinstance(size, int) and size > 0}
@@ -82,7 +82,6 @@ def own_sizes_in(entries: Mapping[str, str]) -> dict[str, int]:
 
 
 def judged(variant: Variant) -> dict[str, Any]:
-    """One variant's figures."""
     return {
         "variant": variant.name,
         "size_ratio": round(variant.size_ratio, 4),
@@ -128,7 +127,7 @@ def document(report: Report) -> str:
 
 
 def finite(value: Any) -> Any:
-    """`value` with NaN and the infinities as strings, which JSON has no numbers for."""
+    """`value` with NaN and the infinities as strings: JSON has no numbers for them."""
     if isinstance(value, dict):
         return {key: finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -139,7 +138,7 @@ def finite(value: Any) -> Any:
 def earlier(path: Path) -> list[str]:
     """The files that an earlier export to the same place listed in its JSON at `path`.
 
-    Raises InvalidRequest where a JSON file lies there that isn't ours: it would be overwritten.
+    Raises InvalidRequest if another program's JSON file lies there: it would be overwritten.
     """
     try:
         found = json.loads(path.read_bytes())

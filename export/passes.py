@@ -1,7 +1,7 @@
-"""The optimizer's passes, one after the other, with the nodes that each leaves.
+"""The optimizer's passes, in order, with the number of nodes after each.
 
-All keep to the standard operators, so that the file runs on every provider: ONNX Runtime's own level
-is the basic one, because the higher ones write operators that only its CPU knows.
+Every pass keeps to the standard operators, so that the file runs on every provider. Of ONNX Runtime's levels
+only the basic one is used: the higher ones write operators that exist on its CPU alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROUNDS_MAX = 3
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass: nodes before and after, and whether it changed anything (it may without removing)."""
+    """One pass: nodes before and after, and whether it changed anything (it may, and keep their number)."""
 
     name: str
     nodes_before: int
@@ -65,7 +65,7 @@ def optimize(proto: Any) -> tuple[Any, list[Pass]]:
 
 
 def graph_passes() -> list[tuple[str, Callable[[Any], bool]]]:
-    """(name, pass): each changes the onnx_ir.Model in place and says whether it did."""
+    """(name, pass): each changes the onnx_ir.Model in place and returns whether it did."""
     import onnx_ir.passes.common as common
     from onnxscript import optimizer, rewriter
 
@@ -97,7 +97,7 @@ def graph_passes() -> list[tuple[str, Callable[[Any], bool]]]:
 
 
 def by_runtime(proto: Any) -> tuple[Any, Pass]:
-    """ONNX Runtime's basic level, written back as a file; without effect where it isn't standard ONNX."""
+    """ONNX Runtime's basic level. Its result is dropped if it is not standard ONNX."""
     import onnx
     import onnxruntime
 

@@ -1,4 +1,4 @@
-"""Write what has passed: each file atomically, without leaving stale variants."""
+"""Writes the variants that passed, each file atomically, and removes stale ones."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def written(variant: Variant, path: Path, content: bytes) -> Variant:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """A yard that watches the folder sees the old file or the new one, never half of one."""
+    """Replace a file atomically: a yard that watches the folder never sees half of one."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        os.chmod(name, 0o644)  # mkstemp's 0600 would keep it from a worker of another user
+        os.chmod(name, 0o644)  # a worker of another user could not read mkstemp's 0600
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Arithmetic variants: onnxruntime's quantizers with the settings that measured best here.
 
-dynamic   weights int8, activations' ranges taken in every run; no data needed
-static    QDQ, per channel, activations' ranges from calibration data
+dynamic   weights int8; activations' ranges are measured in every run; needs no data
+static    QDQ, per channel; activations' ranges come from calibration data
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 
 
 def dynamic(proto: Any) -> Any:
-    """`proto` with every operator that has an integer form, including Conv."""
+    """`proto` with integer forms of all operators that have one, including Conv."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     return _written(
@@ -32,7 +32,7 @@ def dynamic(proto: Any) -> Any:
 
 
 def static(proto: Any, data: Sequence[Feeds], method: str = "minmax") -> Any:
-    """`proto` with QuantizeLinear and DequantizeLinear around what runs in integers.
+    """`proto` with QuantizeLinear and DequantizeLinear around the operators that run in integers.
 
     `data`: batches of arrays by input name; `method`: minmax, entropy or percentile.
     """
@@ -88,7 +88,7 @@ def _written(proto: Any, quantize: Callable[[str, str], None]) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer advises a preprocessing that has been done already, on the root logger."""
+    """On the root logger, the quantizer recommends a preprocessing that has been done already."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

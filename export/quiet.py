@@ -1,4 +1,4 @@
-"""Keeps what other libraries say about themselves off the terminal."""
+"""Keeps other libraries' remarks off the terminal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ LOGGERS = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Neither torch's and onnxscript's remarks (torchvision, deprecations in their own code, what was not
-    folded) nor what a model prints while it is traced."""
+    """Suppress the remarks of torch and onnxscript (torchvision, their own deprecations, constants that were
+    not folded) and whatever a model prints while it is traced."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""What an export did, as data and as lines for a terminal. Pure."""
+"""The result of an export, as data and as text. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASES = {"float32": FP32, "float16": "fp16", "bfloat16": "bf16"}  # by the type 
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of the model; `path` and `sha256` only where it was published, `refused` only where not."""
+    """One form of the model. `path` and `sha256`: of a published one; `refused`: why it was not published."""
 
     name: str
     nbytes: int
@@ -31,7 +31,7 @@ class Variant:
 
     @property
     def time_ratio(self) -> float:
-        """The slowest batch size's, relative to fp32."""
+        """Of the slowest batch size, relative to fp32."""
         return max((timing.ratio for timing in self.timings), default=1.0)
 
     @property
@@ -41,8 +41,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Report:
-    """`variants[0]` is the model as it is, at `path` (fp32, unless it computes in less); the others lie
-    beside it, and `metadata` has it all as JSON."""
+    """`variants[0]` is the model itself, at `path` (fp32, unless it computes with less); the others lie
+    beside it. `metadata` is the JSON with all of it."""
 
     path: Path
     source: str
@@ -63,26 +63,21 @@ class Report:
 
     @property
     def missing(self) -> list[Variant]:
-        """What was asked for by name, and refused."""
+        """Variants that were requested by name and refused."""
         return [variant for variant in self.variants if variant.name in self.asked and variant.refused]
 
     @property
     def published(self) -> list[Variant]:
-        """What lies on the disk now, fp32 first."""
+        """The variants on disk, fp32 first."""
         return [variant for variant in self.variants if variant.path is not None]
 
     @property
     def best(self) -> Variant:
-        """The published file that is cheapest in size times time; fp32 where nothing beats it."""
+        """The published variant with the least size times time; fp32 if none is better."""
         return min(self.published, key=lambda variant: variant.cost)
 
-    @property
-    def passes_effective(self) -> list[str]:
-        """The passes that changed anything, each once."""
-        return list(dict.fromkeys(step.name for step in self.passes if step.changed))
-
     def lines(self) -> list[str]:
-        """A few lines: nodes, passes, and a row per variant."""
+        """As text: nodes, passes, and a row per variant."""
         head = f"{self.path}: opset {self.opset}"
         if not self.batch:
             head += f", {'dynamic' if self.dynamic_batch else 'fixed'} batch"

@@ -1,7 +1,7 @@
-"""Whether rows may share a run: the axis `batch` of a graph is put to the proof before it is published.
+"""Whether rows may share a run: the axis `batch` of a graph is tested before the file is published.
 
-The proof is evidence/'s, the same that a worker makes when it loads the file. What fails it is published with
-its axes free, and none of them called `batch`.
+evidence/ has the test; a worker makes the same one when it loads the file. A model that fails it is published
+with free axes, none of which is called `batch`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .specs import BATCH, COMPLEX, FLOATS, Array, Feeds, InputSpec, sample
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the rows are, by the names of inputs and outputs; none: requests run alone. `reason`: why, with
-    the figure."""
+    """The batch axes by the names of inputs and outputs; none: requests run alone. `reason`: why, with the
+    figure."""
 
     inputs: Mapping[str, int] = field(default_factory=dict)
     outputs: Mapping[str, int] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class Rows:
 
 
 class Drawn(Drawing):
-    """Inputs of a model whose inputs are known: nothing is left to invention."""
+    """Draws inputs as the specs describe them; nothing about them is guessed."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Drawn(Drawing):
         self._scale = scale
 
     def feeds(self, rows: int, rng: np.random.Generator, sizes: Mapping[str, int] = {}) -> Feeds:
-        """Random values as the specs say; fractions `scale` times as large."""
+        """Random values by the specs; fractions are multiplied by `scale`."""
         _, specs, places = self._given
         found = {}
         for spec, place in zip(specs, places, strict=True):
@@ -71,8 +71,8 @@ def with_name(names: Sequence[str], place: int, name: str) -> tuple[str, ...]:
 def proved(
     proto: Any, session: Any, specs: Sequence[InputSpec], by_name: bool
 ) -> tuple[Rows, tuple[InputSpec, ...]]:
-    """What holds for the axis `batch` (`by_name`), or for the axis that the file's own names suggest; and the
-    specs, with that axis called `batch` in them and in the graph, where it holds.
+    """(verdict, specs): tests the axis `batch` (`by_name`), or the one that the file's own names suggest. If
+    it holds, it is called `batch` in the specs and in the graph.
 
     session: of the same graph.
     """
@@ -113,7 +113,7 @@ def proved(
 
 
 def called(spec: InputSpec, place: int) -> InputSpec:
-    """The input with `place` as its batch, or with none; an axis that had the name gets one of its own."""
+    """The input with `place` as its batch axis, if any. Another axis of that name is renamed."""
     names = [
         BATCH if axis == place else f"{spec.name}_{axis}" if name == BATCH else name
         for axis, name in enumerate(spec.axes)
@@ -122,7 +122,7 @@ def called(spec: InputSpec, place: int) -> InputSpec:
 
 
 def named(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> tuple[list[Proposal], str]:
-    """The axis that is called `batch`, if it can be one: once in every output, and in some input."""
+    """The axis called `batch`, if every output has it once and some input has it."""
     if not any(BATCH in (spec.shape or ()) for spec in inputs):
         return [], f"no input has a free axis {BATCH!r}"
     for spec in outputs:
@@ -156,7 +156,7 @@ def tensors(values: Any) -> list[TensorSpec]:
 
 
 def disowned(proto: Any, specs: Sequence[InputSpec], symbols: Mapping[str, str]) -> tuple[InputSpec, ...]:
-    """The specs, when `batch` is none: the axis stays free, by another name, in them and in the graph.
+    """The specs without a batch axis: it stays free, under another name, in them and in the graph.
 
     symbols: what the tracer called each input's axis; inputs of one symbol keep one size. Outputs lose their
     names: see name_outputs.

@@ -1,4 +1,4 @@
-"""The sessions that exported files are judged with: one thread, no spinning, one provider, no fallback."""
+"""The sessions that judge exported files: one thread, no spinning, one provider, no fallback."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ NAMES = {"cpu": CPU, "webgpu": WEBGPU, "directml": DIRECTML, "cuda": "CUDAExecut
 
 @dataclass(frozen=True)
 class Target:
-    """Where a session runs: onnxruntime's name of the provider, the provider's own options, and whether
-    the graph is run as it is written."""
+    """Where a session runs: onnxruntime's name of the provider, the provider's options, and whether the graph
+    runs without optimization."""
 
     provider: str = CPU
     options: Mapping[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ AS_WRITTEN = Target(as_written=True)
 
 
 def target(provider: str, options: Mapping[str, str] | None = None) -> Target:
-    """`provider` by its short name (`webgpu`) or onnxruntime's. Raises InvalidRequest where it isn't here."""
+    """`provider`: a short name (`webgpu`) or onnxruntime's. Raises InvalidRequest if it is not installed."""
     import onnxruntime
 
     name = NAMES.get(provider.lower(), provider)
@@ -44,7 +44,7 @@ def target(provider: str, options: Mapping[str, str] | None = None) -> Target:
 
 
 def options(chosen_target: Target | None = None) -> Any:
-    """SessionOptions of one thread that keeps quiet and does not spin."""
+    """SessionOptions with one thread, no spinning, and no log."""
     import onnxruntime
 
     chosen = onnxruntime.SessionOptions()
@@ -66,9 +66,9 @@ def options(chosen_target: Target | None = None) -> Any:
 
 
 def session(model: bytes | str, where: Target | None = None) -> Any:
-    """An InferenceSession of a serialized model, or of a file, on a provider that is here.
+    """An InferenceSession of a serialized model or a file, on an installed provider.
 
-    Raises ModelFailed where the runtime refuses the model.
+    Raises ModelFailed if the runtime refuses the model.
     """
     import onnxruntime
 
@@ -84,8 +84,8 @@ def session(model: bytes | str, where: Target | None = None) -> Any:
 
 
 def run(session: Any, feeds: Feeds) -> list[Array]:
-    """The outputs in order; complex inputs are given as pairs where the model takes pairs. Raises ModelFailed
-    with the runtime's words."""
+    """The outputs in order. Complex inputs are passed as pairs if the model takes pairs. Raises ModelFailed
+    with the runtime's message."""
     try:
         if any(array.dtype.kind in "cV" for array in feeds.values()) or _has_strange(session):
             return _run_strange(session, feeds)

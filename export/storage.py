@@ -1,11 +1,11 @@
-"""Storage variants: weights kept small in the file, and made float32 again when it is loaded.
+"""Storage variants: weights are small in the file, and become float32 again when it is loaded.
 
     fp16-storage   weight = Cast(fp16)
     int8-storage   weight = Mul(Cast(int8), scale[channel]), scale = max |channel| / 127
 
-The runtime folds Cast and Mul of constants while it loads, whatever the provider, so that a run costs
-what fp32 costs. DequantizeLinear would say the same in one node, but is folded only in a session with
-`session.disable_quant_qdq=1`, which spoils static int8; left in, it ran 24 % slower. Pure: onnx, NumPy.
+With every provider, the runtime folds Cast and Mul of constants while it loads, so a run costs as much as
+with fp32. DequantizeLinear would need one node less, but it is folded only in a session with
+`session.disable_quant_qdq=1`, which spoils static int8; unfolded, it ran 24 % slower. Pure: onnx, NumPy.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _stored(proto: Any, recipe: Recipe) -> Any:
 
 
 def _channel_axes(graph: Any) -> dict[str, int]:
-    """Which axis of a weight has a scale of its own: the output's channel, or an embedding's row."""
+    """The axis of each weight along which scales differ: output channels, or an embedding's rows."""
     axes = {}
     for node in graph.node:
         if node.op_type == "MatMul" and len(node.input) == 2:

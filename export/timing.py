@@ -1,4 +1,4 @@
-"""How long a file takes next to fp32: run by run in turn, so that a noisy machine slows both alike."""
+"""Times a file against fp32. The runs alternate, so that a busy machine slows both alike."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def interleaved(
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     budget_s: float = BUDGET_S,
 ) -> Timing:
-    """Run both in turn, swapping who is first, until the budget is spent and ROUNDS_MIN are done."""
+    """Run both in turn, each first in every other round, for `budget_s` and at least ROUNDS_MIN rounds."""
     for _ in range(WARM_RUNS):
         fp32()
         variant()

@@ -1,4 +1,4 @@
-"""The variants by name, the requested ones, and how each is made."""
+"""The variants: their names, which of them to try, and how each is made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Asked = bool | str | Sequence[str] | None
 
 
 def asked(quantize: Asked, has_data: bool) -> tuple[str, ...]:
-    """The variants to try. `static` needs data: without, it is left out unless it was asked for by name.
+    """The variants to try. Without data, `static` is left out unless it was requested by name.
 
     Raises InvalidRequest for an unknown name, or for static without data.
     """

@@ -1,8 +1,9 @@
-"""bfloat16 arithmetic as float32: what a provider without bfloat16 kernels can run.
+"""Turns bfloat16 arithmetic into float32, for providers without bfloat16 kernels.
 
-onnxruntime's CPU provider multiplies no bfloat16, and standard operators such as Conv do not even take it
-before opset 22. Weights keep their 2 bytes in the file, with a Cast that the runtime folds when it loads;
-inputs and outputs keep their type; between them is float32, which rounds less than the model did. Pure: onnx.
+onnxruntime's CPU provider cannot multiply bfloat16, and before opset 22 operators such as Conv do not accept
+it. Weights keep 2 bytes in the file, followed by a Cast that the runtime folds when it loads. Inputs and
+outputs keep their type. The arithmetic between them is float32, which rounds less than the model did. Pure:
+onnx.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def has_bfloat16(proto: Any) -> bool:
 
 
 def widened(proto: Any) -> Any:
-    """A copy of `proto` (onnx.ModelProto) that computes in float32 what it computed in bfloat16."""
+    """A copy of `proto` (onnx.ModelProto) that computes in float32 instead of bfloat16."""
     from onnx import TensorProto, helper
 
     narrow, wide = TensorProto.BFLOAT16, TensorProto.FLOAT
@@ -60,7 +61,7 @@ def widened(proto: Any) -> Any:
 
 
 def _cast_ends(graph: Any, narrow: int, wide: int) -> None:
-    """Inputs and outputs are as they were; a Cast stands behind and before each."""
+    """Keep the types of inputs and outputs: a Cast follows each input and precedes each output."""
     from onnx import helper
 
     names: dict[str, str] = {}
@@ -90,7 +91,7 @@ def _cast_ends(graph: Any, narrow: int, wide: int) -> None:
 
 
 def graphs(graph: Any) -> Iterator[Any]:
-    """The graph, and those inside its If, Loop and Scan."""
+    """The graph and the graphs inside its If, Loop and Scan nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:

@@ -79,6 +79,6 @@ def _options(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(on: bool) -> None:
-    """Raises Refusal where it is off."""
+    """Raises Refusal if model control is off."""
     if not on:
         raise Refusal(403, "FORBIDDEN", OFF)

@@ -196,12 +196,3 @@ def to_json(array: Array, what: str) -> Any:
 def is_finite(array: Array) -> bool:
     """Whether JSON has a word for every element."""
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
-
-
-def to_bytes(array: Array) -> memoryview:
-    """The bytes in C order; of the array itself where it has that order already. Strings each behind their
-    length (uint32, little endian), which is what the protocol calls BYTES."""
-    if array.dtype.hasobject:
-        return encoding.encode(BY_NAME["BYTES"].code, array).data
-    flat = np.ascontiguousarray(array).reshape(-1)
-    return flat.view(np.uint8).data if flat.size else memoryview(b"")

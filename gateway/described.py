@@ -29,7 +29,6 @@ OK = "ok"  # the outcome of a request that got its result
 
 
 def server(version: str, shared_memory: bool, model_control: bool) -> dict[str, Any]:
-    """Server metadata."""
     optional = {SHARED_MEMORY: shared_memory, MODEL_CONTROL: model_control}
     extensions = sorted([*EXTENSIONS, *(name for name, on in optional.items() if on)])
     return {"name": "batchyard", "version": version, "extensions": extensions}
@@ -178,7 +177,6 @@ def statistics(info: ModelInfo, snapshot: dict[str, Any], last_ms: int = 0) -> d
 
 
 def index(infos: Sequence[ModelInfo]) -> list[dict[str, Any]]:
-    """The repository's index."""
     states = {"LOADING": "LOADING", "READY": "READY", "FAILED": "UNAVAILABLE"}
     return [
         {

@@ -13,6 +13,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 
+from ..client.remote.protobuf import read_varint
 from .errors import Refusal, invalid
 
 PACKAGE = "inference"
@@ -148,12 +149,12 @@ def _check_outline(raw: bytes, plain_bytes_max: int) -> None:
     at = plain_bytes = fields = 0
     while at < len(raw):
         start = at
-        key, at = _varint(raw, at)
+        key, at = read_varint(raw, at)
         if key & 7 == 2:
-            nbytes, at = _varint(raw, at)
+            nbytes, at = read_varint(raw, at)
             at += nbytes
         elif key & 7 == 0:
-            _, at = _varint(raw, at)
+            _, at = read_varint(raw, at)
         else:
             at += {1: 8, 5: 4}.get(key & 7, len(raw))
         fields += 1
@@ -162,15 +163,3 @@ def _check_outline(raw: bytes, plain_bytes_max: int) -> None:
         if fields > FIELDS_MAX or plain_bytes > plain_bytes_max:
             text = f"a message may have at most {FIELDS_MAX} fields and {plain_bytes_max} bytes besides"
             raise Refusal(413, "TOO_LARGE", f"{text} raw_input_contents; send tensors there")
-
-
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    """(a number of seven bits in each byte, where it ends)."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = raw[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            break
-    return value, at

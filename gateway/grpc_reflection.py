@@ -21,7 +21,6 @@ _BY_NAME = {file.name: file for file in FILES.values()}
 
 
 def handlers() -> list[Any]:
-    """For the door."""
     return [
         grpc.method_handlers_generic_handler(f"{version}.ServerReflection", {METHOD: _method(version)})
         for version in VERSIONS

@@ -17,12 +17,13 @@ import numpy as np
 from google.protobuf import json_format
 
 from .. import ModelInfo
-from . import grpc_questions as questions
+from ..client.remote.calls import bytes_of
 from . import load
-from .datatypes import Array, Datatype, check_count, check_shape, from_bytes, to_bytes
+from .datatypes import Array, Datatype, check_count, check_shape, from_bytes
 from .errors import invalid
 from .grpc_door import Context, abort, refusal_seen
 from .grpc_messages import CLASSES, SERVICE, parsed
+from .grpc_questions import Questions
 from .http_guard import GONE
 from .inference import (
     RECEIPT,
@@ -54,14 +55,12 @@ _PARAMETER = {int: "int64_param", float: "double_param", str: "string_param"}
 
 
 class Service:
-    """The methods."""
-
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
 
     def handler(self) -> Any:
         """For `server.add_generic_rpc_handlers`."""
-        methods = questions.methods(self._rooms)
+        methods = Questions(self._rooms).methods()
         handlers = {name: self._unary(name, self._answered(name, method)) for name, method in methods.items()}
         handlers["ServerLive"] = self._unary("ServerLive", self._live)
         handlers["ModelInfer"] = self._unary("ModelInfer", self._infer)
@@ -196,7 +195,7 @@ class Service:
 
 
 def _metadata(context: Context, key: str) -> str | None:
-    """A call's metadata, which others call headers."""
+    """An entry of a call's metadata."""
     value: str | None = dict(context.invocation_metadata()).get(key)
     return value
 
@@ -223,11 +222,11 @@ def _typed(contents: Any, datatype: Datatype, shape: list[int], what: str) -> Ar
     array = wide.astype(datatype.numpy)
     if datatype.numpy.kind in "iu" and not np.array_equal(array, wide):
         raise invalid(f"{what} has a number that {datatype.name} cannot hold")
-    return from_bytes(to_bytes(array), datatype.numpy, shape, what)
+    return from_bytes(bytes_of(array), datatype.numpy, shape, what)
 
 
 def _marked(response: Any, is_last: bool) -> Any:
-    """With the word on whether it is the last one for its request."""
+    """The response, marked as its request's last one or not."""
     response.parameters[FINAL].bool_param = is_last
     return response
 

@@ -163,7 +163,6 @@ async def _answered(request: Request, error: Exception) -> Response:
 
 
 def gauges(rooms: Rooms) -> dict[str, tuple[str, float]]:
-    """The gauges of /metrics."""
     jobs = rooms.jobs
     return {
         "requests_in_flight": ("HTTP requests without an answer.", rooms.metrics.in_flight),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from types import TracebackType
 from typing import Self
 
 from starlette.requests import Request
@@ -59,9 +58,7 @@ class Body:
             self._reserve(self.length)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._budget.give_back(self._reserved)
 
     def _check(self, nbytes: int) -> None:
@@ -105,7 +102,7 @@ class Body:
             at += len(part)
 
     async def take(self, nbytes: int) -> bytes:
-        """The next bytes of the body."""
+        """Read the next bytes of the body."""
         self._check(nbytes)
         if len(self._chunk) >= nbytes:
             taken, self._chunk = self._chunk[:nbytes], self._chunk[nbytes:]

@@ -34,7 +34,7 @@ def connection_of(connections_max: int) -> type[HttpToolsProtocol]:
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, with a watch over everything that is no body."""
+    """uvicorn's connection, with limits on everything except the body."""
 
     connections_max: int
     _in_head = True

@@ -19,8 +19,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from .. import ModelInfo
+from ..client.remote.calls import bytes_of
 from . import load
-from .datatypes import RANK_MAX, Array, check_count, from_bytes, from_json, is_finite, to_bytes, to_json
+from .datatypes import RANK_MAX, Array, check_count, from_bytes, from_json, is_finite, to_json
 from .errors import Refusal, invalid, refusal_of
 from .http_answer import BINARY, JSON
 from .http_body import Body
@@ -215,7 +216,7 @@ class _Streamed(Tensors):
         if nbytes != prod(entry.shape) * datatype.numpy.itemsize:
             raise invalid(f"input {entry.name!r}: {nbytes} bytes are not {datatype.name}{entry.shape}")
         array = await rooms.yard.client.empty(entry.shape, datatype.numpy)
-        await self._body.fill(to_bytes(array))
+        await self._body.fill(bytes_of(array))
         return array
 
     async def end(self) -> None:

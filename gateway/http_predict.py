@@ -17,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .. import ModelInfo, Priority, Reply
-from .datatypes import BY_NAME, NBYTES_MAX, NUMPY, Array, check_shape, from_json, to_bytes, to_json
+from ..client.remote.calls import bytes_of
+from .datatypes import BY_NAME, NBYTES_MAX, NUMPY, Array, check_shape, from_json, to_json
 from .errors import Refusal, invalid
 from .http_answer import BINARY, JSON, NPY, answer
 from .http_body import Body
@@ -45,8 +46,6 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(slots=True)
 class Prepared:
-    """A request that has been read."""
-
     info: ModelInfo
     inputs: dict[str, Array] | Array
     priority: int
@@ -249,7 +248,7 @@ async def _tensor(body: Body, rooms: Rooms, dtype: np.dtype[Any], shape: list[in
     if body.encoding != "identity":
         raise Refusal(415, "UNSUPPORTED_ENCODING", "tensors are sent without a Content-Encoding")
     array = await rooms.yard.client.empty(dims, dtype)
-    await body.fill(to_bytes(array))
+    await body.fill(bytes_of(array))
     await body.end()
     return array
 
@@ -317,7 +316,7 @@ def _sent(result: Result, form: str, output: str | None) -> Response:
         SHAPE_HEADER: ",".join(map(str, array.shape)),
     }
     if form == BINARY:
-        return Response(bytes(to_bytes(array)), media_type=BINARY, headers=headers)
+        return Response(bytes(bytes_of(array)), media_type=BINARY, headers=headers)
     npy = io.BytesIO()
     np.lib.format.write_array(npy, array, allow_pickle=False)
     return Response(npy.getvalue(), media_type=NPY, headers=headers)

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import ModelInfo, Priority
+from ..client.remote.calls import bytes_of
 from .classification import classes, labels_of
-from .datatypes import BY_NAME, Array, Datatype, check_shape, datatype_of, from_bytes, to_bytes
+from .datatypes import BY_NAME, Array, Datatype, check_shape, datatype_of, from_bytes
 from .described import batches_as_triton
 from .errors import Refusal, invalid
 from .regions import SHARED_MEMORY_OFF, Place, Regions
@@ -34,7 +35,7 @@ _PLACE = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offs
 
 @dataclass(slots=True)
 class Wanted:
-    """One output that was asked for by its name."""
+    """An output that was requested by name."""
 
     name: str
     binary: bool = False
@@ -67,7 +68,7 @@ class Output:
 
     @property
     def raw(self) -> memoryview:
-        return to_bytes(self.array)
+        return bytes_of(self.array)
 
 
 @dataclass(slots=True)
@@ -168,7 +169,7 @@ async def from_place(
     array = await yard.client.empty(shape, datatype.numpy)
     if array.nbytes != place.nbytes:
         raise invalid(f"region {place.region!r}: {place.nbytes} bytes are not {datatype.name}{shape}")
-    await regions.read(place, to_bytes(array))
+    await regions.read(place, bytes_of(array))
     return array
 
 

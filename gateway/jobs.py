@@ -36,7 +36,7 @@ _STATES = {
 
 
 class Result(NamedTuple):
-    """What a request brought: named outputs, and the receipt."""
+    """The result of a request: named outputs, and the receipt."""
 
     model: str
     revision: int

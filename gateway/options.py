@@ -72,7 +72,6 @@ OPTIONS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The gateway's own command line."""
     made = argparse.ArgumentParser(
         "python -m batchyard.gateway",
         description="REST jobs and the Open Inference Protocol (HTTP and gRPC) for a yard.",

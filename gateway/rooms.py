@@ -16,7 +16,7 @@ from .yard import Yard
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The gateway's bounds; each has its own response when it is reached."""
+    """The gateway's limits. Each has its own response when it is reached."""
 
     body_bytes_max: int = 64 << 20  # 413
     json_bytes_max: int = 8 << 20  # 413: a number takes 30 times its text while it is parsed

@@ -28,7 +28,6 @@ LOG_ELSEWHERE = "the gateway's log is set when it starts: -q leaves warnings and
 
 
 def log_settings() -> dict[str, bool | int | str]:
-    """What the gateway logs."""
     return {
         "log_file": "",
         "log_info": logging.getLogger("gateway").isEnabledFor(logging.INFO),

@@ -75,9 +75,6 @@ class FunctionValue:
     def data_ptr(self) -> int:
         return int(self._array.ctypes.data)
 
-    def tensor_size_in_bytes(self) -> int:
-        return self._array.nbytes
-
     def numpy(self) -> Array:
         return self._array
 
@@ -202,7 +199,7 @@ class FunctionSession:
     def _call_once(
         self, roots: Sequence[Array | None], shapes: list[list[int]], take: Callable[[Any], Any]
     ) -> None:
-        """Apart, so that when it has returned nothing of ours holds the arrays."""
+        """A method of its own: when it has returned, nothing of ours holds the arrays."""
         feeds = {
             spec.name: _empty(spec, shape) if root is None else root.reshape(shape)
             for spec, root, shape in zip(self.inputs, roots, shapes, strict=True)
@@ -227,7 +224,7 @@ class FunctionSession:
         return ""
 
     def _log(self, error: BaseException) -> None:
-        """A failing batch is halved and fails again: the same is told once."""
+        """Log an error once: a failing batch is halved, and fails again."""
         text, now_s = imports.described(error), time.monotonic()
         before, logged_s = self._logged
         if text != before or now_s - logged_s > LOG_AGAIN_S:
@@ -237,7 +234,7 @@ class FunctionSession:
     # ---- what it returned ---------------------------------------------------------------------
 
     def _named(self, answer: Any) -> dict[str, Array]:
-        """By name, whether it returned one array or a dict. Raises UserError."""
+        """The outputs by name, of one array or a dict. Raises UserError."""
         if not isinstance(answer, Mapping):
             only = self.outputs[0].name if len(self.outputs) == 1 else "" if self.outputs else OUTPUT
             if not only:

@@ -58,7 +58,7 @@ class _Line:
         self.connect()
 
     def connect(self) -> None:
-        """Connect anew. Unsent messages were for a broker that is gone."""
+        """Connect anew. Unsent messages are dropped: their broker is gone."""
         if self._connection is not None:
             self._connection.close()
         self._connection = self._carrier.connect(self._endpoint.workers, BOUNDS)

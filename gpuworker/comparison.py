@@ -44,7 +44,7 @@ class Agreement:
         return values
 
     def check(self, outputs: Sequence[TensorSpec], expected: Sequence[Any], answers: Sequence[Any]) -> None:
-        """Raises CannotServe, with the figure, for answers that are not the CPU's."""
+        """Raises CannotServe, with the figure, if the answers differ from the CPU's."""
         for spec, value, answer in zip(outputs, expected, answers, strict=True):
             if dtypes.BY_CODE[spec.dtype].name.startswith("float8"):
                 continue  # too coarse to compare

@@ -35,7 +35,7 @@ class DeviceLost(BaseException):
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error of a session means that the device is gone."""
+    """Whether a session's error means that the device is lost."""
     text = str(error).lower()
     return any(phrase in text for phrase in LOST)
 

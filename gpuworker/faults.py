@@ -75,7 +75,7 @@ def of_run(error: BaseException) -> str:
 
 
 def plain(text: str) -> str:
-    """Its own words, without where it says so and without folders."""
+    """onnxruntime's message, without places in its source and without folders."""
     text = _KIND.sub("", text.strip())
     for pattern in (_LOADING, _SOURCE):
         text = pattern.sub("", text)
@@ -85,7 +85,7 @@ def plain(text: str) -> str:
 
 def runtime() -> str:
     """`onnxruntime 1.27.0`, whichever wheel brings it."""
-    known = [wheel for name in providers.LADDER for wheel in reversed(providers.wheels(name))]
+    known = [wheel for name in providers.LADDER for wheel in reversed(providers.PROVIDERS[name].WHEELS)]
     for wheel in dict.fromkeys(known):
         try:
             return f"onnxruntime {version(wheel)}"

@@ -149,7 +149,7 @@ def described(error: BaseException) -> str:
 
 
 def log_traceback(what: str, error: BaseException) -> None:
-    """The user's own lines of it: ours, and the import machinery's, say nothing."""
+    """Log the user's lines of a traceback, without ours and the import machinery's."""
     lines = traceback.format_exception(type(error), error, _users(error.__traceback__))
     log.error("%s\n%s", what, "".join(lines).rstrip())
 

@@ -1,10 +1,10 @@
-"""Which provider a worker is on, and why on no better one. Pure: the supervisor passes the time in.
+"""Which provider a worker uses, and why no better one. Pure: the supervisor passes the time in.
 
-    a probe refuses a provider      it is not tried again while the worker lives
-    STRIKES_MAX within STRIKES_NS   it is in quarantine for QUARANTINE_NS, and the worker a rung lower
-    the quarantine is over          it is probed again: the worker goes back, or it is in quarantine anew
+    a probe fails                   the provider is not tried again while the worker lives
+    STRIKES_MAX within STRIKES_NS   it is in quarantine for QUARANTINE_NS, and the worker uses the next one
+    the quarantine is over          it is probed again: the worker returns to it, or the quarantine is renewed
 
-A strike is a child that ended by its device; `blames_device` tells them from other ends.
+A strike is a child that its device has ended; `blames_device` decides which ends count.
 """
 
 from __future__ import annotations
@@ -27,16 +27,14 @@ _CRASHES = tuple(
 
 
 def blames_device(status: int) -> bool:
-    """Whether a child that ended with this status was ended by its device: it said so, it hung, or it
-    crashed, as drivers make a process do. A kill (SIGKILL, SIGTERM) comes from somewhere else."""
-    on_windows = (
-        status & 0xC0000000 == 0xC0000000 and status > 0
-    )  # an unhandled exception, such as 0xC0000005
+    """Whether a child with this exit status was ended by its device: it reported the loss, it hung, or it
+    crashed, as a faulty driver makes a process do. A kill (SIGKILL, SIGTERM) has another cause."""
+    on_windows = status > 0 and status & 0xC0000000 == 0xC0000000  # an exception, such as 0xC0000005
     return status in (device.EXIT_CODE, watchdog.EXIT_CODE, *_CRASHES) or on_windows
 
 
 class Ladder:
-    """`providers` are those that may be tried, best first; the last one is what always works."""
+    """`providers`: what may be tried, best first. The last one always works."""
 
     def __init__(
         self,
@@ -58,14 +56,14 @@ class Ladder:
         return next(filter(lambda name: self._may(name, now_ns), self.providers), self.providers[-1])
 
     def refuse(self, provider: str, reason: str, now_ns: int) -> None:
-        """A probe found that it does not work."""
+        """A probe has found that the provider does not work."""
         if provider in self._quarantine:
             self._quarantine[provider] = now_ns + self._quarantine_ns, reason
         else:
             self._refused[provider] = reason
 
     def strike(self, provider: str, now_ns: int) -> bool:
-        """A child was ended by this provider's device. True when it is in quarantine from now on."""
+        """A child was ended by this provider's device. Returns whether the provider goes into quarantine."""
         if provider == self.providers[-1]:
             return False
         recent = [at_ns for at_ns in self._strikes.get(provider, ()) if now_ns - at_ns <= self._strikes_ns]
@@ -80,12 +78,12 @@ class Ladder:
         return True
 
     def better(self, provider: str, now_ns: int) -> str | None:
-        """A provider above this one whose quarantine is over, to be probed again."""
+        """A provider above this one whose quarantine is over; it should be probed again."""
         above = self.providers[: self.providers.index(provider)]
         return next((name for name in above if name in self._quarantine and self._may(name, now_ns)), None)
 
     def fallback_reason(self, provider: str, now_ns: int) -> str:
-        """Why the worker is on `provider` and on none above it, in words; empty where there is none."""
+        """Why the worker uses `provider` and none above it; "" for the best one."""
         reasons = []
         for name in self.providers[: self.providers.index(provider)]:
             until_ns, reason = self._quarantine.get(name, (0, ""))

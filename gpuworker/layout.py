@@ -31,7 +31,6 @@ class Layout:
         self.inner = self.row_nbytes // max(1, self.outer)
 
     def shape(self, rows: int) -> list[int]:
-        """The shape of so many rows."""
         axis = self.axis
         if axis < 0:
             return self.tail

@@ -1,8 +1,8 @@
-"""`python -m batchyard.gpuworker.probe`: does a provider work here? Asked in a process that may die of it.
+"""`python -m batchyard.gpuworker.probe`: finds out whether a provider works here, in a throw-away process.
 
-A driver that is broken doesn't say so: it crashes, hangs, or computes nonsense. So a process that is
-thrown away serves a tiny model as a worker would (the recipe's sessions, every bucket, the comparison with
-the CPU's answers) and prints what came of it as JSON. `Probe` is the other side.
+A broken driver reports no error: it crashes, hangs, or computes nonsense. So this process serves a tiny model
+as a worker would, with the recipe's sessions, in every bucket, and compares the answers with the CPU's. It
+prints the result as JSON. `Probe` starts it and reads that.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ..transport.processes import ChildProcess, module
 
 MODEL = Path(__file__).with_name("probe.onnx")  # a convolution, a pool and a Gemm; made by its unit test
 ROWS = 2
-TIMEOUT_S = 60.0  # the first run of WebGPU on a software adapter takes 5 s, a driver's first start longer
+TIMEOUT_S = 60.0  # WebGPU's first run on a software adapter takes 5 s; a driver's first start takes longer
 COMMAND = module("batchyard.gpuworker.probe")
 
 
 @dataclass(frozen=True)
 class Probed:
-    """What a probe found. `text`: the placement of the tiny model where it works, else why it doesn't."""
+    """A probe's result. `text`: the placement of the tiny model; if it does not work, the reason."""
 
     works: bool
     device: int = 0
@@ -35,20 +35,20 @@ class Probed:
 
 
 class Probe:
-    """One probe of a provider. `device`: which of its devices; None: the worker's share, by its number."""
+    """One probe of a provider. `device`: the number of its device; None: chosen by the worker's number."""
 
     def __init__(self, provider: str, device: int | None, worker: int, now_s: float) -> None:
         self.provider = provider
         self._give_up_s = now_s + TIMEOUT_S
         chosen = ["--worker", str(worker)] if device is None else ["--device", str(device)]
-        # A file, because a pipe that nobody reads can fill up.
+        # A file: a pipe that is not read fills up, and blocks the child.
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         command = [*COMMAND, "--provider", provider, *chosen]
         self._child = ChildProcess(command, name="probe", stdout=self._output, stderr=self._output)
         self._child.start()
 
     def poll(self, now_s: float) -> Probed | None:
-        """What was found; None while it isn't known. Then the process is gone."""
+        """The result, or None while the probe runs. With a result, the process has ended."""
         status = self._child.poll()
         if status is None and now_s < self._give_up_s:
             return None
@@ -61,13 +61,13 @@ class Probe:
         return outcome(status, lines)
 
     def close(self) -> None:
-        """End it, whatever it would find."""
+        """End it without a result."""
         self._child.terminate(grace_s=0.0)
         self._output.close()
 
 
 def outcome(status: int, lines: list[str]) -> Probed:
-    """What the exit status and the output of a probe mean."""
+    """The result, from the probe's exit status and output."""
     if status == 0 and lines:
         try:
             return Probed(**json.loads(lines[-1]))
@@ -78,14 +78,14 @@ def outcome(status: int, lines: list[str]) -> Probed:
 
 
 def look(provider: str, device: int | None, worker: int) -> Probed:
-    """Serve the tiny model on a provider, here and now."""
+    """Serve the tiny model on a provider, in this process."""
     from . import providers
     from .backends.onnx import ServedModel
     from .device import DeviceLost
     from .faults import CannotServe
 
     try:
-        devices = providers.devices(provider)
+        devices = providers.PROVIDERS[provider].devices()
         chosen = (worker - 1) % devices if device is None else device
         recipe = providers.recipe(provider, 1, chosen)
         model = ServedModel(Load("probe", 1, str(MODEL), ROWS, None, True), recipe)
@@ -97,8 +97,8 @@ def look(provider: str, device: int | None, worker: int) -> Probed:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 with a line of JSON, whether it works or not; another status, or none, for a provider that breaks
-    the process."""
+    """Returns 0 and prints a line of JSON, whether the provider works or not. Any other end means that the
+    provider has broken the process."""
     parser = argparse.ArgumentParser(
         prog="python -m batchyard.gpuworker.probe",
         description="Whether a provider works on this machine, as a line of JSON.",
@@ -114,4 +114,4 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     lifeline.hold()
-    os._exit(main())  # it is known by now; what a driver does while it is unloaded is no part of the answer
+    os._exit(main())  # without unloading the driver: a crash there would hide the result

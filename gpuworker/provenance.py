@@ -45,7 +45,7 @@ def read(session: Any, path: str, provider: str) -> tuple[Provenance, dict[int, 
     except UnicodeDecodeError:  # nothing makes a file hold text
         entries = {}
     claimed = of_metadata(entries, digest)
-    called = providers.execution_provider(provider) if provider in providers.LADDER else provider
+    called = providers.PROVIDERS[provider].EXECUTION_PROVIDER if provider in providers.LADDER else provider
     return claimed, dict(claimed.measured_ns.get(called, {}))
 
 
@@ -84,7 +84,7 @@ def _others(entries: Mapping[str, str]) -> dict[str, str]:
 
 
 def _parsed(entries: Mapping[str, str], key: str, kind: Any) -> Any:
-    """The JSON under `batchyard.<key>`; None where there is none that is of this kind."""
+    """The JSON under `batchyard.<key>`; None if it is missing or of another kind."""
     text = entries.get(f"{OWN}{key}", "")
     if not text or len(text) > VALUE_CHARACTERS_MAX:
         return None
@@ -95,5 +95,5 @@ def _parsed(entries: Mapping[str, str], key: str, kind: Any) -> Any:
 
 
 def _text(text: str) -> str:
-    """Bounded, and without what a terminal would take for an order."""
+    """The text, shortened, without control characters."""
     return "".join(character if character.isprintable() else "?" for character in text[:TEXT_MAX])

@@ -1,7 +1,7 @@
-"""The supervisor's work: choose a provider, keep a child on it, and step down and up again.
+"""The supervisor: chooses a provider, keeps a child running on it, and changes the provider when it must.
 
-Owns the loop and its clock. What is chosen, the ladder decides; whether a provider works, a probe finds out
-in a process of its own; the child that owns the sessions is another one.
+Owns the loop and its clock. The ladder decides which provider to use. A probe, in a process of its own, finds
+out whether a provider works. The child owns the sessions.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ..transport.processes import Backoff, ChildProcess, module
 from .ladder import Ladder, blames_device
 from .probe import Probe, Probed
 
-POLL_S = 0.05  # how soon a dead child is seen where it has no sentinel, and a probe's end
-LOOK_S = 1.0  # how soon the end of a quarantine is
+POLL_S = 0.05  # between two looks at a probe, and at a child without a sentinel
+LOOK_S = 1.0  # between two looks at quarantines
 COMMAND = module("batchyard.gpuworker.child")
-LEAVE_SIGNAL: int | None = getattr(signal, "SIGUSR1", None)  # asks a child to end between two batches
+LEAVE_SIGNAL: int | None = getattr(signal, "SIGUSR1", None)  # tells a child to exit after its batches
 
 log = logging.getLogger("batchyard.gpuworker")
 
@@ -29,8 +29,8 @@ log = logging.getLogger("batchyard.gpuworker")
 class Supervisor:
     """Keeps a child running until `stop`.
 
-    arguments: the child's, without those of its provider. insist: the ladder's first provider was asked for
-    by name, so that it must work at the start. device: which of a provider's; None: by the worker's number.
+    arguments: the child's, without its provider's. insist: the operator named the ladder's first provider, so
+    it must work at the start. device: the number of the provider's device; None: chosen by `worker`.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class Supervisor:
         self._device = device
         self._worker = worker
         self._provider = ladder.providers[-1]
-        self._devices: dict[str, int] = {}  # of each provider that a probe found to work
+        self._devices: dict[str, int] = {}  # by provider, once a probe has found that it works
         self._child: ChildProcess | None = None
-        self._probe: Probe | None = None  # of a better provider than the child's
-        self._leaves = False  # the child was asked to
+        self._probe: Probe | None = None  # of a provider that is better than the child's
+        self._leaves = False  # the child has been told to
         self._backoff = Backoff()
 
     def run(self) -> None:
-        """Until `stop`. Raises BatchyardError for a provider that was asked for and doesn't work."""
+        """Run until `stop`. Raises BatchyardError if the operator named a provider that does not work."""
         self._backoff.next_delay_s(time.monotonic())  # the first start is not a restart
         try:
             self._start()
@@ -72,7 +72,7 @@ class Supervisor:
                 self._child.terminate()
 
     def _wait(self) -> bool:
-        """Until something may have happened; whether to stop."""
+        """Sleep until something may have happened. Returns whether to stop."""
         sentinel = self._child.sentinel if self._child is not None else None
         if sentinel is None or self._probe is not None:
             return self._stop.wait(POLL_S)
@@ -99,24 +99,24 @@ class Supervisor:
 
     def _ended(self, status: int) -> None:
         assert self._child is not None
-        self._child.terminate()  # it is dead: its pipes are closed
-        if status == 0 and self._leaves:  # user code may end it so, too
+        self._child.terminate()  # it has ended already: this closes its pipes
+        if status == 0 and self._leaves:  # without `_leaves`: user code has called exit()
             self._start()
             return
         now_s = time.monotonic()
         if blames_device(status) and self._ladder.strike(self._provider, time.monotonic_ns()):
-            log.error("the device of %s is lost again and again: it is in quarantine", self._provider)
+            log.error("the device of %s has failed several times: it is in quarantine", self._provider)
             self._devices.pop(self._provider)
-            self._backoff = Backoff()  # the next provider's children have not failed
+            self._backoff = Backoff()  # the next provider has not failed yet
         delay_s = self._backoff.next_delay_s(now_s)
-        log.warning("the session child ended with status %s; again in %.1f s", status, delay_s)
+        log.warning("the session child ended with status %s; it starts again in %.1f s", status, delay_s)
         if not self._stop.wait(delay_s):
             self._start()
 
     # ---- providers ----------------------------------------------------------------------------
 
     def _choose(self) -> bool:
-        """Go down the ladder to a provider that works; False when told to stop meanwhile."""
+        """Go down the ladder to a provider that works. Returns False if `stop` comes first."""
         while True:
             self._provider = self._ladder.choose(time.monotonic_ns())
             if self._provider == self._ladder.providers[-1] or self._provider in self._devices:
@@ -133,9 +133,9 @@ class Supervisor:
                 raise BatchyardError(f"{self._provider} was asked for and does not work here: {outcome.text}")
 
     def _look_up(self) -> None:
-        """Probe a better provider when its quarantine is over; if it works, let the child leave for it."""
+        """Probe a better provider when its quarantine is over. If it works, the child makes way for it."""
         if LEAVE_SIGNAL is None or self._leaves or self._child is None or self._child.pid is None:
-            return  # without the signal it is probed when the child is started for another reason
+            return  # without the signal, it is probed at the child's next start
         if self._probe is None:
             better = self._ladder.better(self._provider, time.monotonic_ns())
             if better is not None:
@@ -147,7 +147,7 @@ class Supervisor:
         provider, self._probe = self._probe.provider, None
         self._note(provider, outcome)
         if outcome.works:
-            log.warning("%s works again; the child leaves for it", provider)
+            log.warning("%s works again; the child moves to it", provider)
             self._leaves = True
             os.kill(self._child.pid, LEAVE_SIGNAL)
         else:

@@ -32,15 +32,6 @@ LEAVING_CHARS_MAX = 1000
 log = logging.getLogger("batchyard.gpuworker")
 
 
-class _Loading:
-    """A model that is being loaded, and the Loads of this broker that it will answer."""
-
-    __slots__ = ("loads",)
-
-    def __init__(self, load: m.Load) -> None:
-        self.loads = [load]
-
-
 class Worker:
     """Handles the broker's messages; `send(messages, frames)` carries the answers away.
 
@@ -67,10 +58,9 @@ class Worker:
         self._start_load = start_load
         self._memory = memory
         self._models: dict[tuple[str, int], ServedModel] = {}  # by name and revision
-        self._kept: list[
-            tuple[Any, ServedModel]
-        ] = []  # with their sources, newest last; a former broker's, too
-        self._loading: dict[Any, _Loading] = {}
+        # With their sources, newest last; a former broker's, too.
+        self._kept: list[tuple[Any, ServedModel]] = []
+        self._loading: dict[Any, list[m.Load]] = {}  # by source: the Loads of this broker that it will answer
         self._epoch = 0
         self._broker_pid = 0
         self._complained = False
@@ -104,8 +94,8 @@ class Worker:
             model.forget_bindings()
         self._memory.detach_all()
         self._models.clear()  # a new broker counts revisions anew
-        for loading in self._loading.values():
-            loading.loads.clear()
+        for loads in self._loading.values():
+            loads.clear()
         self._epoch = message.epoch
         self._broker_pid = message.pid
 
@@ -153,15 +143,15 @@ class Worker:
         if kept:
             self._serve(message, kept[-1], None)
         elif key in self._loading:
-            self._loading[key].loads.append(message)
+            self._loading[key].append(message)
         else:
-            self._loading[key] = _Loading(message)
+            self._loading[key] = [message]
             self._start_load(key, message, self._models.get((message.model, message.baseline_revision)))
 
     def loaded(self, key: Any, outcome: Outcome) -> None:
         """The load that was started under `key` has ended; if it failed, `outcome` says why. Raises
         DeviceLost."""
-        loads = self._loading.pop(key).loads
+        loads = self._loading.pop(key)
         if isinstance(outcome, DeviceLost):
             raise outcome
         if not loads:
@@ -211,11 +201,9 @@ class Worker:
 
     def _unload(self, message: m.Unload) -> None:
         self._models.pop((message.model, message.revision), None)
-        for loading in self._loading.values():
-            loading.loads = [
-                load
-                for load in loading.loads
-                if (load.model, load.revision) != (message.model, message.revision)
+        for loads in self._loading.values():
+            loads[:] = [
+                load for load in loads if (load.model, load.revision) != (message.model, message.revision)
             ]
         used = set(map(id, self._models.values()))
         self._kept = [(source, model) for source, model in self._kept if id(model) in used]
@@ -291,7 +279,7 @@ class Worker:
                         self._describe(name, revision, model, None)
 
     def _emit(self, batch: int, outputs: list[Tensor], frame: Any) -> bool:
-        """Send one of a batch's answers. Whether another is wanted."""
+        """Send one of a batch's answers. Returns whether another is wanted."""
         message = m.Yielded(self._epoch, batch, outputs)
         unfit = codec.worker_to_broker.refusal(message)
         if unfit:

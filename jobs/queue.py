@@ -7,24 +7,22 @@ batches, workers and failures. Only here and in the REST gateway is a request ca
 from __future__ import annotations
 
 import asyncio
-import heapq
 import os
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import partial
-from itertools import count
-from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
 
 from ..client import python_models
 from ..client.aio import AsyncClient
+from ..client.embedded import START_TIMEOUT_S, begin
 from ..client.options import deadline_ns_of, priority_of
 from ..client.reply import Reply
 from ..client.signature import Array, Signature
-from ..client.yard import START_TIMEOUT_S, Yard, begin
+from ..client.yard import Yard
 from ..transport.errors import (
     ArenaExhausted,
     BatchyardError,
@@ -37,6 +35,7 @@ from ..transport.errors import (
 )
 from ..transport.messages import ModelInfo, Priority
 from ..transport.python_models import ATTRIBUTE
+from .room import Room
 from .table import Job, JobStatus, Table
 from .tally import JobStatistics, Tally
 
@@ -58,36 +57,6 @@ class JobPriority(Enum):
     NORMAL = "normal"
     HIGH = "high"
     URGENT = "urgent"
-
-
-class _Room:
-    """Jobs that wait for room in shared memory, the most urgent first, then the oldest."""
-
-    def __init__(self) -> None:
-        self._numbers = count(1)
-        self._waiters: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap
-
-    def number(self) -> int:
-        """Of a job, for all its waits."""
-        return next(self._numbers)
-
-    async def wait(self, priority: int, number: int, timeout_s: float) -> bool:
-        """Wait until there may be room and no job is ahead of this one; False if that takes too long."""
-        waiter = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiters, (priority, number, waiter))
-        try:  # not by wait_for, which forgets a cancellation that comes with the result (Python 3.11)
-            await asyncio.wait({waiter}, timeout=timeout_s)
-        finally:
-            in_time = not waiter.cancel()
-        return in_time
-
-    def wake(self) -> None:
-        """Let the first job try again."""
-        while self._waiters:
-            _, _, waiter = heapq.heappop(self._waiters)
-            if not waiter.done():
-                waiter.set_result(None)
-                return
 
 
 class AsyncInferenceQueue:
@@ -144,7 +113,7 @@ class AsyncInferenceQueue:
         self._jobs_max = max_queue_size
         self._table: Table[Job[Result]] = Table(result_ttl, max_results)
         self._tally = Tally()
-        self._room = _Room()
+        self._room = Room()
         self._open = False
         self._opening = asyncio.Lock()
         self._yard: Yard | None = None
@@ -184,9 +153,7 @@ class AsyncInferenceQueue:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     async def _connect(self, example: Any) -> AsyncClient:

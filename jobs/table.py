@@ -98,7 +98,6 @@ class Table(Generic[AJob]):
             self._sweeper = None
 
     def begin(self, job: AJob) -> AJob:
-        """Enter a new job."""
         job.started_s = self._clock()
         self.under_way[job.id] = job
         return job
@@ -136,7 +135,6 @@ class Table(Generic[AJob]):
         return True
 
     def forget(self, job: AJob) -> None:
-        """Remove an ended job."""
         self.drop_result(self.ended.pop(job.id))
 
     def drop_result(self, job: AJob) -> None:
@@ -165,7 +163,7 @@ class Table(Generic[AJob]):
             self.forget(oldest)
 
     def _sweep_again(self) -> None:
-        """As time passes: the next oldest is looked at when it is due."""
+        """Called by the timer: sweep, and set it for the next oldest."""
         self._sweeper = None
         self._sweep()
         if self.ended and self._sweeps:

@@ -44,12 +44,10 @@ class Tally:
         self._samples: deque[tuple[float, float, int, int]] = deque(maxlen=SAMPLES_MAX)
 
     def began(self, now_s: float) -> None:
-        """A job was submitted."""
         self._began_s = self._began_s or now_s
         self._submitted += 1
 
     def ended(self, status: JobStatus) -> None:
-        """A job has come to this end."""
         self._ends[status] += 1
 
     def ran(self, now_s: float, latency_s: float, rows: int, batch_rows: int) -> None:

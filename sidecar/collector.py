@@ -55,7 +55,7 @@ class YardCollector(Collector):
         self._trouble: str | None = None  # said once, not at every scrape
 
     def describe(self) -> list[Metric]:
-        """Nothing: to say what there is would be a scrape."""
+        """Empty: describing the metrics would take a scrape."""
         return []
 
     def collect(self) -> Iterator[Metric]:

@@ -78,13 +78,12 @@ def _requests(snapshot: Snapshot) -> Iterator[Metric]:
     ):
         found = dict.fromkeys(names, 0) | {model: n for model, kind, n in snapshot.identical if kind == how}
         yield _counters(name, text, "model", found)
-    waiting = GaugeMetricFamily(
-        "batchyard_queue_depth_rows", "Rows that wait for a worker.", labels=("model", "priority")
+    waiting = (
+        ((model, priority_name), count)
+        for model, _, _, rows, _ in snapshot.models
+        for priority_name, count in zip(PRIORITIES, rows, strict=False)
     )
-    for model, _, _, rows, _ in snapshot.models:
-        for priority_name, count in zip(PRIORITIES, rows, strict=False):
-            waiting.add_metric((model, priority_name), count)
-    yield waiting
+    yield _gauges("queue_depth_rows", "Rows that wait for a worker.", ("model", "priority"), waiting)
     yield _gauge("rows_under_way", "Rows of requests that have not ended.", snapshot.rows_under_way)
     yield _gauge("clients", "Connections of clients.", snapshot.clients)
 
@@ -131,22 +130,15 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
     yield _counter("workers_left", text, snapshot.workers_left)
     text = "Workers on a provider below the best one that is installed; the broker's log says why."
     yield _gauge("workers_fallen", text, len(snapshot.workers_fallen))
-    serving = GaugeMetricFamily("batchyard_model_workers", "Workers that serve a model.", labels=("model",))
+    models = snapshot.models
+    serving = (((name,), sum(providers.values())) for name, _, _, _, providers in models)
+    yield _gauges("model_workers", "Workers that serve a model.", ("model",), serving)
     text = "The revision that is served; it changes with every swap."
-    revisions = GaugeMetricFamily("batchyard_model_revision", text, labels=("model",))
+    yield _gauges("model_revision", text, ("model",), (((name,), revision) for name, revision, *_ in models))
     text = "By which provider workers run a model, and which revision of it is served; always 1."
-    info = GaugeMetricFamily("batchyard_provider_info", text, labels=("model", "revision", "provider"))
-    for model, revision, _, _, providers in snapshot.models:
-        serving.add_metric((model,), sum(providers.values()))
-        revisions.add_metric((model,), revision)
-        for provider in providers:
-            info.add_metric((model, str(revision), provider), 1)
-    yield serving
-    yield revisions
-    yield info
-    build = GaugeMetricFamily("batchyard_build_info", "The broker's version; always 1.", labels=("version",))
-    build.add_metric((snapshot.version,), 1)
-    yield build
+    info = (((name, str(number), each), 1) for name, number, _, _, providers in models for each in providers)
+    yield _gauges("provider_info", text, ("model", "revision", "provider"), info)
+    yield _gauges("build_info", "The broker's version; always 1.", ("version",), [((snapshot.version,), 1)])
 
 
 def _memory(snapshot: Snapshot) -> Iterator[Metric]:
@@ -163,6 +155,15 @@ def _memory(snapshot: Snapshot) -> Iterator[Metric]:
 
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"batchyard_{name}", text, value)
+
+
+def _gauges(
+    name: str, text: str, labels: tuple[str, ...], values: Iterable[tuple[tuple[str, ...], float]]
+) -> Metric:
+    family = GaugeMetricFamily(f"batchyard_{name}", text, labels=labels)
+    for key, value in values:
+        family.add_metric(key, value)
+    return family
 
 
 def _counter(name: str, text: str, value: float) -> Metric:

@@ -59,7 +59,7 @@ class Images:
         return start, self._images[start:end]
 
     def back_to(self, start: int) -> None:
-        """The images from `start` on got no answer: take them again."""
+        """Take the images from `start` on again: they got no answer."""
         self._start = start
 
 
@@ -114,7 +114,7 @@ def several_at_once(
 
 
 def _wait_for_room(full: Overloaded, stream: Stream, tally: Tally, end_s: float) -> None:
-    """Wait as long as the yard says, but not past the end."""
+    """Wait as long as the yard said, but not past the end."""
     tally.refused[stream.priority] += 1
     time.sleep(max(0.0, min(full.retry_after_s, end_s - time.monotonic())))
 

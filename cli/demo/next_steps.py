@@ -6,13 +6,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from ..main import VERBS
 from ..text import table
 
 SOURCE = Path(__file__).resolve().parents[2]
 CONFIG = Path("examples", "batchyard.toml")
-GRAFANA = Path("grafana", "docker-compose.yml")  # docs/monitoring.md has the way without Docker
-METRICS_PORT = 9877  # where the Prometheus of grafana/ looks
 
 
 def after_demo() -> list[str]:
@@ -25,17 +22,6 @@ def after_demo() -> list[str]:
             ("README.md", "ten lines of client"),
         ]
     )
-
-
-def after_training(config: Path) -> list[str]:
-    """The same for a model that `config` serves."""
-    serve_it, look = f"{typed()} up --config {config}", []
-    if "top" in VERBS:
-        look.append((f"{typed()} top", "what it does now"))
-    if (SOURCE / GRAFANA).is_file():
-        serve_it += f" --metrics {METRICS_PORT}"
-        look.append((f"docker compose -f {GRAFANA} up -d", "and over time: Grafana at http://127.0.0.1:3000"))
-    return table([(serve_it, "serve it to your own programs"), *look])
 
 
 def typed() -> str:

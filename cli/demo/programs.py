@@ -151,7 +151,6 @@ def _watch(yard: Yard, processes: list[ChildProcess], load_s: float) -> None:
 
 
 def _said(log: IO[bytes]) -> str:
-    """The last lines of the log."""
     log.seek(0)
     lines = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
     return "".join(f"\n  {line}" for line in lines)

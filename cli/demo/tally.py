@@ -55,7 +55,6 @@ class Tally:
         self.difference = max(self.difference, float(np.nan_to_num(differences, nan=np.inf).max()))
 
     def merge(self, other: Tally) -> None:
-        """Add the answers of another client or thread."""
         for mine, its in zip(self.latencies_ns, other.latencies_ns, strict=True):
             mine += its
         self.rows = _sums(self.rows, other.rows)

@@ -36,7 +36,7 @@ def _ok(subject: str, found: str) -> Finding:
     return Finding(Level.OK, subject, found)
 
 
-def _warn(subject: str, found: str, remedy: str) -> Finding:
+def warn(subject: str, found: str, remedy: str) -> Finding:
     return Finding(Level.WARN, subject, found, remedy)
 
 
@@ -51,7 +51,7 @@ def python(version: tuple[int, int, int], implementation: str) -> Finding:
     if version[:2] < first:
         return _fail("python", found, f"make the environment with {tested}, or later")
     if version[:2] > last or implementation != "CPython":
-        return _warn("python", found, f"only {tested} is tested; if something fails, try one of these")
+        return warn("python", found, f"only {tested} is tested; if something fails, try one of these")
     return _ok("python", found)
 
 
@@ -91,11 +91,11 @@ def messaging(pyzmq: str, libzmq: str, has_ipc: bool, has_curve: bool, on_window
     able = ", ".join(name if has else f"no {name}" for name, has in (("ipc", has_ipc), ("CURVE", has_curve)))
     found = f"pyzmq {pyzmq}, libzmq {libzmq}, {able}"
     if not has_ipc and not on_windows:
-        return _warn(
+        return warn(
             "zeromq", found, "pip install pyzmq again from a wheel: yards are on loopback tcp without ipc"
         )
     if not has_curve:
-        return _warn(
+        return warn(
             "zeromq", found, "no yard can be reached from other machines; pyzmq's own wheels have CURVE"
         )
     return _ok("zeromq", found)
@@ -122,7 +122,7 @@ def shm(total_bytes: int | None, free_bytes: int, backend: str) -> Finding:
     whose = "" if backend == "named" else "; only the named backend uses it, and here memfd does the work"
     if total_bytes < SHM_BYTES_MIN:
         docker = " (Docker's default)" if total_bytes == DOCKER_SHM_BYTES else ""
-        return _warn(
+        return warn(
             "/dev/shm",
             f"{found}{docker}{whose}",
             "for the named backend: docker run --shm-size=1g, or remount it larger",
@@ -137,7 +137,7 @@ def memory(available_bytes: int | None, limit_bytes: int | None) -> Finding:
     usable = available_bytes if limit_bytes is None else min(available_bytes, limit_bytes)
     found = f"{size(usable)} available" + (f", limit {size(limit_bytes)}" if limit_bytes is not None else "")
     if usable < MEMORY_BYTES_MIN:
-        return _warn(
+        return warn(
             "memory", found, "a worker and a client take 100 MB and more; end other programs, or add memory"
         )
     return _ok("memory", found)
@@ -148,7 +148,7 @@ def cores(machine: int, allowed: float, workers: int) -> Finding:
     each = max(1, machine // workers)
     found = f"{plural(machine, 'core')}: {plural(workers, 'worker')} with {plural(each, 'thread')} each"
     if allowed < machine:
-        return _warn(
+        return warn(
             "cores",
             f"{found}, and this process may use {allowed:g}",
             f"batchyard up --threads {max(1, int(allowed // workers))}: more would be in each other's way",
@@ -199,11 +199,11 @@ def yard(facts: YardFacts) -> list[Finding]:
             )
         elif model.state == ModelState.LOADING and facts.workers:
             findings.append(
-                _warn(f"model {model.name}", "still loading", "wait, then look at `batchyard models`")
+                warn(f"model {model.name}", "still loading", "wait, then look at `batchyard models`")
             )
         elif model.state == ModelState.READY and not model.batchable:
             remedy = "leave it so, or say batch_axis in batchyard.toml if its rows are on another axis"
-            findings.append(_warn(f"model {model.name}", f"requests run alone: {model.alone_reason}", remedy))
+            findings.append(warn(f"model {model.name}", f"requests run alone: {model.alone_reason}", remedy))
         elif model.state == ModelState.READY and model.evidence:
             findings.append(_ok(f"model {model.name}", f"rows share a run: {model.evidence}"))
     return findings
@@ -216,7 +216,7 @@ def orphans(names: Sequence[str], removed: bool) -> Finding:
     found = f"{plural(len(names), 'segment')} of dead processes in /dev/shm"
     if removed:
         return _ok("orphans", f"{found}: removed")
-    return _warn("orphans", found, "batchyard doctor --fix removes them")
+    return warn("orphans", found, "batchyard doctor --fix removes them")
 
 
 def config(path: str, models: int, problems: Sequence[str]) -> list[Finding]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ...gpuworker.probe import Probed
 from ..text import plural
-from .checks import Finding, Level
+from .checks import Finding, Level, warn
 
 AMD, INTEL, NVIDIA = 0x1002, 0x8086, 0x10DE
 VENDORS = {AMD: "AMD", INTEL: "Intel", NVIDIA: "NVIDIA"}
@@ -68,7 +68,7 @@ def _plugin(facts: GpuFacts, wheels: Mapping[str, str]) -> list[Finding]:
     if not facts.plugin or not host or _numbers(host) >= PLUGIN_NEEDS:
         return []
     said = f"{PLUGIN} {facts.plugin} is too new for onnxruntime {host}"
-    return [_warn("webgpu", said, f"pip install 'onnxruntime>={'.'.join(map(str, PLUGIN_NEEDS))}'")]
+    return [warn("webgpu", said, f"pip install 'onnxruntime>={'.'.join(map(str, PLUGIN_NEEDS))}'")]
 
 
 def _providers(probed: Mapping[str, Probed]) -> list[Finding]:
@@ -79,7 +79,7 @@ def _providers(probed: Mapping[str, Probed]) -> list[Finding]:
             findings.append(Finding(Level.OK, name, f"it works, and answers as the CPU does: {which}"))
         else:
             said = f"it does not work here, and the CPU serves: {found.text}"
-            findings.append(_warn(name, said, "the card and its drivers are looked at below"))
+            findings.append(warn(name, said, "the card and its drivers are looked at below"))
     return findings
 
 
@@ -87,7 +87,7 @@ def _windows(wheels: Mapping[str, str]) -> list[Finding]:
     if "onnxruntime-directml" in wheels:
         return []
     said = "no wheel for DirectX 12 GPUs is installed; models run on the CPU"
-    return [_warn("gpu", said, _instead(wheels, "onnxruntime-directml"))]
+    return [warn("gpu", said, _instead(wheels, "onnxruntime-directml"))]
 
 
 def _card(card: Card) -> list[Finding]:
@@ -99,10 +99,10 @@ def _card(card: Card) -> list[Finding]:
             INTEL: "sudo modprobe i915",
             NVIDIA: "sudo apt install nvidia-driver, then start the machine again",
         }[card.vendor]
-        return [_warn("gpu", f"{said}: the kernel has no driver for it ({drivers})", remedy)]
+        return [warn("gpu", f"{said}: the kernel has no driver for it ({drivers})", remedy)]
     if not card.usable:
         remedy = "sudo usermod -aG render,video $USER, then log in again"
-        return [_warn("gpu", f"{said}: this user may not open {card.node}", remedy)]
+        return [warn("gpu", f"{said}: this user may not open {card.node}", remedy)]
     return [Finding(Level.OK, "gpu", f"{said}, {card.node}")]
 
 
@@ -110,12 +110,12 @@ def _vulkan(facts: GpuFacts, known: list[Card]) -> list[Finding]:
     findings = []
     if not facts.loader:
         said = "the loader, libvulkan.so.1, is not installed"
-        findings.append(_warn("vulkan", said, "sudo apt install libvulkan1"))
+        findings.append(warn("vulkan", said, "sudo apt install libvulkan1"))
     for vendor in sorted({card.vendor for card in known}):
         if not any(part in name for name in facts.icds for part in ICDS[vendor]):
             package = "nvidia-vulkan-icd" if vendor == NVIDIA else "mesa-vulkan-drivers"
             said = f"no Vulkan driver for {VENDORS[vendor]} is installed"
-            findings.append(_warn("vulkan", said, f"sudo apt install {package}"))
+            findings.append(warn("vulkan", said, f"sudo apt install {package}"))
     return findings
 
 
@@ -124,8 +124,8 @@ def _wheel(known: list[Card], wheels: Mapping[str, str], plugin: str) -> list[Fi
         return []
     said = "no wheel for this GPU is installed; models run on the CPU"
     if any(card.vendor == NVIDIA for card in known):
-        return [_warn("runtime", said, _instead(wheels, "onnxruntime-gpu"))]
-    return [_warn("runtime", said, _instead(wheels, "onnxruntime-webgpu"))]
+        return [warn("runtime", said, _instead(wheels, "onnxruntime-gpu"))]
+    return [warn("runtime", said, _instead(wheels, "onnxruntime-webgpu"))]
 
 
 def _instead(wheels: Mapping[str, str], wheel: str) -> str:
@@ -136,7 +136,3 @@ def _instead(wheels: Mapping[str, str], wheel: str) -> str:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:3] if part.isdecimal())
-
-
-def _warn(subject: str, found: str, remedy: str) -> Finding:
-    return Finding(Level.WARN, subject, found, remedy)

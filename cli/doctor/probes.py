@@ -96,7 +96,7 @@ def socket_path_bytes(endpoint: Endpoint) -> int | None:
 
 
 def yard(endpoint: Endpoint, keys: Path | None) -> YardFacts:
-    """Who holds an endpoint, and what a yard there reports."""
+    """The process that holds an endpoint, and the report of a yard there."""
     if endpoint.folder is not None and endpoint.folder.exists():
         try:
             endpoints.check_private(endpoint.folder)

@@ -4,19 +4,20 @@ cancels its request in the yard."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ...transport.errors import BrokerLost, Cancelled, InvalidRequest
-from ...transport.messages import ModelInfo, Priority
+from ...transport.messages import ModelInfo
 from .. import ending
 from ..aio import AsyncClient
-from ..options import TIMEOUT_S, check_seconds, request_of
+from ..options import TIMEOUT_S, check_seconds
 from ..reply import Reply
-from ..signature import Array, Signature
+from ..request import Request
+from ..signature import Array
 from .session import RemoteSession
 
 T = TypeVar("T")
@@ -25,25 +26,11 @@ T = TypeVar("T")
 class RemoteAsyncClient(AsyncClient):
     """As `AsyncClient`, for a gateway or a fleet. `arena_bytes` and `segment` mean nothing here."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        arena_bytes: int | None = None,
-        keys: Any = None,
-        segment: str | None = None,
-        connect_timeout: float = 5.0,
-        token: str | None = None,
-    ) -> None:
-        refuse_keys(keys)
-        self._remote = RemoteSession(url, token, connect_timeout)
+    def _begin(self, *settings: Any) -> str:
+        self._remote = RemoteSession(*settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._closed = False
-        ending.watch(self)
-
-    def __repr__(self) -> str:
-        return f"<AsyncClient of {self._remote.url}{', closed' if self._closed else ''}>"
+        return self._remote.url
 
     @property
     def arena_used_bytes(self) -> int:
@@ -55,20 +42,10 @@ class RemoteAsyncClient(AsyncClient):
         """Requests without an outcome."""
         return len(self._tasks)
 
-    async def _request(
-        self,
-        model: str,
-        inputs: Any,
-        priority: int | str = Priority.NORMAL,
-        deadline: float | None = None,
-        timeout: float = TIMEOUT_S,
-        traceparent: str | None = None,
-        expect: Callable[[Signature], Signature] | None = None,
-    ) -> Reply:
-        request = request_of(model, inputs, priority, deadline, timeout, traceparent)
+    async def _ask(self, request: Request) -> Reply:
         outcome: Any = None
         try:
-            outcome = reply = await self._run(self._remote.reply(request, traceparent))
+            outcome = reply = await self._run(self._remote.reply(request))
         except BaseException as error:
             outcome = error
             raise
@@ -78,19 +55,9 @@ class RemoteAsyncClient(AsyncClient):
             del outcome, request  # else an error and this frame would keep each other alive
         return reply
 
-    async def stream(
-        self,
-        model: str,
-        inputs: Any,
-        *,
-        priority: int | str = Priority.NORMAL,
-        deadline: float | None = None,
-        timeout: float = TIMEOUT_S,
-        traceparent: str | None = None,
-    ) -> AsyncGenerator[Array | dict[str, Array], None]:
-        request = request_of(model, inputs, priority, deadline, timeout, traceparent)
+    async def _answers(self, request: Request) -> AsyncGenerator[Array | dict[str, Array], None]:
         self._here()
-        async with aclosing(self._remote.answers(request, traceparent)) as answers:
+        async with aclosing(self._remote.answers(request)) as answers:
             async for answer in answers:
                 yield answer
 
@@ -157,9 +124,3 @@ class RemoteAsyncClient(AsyncClient):
         self._loop = None
         self._tasks = set()
         self._remote.renew()
-
-
-def refuse_keys(keys: Any) -> None:
-    """Raises InvalidRequest: CURVE is the broker's."""
-    if keys is not None:
-        raise InvalidRequest("keys are for a yard's broker; a gateway takes a token, over https or grpcs")

@@ -59,7 +59,6 @@ class Call:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
         return sum(len(raw) for *_, raw in self.inputs)
 
     def parameters(self) -> dict[str, Any]:
@@ -72,7 +71,6 @@ class Call:
         }
 
     def packed(self, body: bytes, head_nbytes: int = 0) -> Packed:
-        """Its message."""
         return Packed(self.model, self.priority, self.until_ns, self.traceparent, body, head_nbytes)
 
 
@@ -85,7 +83,6 @@ class Answer:
 
     @property
     def value(self) -> Array | dict[str, Array]:
-        """As `Reply.value`."""
         return self.outputs[0][1] if len(self.outputs) == 1 else dict(self.outputs)
 
     def reply(self) -> Reply:
@@ -99,7 +96,7 @@ class Answer:
         return Reply(names, arrays, queue_ns, batch)
 
 
-def call_of(signature: Signature, request: Request, traceparent: str | None = None) -> Call:
+def call_of(signature: Signature, request: Request) -> Call:
     """Check what was given. Raises InvalidRequest, also for types that the protocol cannot name."""
     arrays, _ = signature.arrays(request.given)
     inputs = []
@@ -113,7 +110,7 @@ def call_of(signature: Signature, request: Request, traceparent: str | None = No
                 "type; ask a yard's broker (ipc:// or tcp://)"
             )
         inputs.append((want.spec.name, name, array.shape, bytes_of(array)))
-    return Call(signature.name, inputs, request.priority, request.until_ns, traceparent)
+    return Call(signature.name, inputs, request.priority, request.until_ns, request.traceparent)
 
 
 def bytes_of(array: Array) -> memoryview:

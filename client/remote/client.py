@@ -9,9 +9,8 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from copy import deepcopy
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,8 +24,7 @@ from ..options import TIMEOUT_S, check_seconds, request_of, source_of, window_of
 from ..reply import Reply
 from ..request import Request
 from ..session import check_name
-from ..signature import Array, Signature
-from .aio import refuse_keys
+from ..signature import Array
 from .calls import Packed
 from .loop import LoopThread
 from .session import RemoteSession
@@ -37,42 +35,17 @@ T = TypeVar("T")
 class RemoteClient(Client):
     """As `Client`, for a gateway or a fleet. `arena_bytes` and `segment` mean nothing here."""
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        arena_bytes: int | None = None,
-        keys: Any = None,
-        segment: str | None = None,
-        connect_timeout: float = 5.0,
-        token: str | None = None,
-    ) -> None:
-        refuse_keys(keys)
-        self._remote = RemoteSession(url, token, connect_timeout)
+    def _begin(self, *settings: Any) -> str:
+        self._remote = RemoteSession(*settings)
         self._thread = LoopThread()
-        self._closed = False
-        self._pid = os.getpid()
-        ending.watch(self)
-
-    def __repr__(self) -> str:
-        return f"<Client of {self._remote.url}{', closed' if self._closed else ''}>"
+        return self._remote.url
 
     # ---- requests -----------------------------------------------------------------------------
 
-    def _request(
-        self,
-        model: str,
-        inputs: Any,
-        priority: int | str = Priority.NORMAL,
-        deadline: float | None = None,
-        timeout: float = TIMEOUT_S,
-        traceparent: str | None = None,
-        expect: Callable[[Signature], Signature] | None = None,
-    ) -> Reply:
-        request = request_of(model, inputs, priority, deadline, timeout, traceparent)
+    def _ask(self, request: Request) -> Reply:
         outcome: Any = None
         try:
-            outcome = reply = self._run(self._remote.reply(request, traceparent))
+            outcome = reply = self._run(self._remote.reply(request))
         except BaseException as error:
             outcome = error
             raise
@@ -82,64 +55,39 @@ class RemoteClient(Client):
             del outcome, request  # else an error and this frame would keep each other alive
         return reply
 
-    def submit(
-        self,
-        model: str,
-        inputs: Any,
-        *,
-        priority: int | str = Priority.NORMAL,
-        deadline: float | None = None,
-        timeout: float = TIMEOUT_S,
-        traceparent: str | None = None,
-    ) -> InferFuture:
-        request = request_of(model, inputs, priority, deadline, timeout, traceparent)
+    def _submit(self, request: Request) -> InferFuture:
         packed: Packed | None = None
         try:
             self._check_open()
-            signature = self._remote.signatures.get(model)
+            signature = self._remote.signatures.get(request.model)
             if signature is None and not self._thread.is_current:
-                signature = self._run(self._remote.within(request, self._remote.signature(model)))
+                signature = self._run(self._remote.within(request, self._remote.signature(request.model)))
             if signature is None:
-                request.given = deepcopy(inputs)  # a callback can't wait for its own thread
+                request.keep()  # a callback can't wait for its own thread
             else:
-                packed = self._remote.pack(signature, request, traceparent)
+                packed = self._remote.pack(signature, request)
                 request.given = None
             future = InferFuture(request, self._thread.cancel)
-            self._thread.start(request, self._serve(request, traceparent, packed, future))
+            self._thread.start(request, self._serve(request, packed, future))
         except BaseException as error:
             if request.span is not None:
                 request.span.end(error, request.sent_ns)
             raise
         return future
 
-    async def _serve(
-        self, request: Request, traceparent: str | None, packed: Packed | None, future: InferFuture
-    ) -> None:
+    async def _serve(self, request: Request, packed: Packed | None, future: InferFuture) -> None:
         """A request of `submit`, to its end."""
         outcome: Any
         try:
-            outcome = await self._remote.reply(request, traceparent, packed)
+            outcome = await self._remote.reply(request, packed)
         except asyncio.CancelledError:
             outcome = Cancelled("the client was closed")
         except Exception as error:
             outcome = error
         future.settle(outcome)
 
-    def stream(
-        self,
-        model: str,
-        inputs: Any,
-        *,
-        priority: int | str = Priority.NORMAL,
-        deadline: float | None = None,
-        timeout: float = TIMEOUT_S,
-        traceparent: str | None = None,
-    ) -> Iterator[Array | dict[str, Array]]:
-        request = request_of(model, inputs, priority, deadline, timeout, traceparent)
-        return self._streamed(request, traceparent)
-
-    def _streamed(self, request: Request, traceparent: str | None) -> Iterator[Array | dict[str, Array]]:
-        answers = self._remote.answers(request, traceparent)
+    def _answers(self, request: Request) -> Iterator[Array | dict[str, Array]]:
+        answers = self._remote.answers(request)
 
         async def step() -> Array | dict[str, Array] | None:
             return await anext(answers, None)

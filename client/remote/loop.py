@@ -27,7 +27,6 @@ class LoopThread:
 
     @property
     def is_current(self) -> bool:
-        """Whether this is the thread itself."""
         return threading.current_thread() is self._thread
 
     def run(self, work: Coroutine[Any, Any, T]) -> Future[T]:

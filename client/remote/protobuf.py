@@ -29,7 +29,7 @@ def varint(value: int) -> bytes:
 
 
 def head(number: int, nbytes: int) -> bytes:
-    """What stands in front of a field's bytes."""
+    """The head of a field: its number and length."""
     return varint(number << 3 | BYTES) + varint(nbytes)
 
 
@@ -40,7 +40,6 @@ def field(number: int, payload: bytes | str) -> bytes:
 
 
 def number(at: int, value: int) -> bytes:
-    """A field of a whole number."""
     return varint(at << 3 | VARINT) + varint(value)
 
 
@@ -76,7 +75,7 @@ def fields(raw: memoryview) -> Iterator[tuple[int, Any]]:
         raise BatchyardError("the answer is no message of the Open Inference Protocol") from None
 
 
-def read_varint(raw: memoryview, at: int) -> tuple[int, int]:
+def read_varint(raw: memoryview | bytes, at: int) -> tuple[int, int]:
     """(a number, where it ends). Raises IndexError where the bytes end too early."""
     value = 0
     for shift in range(0, 70, 7):
@@ -89,7 +88,7 @@ def read_varint(raw: memoryview, at: int) -> tuple[int, int]:
 
 
 def whole_numbers(value: Any) -> Iterable[int]:
-    """A repeated int64, packed or one of them."""
+    """The values of a repeated int64, packed or single."""
     if isinstance(value, int):
         return [_signed(value)]
     found, at = [], 0
@@ -104,12 +103,10 @@ def _signed(value: int) -> int:
 
 
 def text(value: Any) -> str:
-    """A field of text."""
     return bytes(value).decode(errors="replace")
 
 
 def plain(raw: memoryview) -> Any:
-    """An InferParameter's value."""
     import struct
 
     value: Any = 0

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Carrier(Protocol):
-    """What http.py and grpc.py are."""
+    """The interface of http.py and grpc.py."""
 
     def pack(self, call: Call) -> Packed: ...
     async def infer(self, packed: Packed) -> Answer: ...
@@ -48,7 +48,11 @@ class RemoteSession:
     default $BATCHYARD_GATEWAY_TOKEN. Raises InvalidRequest for a url that is none, BatchyardError where a
     package is missing."""
 
-    def __init__(self, url: str, token: str | None, connect_timeout_s: float) -> None:
+    def __init__(
+        self, url: str, keys: object, connect_timeout_s: float, token: str | None, *of_a_yard: object
+    ) -> None:
+        if keys is not None:
+            raise InvalidRequest("keys are for a yard's broker; a gateway takes a token, over https or grpcs")
         parts = urlsplit(url)
         try:
             port = parts.port
@@ -92,25 +96,23 @@ class RemoteSession:
 
     # ---- requests -----------------------------------------------------------------------------
 
-    def pack(self, signature: Signature, request: Request, traceparent: str | None) -> Packed:
+    def pack(self, signature: Signature, request: Request) -> Packed:
         """Check a request and copy its tensors into its message. Raises InvalidRequest."""
         request.check_answers(signature)
         try:
-            call = call_of(signature, request, traceparent)
+            call = call_of(signature, request)
         except InvalidRequest:
             signature.doubt()
             raise
         self.bytes_copied += call.nbytes
         return self.carrier.pack(call)
 
-    async def reply(
-        self, request: Request, traceparent: str | None = None, packed: Packed | None = None
-    ) -> Reply:
-        """Its outcome. Raises what a local client does."""
+    async def reply(self, request: Request, packed: Packed | None = None) -> Reply:
+        """The reply to a request. Raises a local client's errors."""
 
         async def made() -> Reply:
             signature = await self.signature(request.model)
-            message = packed or self.pack(signature, request, traceparent)
+            message = packed or self.pack(signature, request)
             try:
                 again = signature.idempotent
                 answer = await self._carried(lambda: self.carrier.infer(message), request, again)
@@ -121,13 +123,11 @@ class RemoteSession:
 
         return await self.within(request, made())
 
-    async def answers(
-        self, request: Request, traceparent: str | None = None
-    ) -> AsyncGenerator[Array | dict[str, Array], None]:
+    async def answers(self, request: Request) -> AsyncGenerator[Array | dict[str, Array], None]:
         """Its answers, as they come; what has been answered is never asked for again."""
         request.stream = Stream(lambda: None)  # it takes several; none is kept here
         signature = await self.within(request, self.signature(request.model))
-        packed = self.pack(signature, request, traceparent)
+        packed = self.pack(signature, request)
         stream = self.carrier.stream(packed)
 
         async def begun() -> Answer | None:

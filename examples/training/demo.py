@@ -16,11 +16,11 @@ from typing import Any
 
 from ...cli.arguments import parser
 from ...cli.demo import programs
-from ...cli.demo.next_steps import after_training
+from ...cli.demo.next_steps import typed
 from ...cli.demo.programs import Load, Scans
 from ...cli.demo.report import figures, findings, step, tell, verdict
 from ...cli.main import run
-from ...cli.text import GAP, plural
+from ...cli.text import GAP, plural, table
 from ...client import serve
 from ...export import Report, export_to_onnx
 from ...export.publish import replace_file
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     config = published(data, report, options.out)
     passed = served(data, report, load)
     tell(f"\nThe whole took {time.monotonic() - began_s:.0f} s. Next:")
-    tell("\n".join(GAP + line for line in after_training(config)))
+    tell("\n".join(GAP + line for line in next_steps(config)))
     return 0 if passed else 1
 
 
@@ -169,6 +169,17 @@ def batch_sizes(counters: dict[str, Any], model: str) -> str:
             counts = histogram["counts"]
     half, most = (min(MAX_BATCH, int(quantile(counts, share) or 0)) for share in (0.5, 1.0))
     return f"{sum(counts.values()):,}: half of them of up to {plural(half, 'scan')}, the largest of {most}"
+
+
+def next_steps(config: Path) -> list[str]:
+    """Aligned lines: a command and its purpose, for a model that `config` serves."""
+    return table(
+        [
+            (f"{typed()} up --config {config} --metrics 9877", "serve it to your own programs"),
+            (f"{typed()} top", "what it does now"),
+            ("docker compose -f grafana/docker-compose.yml up -d", "and over time: Grafana at http://127.0.0.1:3000"),
+        ]
+    )
 
 
 def detail(line: str) -> None:

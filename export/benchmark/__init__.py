@@ -1,7 +1,7 @@
-"""benchmark/: many candidate architectures exported, evaluated, timed in turn, and ranked.
+"""benchmark/: exports, evaluates, times, and ranks many candidate architectures.
 
-Exporting happens in processes of its own, because a candidate may take its process with it; evaluating and
-timing happen here, when nothing of ours works beside.
+Exports run in child processes, because a candidate may crash its process. Evaluation and timing happen in
+this process, while no child works.
 """
 
 from .order import Plan, benchmark

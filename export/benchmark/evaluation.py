@@ -1,9 +1,9 @@
 """Evaluates a candidate's answers, by labelled rows or by the user's function.
 
-labelled.npz        arrays by input name, or one array of any name, and `labels`: int[rows]. The figure is
-                    the share of rows whose largest output is the label (top-1 accuracy)
-module:function     called with a function from {input: array} to {output: array}; returns one number, of
-                    which more is better
+labelled.npz        arrays by input name, or one array of any name, and `labels`: int[rows]. The result is the
+                    share of rows whose largest output is the label (top-1 accuracy)
+module:function     called with a function from {input: array} to {output: array}; returns one number, the
+                    larger the better
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Evaluation = Callable[[Any], float]  # of a session
 
 
 def evaluation(text: str) -> Evaluation:
-    """What `--evaluate` names. Raises InvalidRequest where there is no such thing."""
+    """The evaluation that `--evaluate` names. Raises InvalidRequest if it does not exist."""
     if is_named(text):
         function = resolved(text)
         return lambda session: _called(text, function, session)
@@ -67,7 +67,7 @@ def _labels(path: Path) -> Array:
 
 
 def _accuracy(path: Path, labels: Array, session: Any) -> float:
-    """Top-1, of as many whole batches as there are where the batch is fixed."""
+    """Top-1 accuracy. If the batch size is fixed, only whole batches count."""
     feeds = rows_of(path, specs_of_session(session), len(labels))
     rows = len(next(iter(feeds.values())))
     if rows != len(labels):
@@ -88,8 +88,7 @@ def _accuracy(path: Path, labels: Array, session: Any) -> float:
 
 
 def specs_of_session(session: Any) -> tuple[InputSpec, ...]:
-    """Inputs as a session has them; free axes have the sizes that they were exported with, where the file
-    says so, else 1."""
+    """A session's inputs. Free axes have the sizes of the export, if the file records them, else 1."""
     kinds = {"float": "float32", "double": "float64"}
     sizes = own_sizes_in(session.get_modelmeta().custom_metadata_map)
     found = []
@@ -105,6 +104,6 @@ def specs_of_session(session: Any) -> tuple[InputSpec, ...]:
 
 
 def fixed_rows(session: Any) -> int | None:
-    """The only number of rows that a session takes; None where it has a batch axis."""
+    """The number of rows that a session requires; None if its batch axis is free."""
     specs = specs_of_session(session)
     return None if any(spec.batch_axis is not None for spec in specs) else specs[0].shape[0]

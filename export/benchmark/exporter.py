@@ -1,7 +1,7 @@
-"""`python -m batchyard.export.benchmark.exporter`: exports candidates one after the other, on request.
+"""`python -m batchyard.export.benchmark.exporter`: exports candidates, one at a time, on request.
 
-JSON lines. In: {"where", "out", "common"} once, then {"export": name}, and {} as leave to measure.
-Out: {"quiet": true} asks for that leave, {"quiet": false} ends it, {"ended": name, "error": text or null}.
+JSON lines. In: {"where", "out", "common"} once, then {"export": name}, and {} as permission to measure.
+Out: {"quiet": true} asks for permission, {"quiet": false} ends it, {"ended": name, "error": text or null}.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..sources import first_line
 
 
 class Exporter:
-    """Orders come from `orders`, and what happens goes to `events`."""
+    """Reads requests from `orders`, writes results to `events`."""
 
     def __init__(self, orders: IO[str], events: IO[str]) -> None:
         self._orders = orders

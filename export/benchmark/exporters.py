@@ -1,5 +1,5 @@
-"""The exporting processes: how many at once, what happens if one dies or hangs, and that none works while
-another measures.
+"""The exporting processes: how many run at once, what happens when one dies or hangs, and the rule that none
+works while another measures.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Ended:
 
 
 class Turns:
-    """Many may work at once, or one may measure alone. Whoever wants to measure goes before new work."""
+    """Many may work at once, or one may measure alone. A wish to measure goes before new work."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -52,7 +52,7 @@ class Turns:
 
     @contextmanager
     def measure(self) -> Iterator[None]:
-        """For one who works: its work rests meanwhile."""
+        """For a process that works: it pauses its work meanwhile."""
         with self._changed:
             self._working -= 1
             self._waiting += 1
@@ -70,8 +70,8 @@ class Turns:
 
 
 class Exporters:
-    """`jobs` processes for the models of `where`; `common`: export_to_onnx's arguments for all; `limit_s`:
-    the longest that one may take; `log`: an open file for what candidates print."""
+    """`jobs` processes for the models of `where`. `common`: export_to_onnx's arguments for all. `limit_s`:
+    the time limit of one export. `log`: an open file for the candidates' output."""
 
     def __init__(
         self, where: Path, out: Path, common: Mapping[str, Any], jobs: int, limit_s: float, log: IO[bytes]
@@ -86,7 +86,7 @@ class Exporters:
         self._over = False
 
     def run(self, names: Sequence[str]) -> Iterator[Ended]:
-        """Export each; in the order in which they end. Whatever ends the iteration ends the processes."""
+        """Export all, and yield each as it ends. The end of the iteration ends the processes."""
         rest, ended = list(reversed(names)), SimpleQueue[Ended]()
         threads = [
             threading.Thread(target=self._serve, args=(rest, ended), daemon=True)
@@ -158,7 +158,7 @@ class Exporters:
         child.wait()
 
     def _export(self, child: subprocess.Popen[str], name: str) -> str | None:
-        """What went wrong, or None."""
+        """The error in one sentence, or None."""
         limit = _Limit(child, self._limit_s)
         try:
             limit.go_on()
@@ -184,7 +184,7 @@ class Exporters:
 
 
 class _Limit:
-    """Kills a child that has worked for longer than it may."""
+    """Kills a child that works for longer than its limit."""
 
     def __init__(self, child: subprocess.Popen[str], limit_s: float) -> None:
         self.is_over = False

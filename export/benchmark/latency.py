@@ -1,7 +1,7 @@
-"""Times candidates relative to one of them: in turn, in a new order every round.
+"""Times candidates relative to a baseline. They take turns, in a new order every round.
 
-A folder may hold more than fits into memory, so they are timed a group at a time, and the same one, the
-baseline, is in every group: the ratios to it can be compared across groups, and across days.
+A folder may hold more than fits into memory, so candidates are timed in groups. The baseline is in every
+group, so that ratios to it can be compared across groups and days.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Latency:
-    """Of so many rows: the median time, and the median of the rounds' ratios to the baseline."""
+    """For a batch size: the median time, and the median of the rounds' ratios to the baseline."""
 
     batch: int
     p50_ms: float
@@ -36,7 +36,7 @@ class Latency:
 
 
 def groups(sizes: Sequence[int]) -> list[list[int]]:
-    """Indices of files, in groups that may be loaded at once."""
+    """Indices of files, in groups that fit into memory together."""
     found: list[list[int]] = []
     held = 0
     for index, nbytes in enumerate(sizes):
@@ -49,8 +49,8 @@ def groups(sizes: Sequence[int]) -> list[list[int]]:
 
 
 def run_of(session: Any, batch: int) -> Run:
-    """A function that runs `batch` random rows: at once, or as many times as a fixed batch needs. Integers
-    are 0 and 1, which every table has. Raises ModelFailed when a first run fails.
+    """A function that runs `batch` random rows, in one run or in as many as a fixed batch size takes.
+    Integers are 0 and 1, which any embedding table contains. Raises ModelFailed if a first run fails.
     """
     fixed = fixed_rows(session)
     feeds = sample(specs_of_session(session), {} if fixed else {BATCH: batch}, SEED)
@@ -72,7 +72,7 @@ def interleaved(
     budget_s: float,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> list[Latency]:
-    """The figures of each of `runs`. `budget_s`: for each of them and the baseline."""
+    """The latencies of `runs`. `budget_s`: for each of them, and for the baseline."""
     order = [(-1, baseline), *enumerate(runs)]
     shuffle = random.Random(SEED).shuffle
     took: dict[int, list[int]] = {index: [] for index, _ in order}

@@ -1,6 +1,6 @@
-"""The sequence: export what has changed, evaluate and time everything, then rank.
+"""The steps: export the candidates that have changed, evaluate and time all, then rank them.
 
-The record is written after every candidate, so the next call continues where this one ended.
+The record is written after every candidate, so that the next call continues where this one ended.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ BATCHES = (1, 8)
 @dataclass(frozen=True)
 class Plan:
     """`where`: a folder or list of candidates; `out`: the folder to write into; `common`: arguments of
-    export_to_onnx for all, which JSON can say. `evaluate`: a labelled .npz, or module:function. `batches`:
-    rows to time, the first being what is ranked by. `baseline`: the candidate that ratios are relative to.
-    `jobs`: processes that export at once. `limit_s`: for the export of one. `force`: do all anew."""
+    export_to_onnx for all, as JSON values. `evaluate`: a labelled .npz, or module:function. `batches`: rows
+    to time; the first one is ranked by. `baseline`: the candidate to which ratios are relative. `jobs`:
+    exporting processes at once. `limit_s`: the time limit of one export. `force`: repeat everything."""
 
     where: Path
     out: Path
@@ -47,9 +47,9 @@ class Plan:
 
 
 def benchmark(plan: Plan, say: Say = lambda line: None) -> Json:
-    """Do it, and return the record as it lies in `out`; see docs/export.md for its fields.
+    """Carry out a plan, and return the record that lies in `out`; docs/export.md describes its fields.
 
-    Raises InvalidRequest for a plan that can't be right. What fails of a candidate is told in the record.
+    Raises InvalidRequest for an invalid plan. A candidate's failures are in the record.
     """
     found = entries(plan.where)
     if any(f"{entry.name}.json" == record.NAME for entry in found):
@@ -86,7 +86,7 @@ def benchmark(plan: Plan, say: Say = lambda line: None) -> Json:
 def _exported(
     plan: Plan, found: Sequence[Entry], made_of: Mapping[str, str], before: Json, say: Say
 ) -> list[Json]:
-    """A record for every candidate, in the order of the list; what has not changed is as it was."""
+    """A record for every candidate, in the list's order. Those that have not changed keep theirs."""
     earlier = {candidate["name"]: candidate for candidate in before["candidates"]}
     kept: dict[str, Json] = {}
     for entry in found:
@@ -144,7 +144,7 @@ class _Stage:
         self._budget_s = float(plan.common.get("measure_s", timing.BUDGET_S))
 
     def measure(self, whole: Json) -> None:
-        """Fill in accuracy and latencies of every file; what is known of the same file is kept."""
+        """Fill in the accuracy and latencies of every file, unless they are known."""
         files = [part for candidate in whole["candidates"] for part in candidate["files"]]
         if self._judge is None:
             for part in files:
@@ -184,7 +184,7 @@ class _Stage:
         return self._judge is None or part.get("evaluated_by") == self._evaluated_by
 
     def _baseline(self, whole: Json, files: Sequence[Json]) -> Json | None:
-        """The file that ratios are relative to: the one asked for, the last one's, or the first that runs."""
+        """The baseline: the requested one, the last record's, or the first file that runs."""
         named = self._plan.baseline
         if named is not None:
             chosen = [part for part in files if named in (part["file"], Path(part["file"]).stem)]
@@ -237,8 +237,7 @@ class _Stage:
 
 
 def rank(candidates: Sequence[Json]) -> None:
-    """Write each file's `front`: by accuracy and latency, or by latency and size where nothing was
-    evaluated."""
+    """Set each file's `front`, by accuracy and latency, or by latency and size without an evaluation."""
     files = [part for candidate in candidates for part in candidate["files"]]
     is_evaluated = any(part.get("accuracy") is not None for part in files)
     unknown = float("nan")
@@ -256,8 +255,8 @@ def rank(candidates: Sequence[Json]) -> None:
 
 
 def ranked(whole: Json) -> Iterator[tuple[str, Json]]:
-    """(candidate, file), the Pareto front first, and the most accurate of a front before the quicker ones;
-    what has no figures comes last."""
+    """(candidate, file): the Pareto front first, and within a front the most accurate first. Files without
+    figures come last."""
     rows = [(candidate["name"], part) for candidate in whole["candidates"] for part in candidate["files"]]
 
     def place(row: tuple[str, Json]) -> tuple[float, float, float]:

@@ -1,6 +1,6 @@
-"""Ranks candidates by Pareto fronts: those that none beats in everything. Pure.
+"""Ranks candidates by Pareto fronts. Pure.
 
-Sorted as NSGA-II does (Deb et al., 2002): front 0 is the Pareto front; without it, the next one is front 1;
+As NSGA-II does (Deb et al., 2002): front 0 is the Pareto front, front 1 is that of the remaining candidates,
 and so on.
 """
 
@@ -12,12 +12,12 @@ Costs = tuple[float, ...]  # less is better, each of them; NaN: not known
 
 
 def beats(one: Costs, other: Costs) -> bool:
-    """Whether `one` is nowhere worse and somewhere better."""
+    """Whether `one` is worse in nothing and better in something."""
     return all(a <= b for a, b in zip(one, other, strict=True)) and one != other
 
 
 def fronts(costs: Sequence[Costs]) -> list[int | None]:
-    """The front of each; None where some cost is not known."""
+    """The front of each candidate; None if one of its costs is unknown."""
     found: list[int | None] = [None] * len(costs)
     # Sorted, nothing is beaten by what comes after it.
     left = sorted((cost, index) for index, cost in enumerate(costs) if all(value == value for value in cost))

@@ -1,8 +1,8 @@
 """A benchmark's results as JSON (`benchmark.json`), and whether a candidate has changed since.
 
-A fingerprint is the digest of everything that an export depends on and that can be looked at without running
-it: the candidate's table, its files, the module of its factory, the arguments for all, and the libraries.
-Not looked at: what that module imports, and weights that an .onnx file has in a second one.
+A fingerprint is the digest of everything that an export depends on and that can be read without running it:
+the candidate's table, its files, its factory's module, the common arguments, and the libraries' versions. It
+does not cover that module's own imports, nor the weights of an .onnx file in a second file.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Json = dict[str, Any]
 
 
 def digest(value: Any) -> str:
-    """Of anything that JSON can say."""
+    """Of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """Of a file; "" where it can't be read."""
+    """Of a file; "" if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -58,9 +58,9 @@ def fingerprint(entry: Entry, common: Mapping[str, Any]) -> str:
 
 
 def read(out: Path) -> Json:
-    """The record that an earlier benchmark left in this folder; an empty one where there is none.
+    """The record of an earlier benchmark in this folder, or an empty one.
 
-    Raises InvalidRequest where a file of that name is something else: it would be overwritten.
+    Raises InvalidRequest if a file of that name is not a record: it would be overwritten.
     """
     path = out / NAME
     try:
@@ -77,7 +77,7 @@ def read(out: Path) -> Json:
 
 
 def _is_sound(found: Json) -> bool:
-    """Whether it is what `write` was given once; what somebody has edited is not gone on with."""
+    """Whether `write` wrote it as it is; an edited record is not used."""
     baseline, candidates = found.get("baseline"), found.get("candidates")
     return (
         (baseline is None or _has(baseline, "file", "sha256"))
@@ -96,13 +96,13 @@ def _has(table: Any, *keys: str) -> bool:
 
 
 def write(out: Path, record: Mapping[str, Any]) -> None:
-    """Replace it, whole."""
+    """Replace the record atomically."""
     content = json.dumps(finite({"format": FORMAT, **record}), indent=1, allow_nan=False) + "\n"
     replace_file(out / NAME, content.encode())
 
 
 def published(out: Path, name: str) -> list[Json]:
-    """The files that a candidate's export has written, as its own record says; raises OSError, ValueError."""
+    """The files of a candidate's export, by the export's own JSON. Raises OSError and ValueError."""
     found = json.loads((out / f"{name}.json").read_bytes())
     return [
         {
@@ -118,6 +118,6 @@ def published(out: Path, name: str) -> list[Json]:
 
 
 def is_whole(out: Path, candidate: Json) -> bool:
-    """Whether all its files lie there as they were written."""
+    """Whether all its files exist unchanged."""
     files = candidate["files"]
     return bool(files) and all(file_digest(out / part["file"]) == part["sha256"] for part in files)

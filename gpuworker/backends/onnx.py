@@ -120,7 +120,7 @@ class ServedModel:
         return warm.times_ns
 
     def _first_run_failed(self, error: Exception) -> None:
-        """On a device that is its fault: the CPU has run the same."""
+        """The first run failed. On a device, that is the device's fault: the CPU has run the same."""
         if self._agreement is not None:
             raise CannotServe(f"its first run failed: {first_line(error)}")
         log.warning("%s: it does not run on invented inputs: %s", self.name, first_line(error))
@@ -252,7 +252,7 @@ class ServedModel:
         return None, refusal
 
     def _find_drawing(self) -> None:
-        """Inputs for a model whose rows nobody asks for."""
+        """Find inputs for a model that runs alone."""
         if self._drawing is None and not self._looked:
             self._looked = True
             self._drawing = find_drawing(self.inputs, [batch.SHARED] * len(self.inputs), self._run_described)
@@ -321,7 +321,7 @@ class ServedModel:
             timer.cancel()
 
     def _run_described(self, feeds: dict[str, Array], options: Any = None) -> list[Array]:
-        """A run on the CPU, where that is what a device is compared with."""
+        """Run on the CPU if a device is compared with it, else on the model's sessions."""
         session = self._described.get(ANY_SIZE)
         options = options or quiet()
         if any(map(is_string, self.inputs)):
@@ -353,7 +353,6 @@ class ServedModel:
         return [comparable(value, spec) for value, spec in zip(values, self.outputs, strict=True)]
 
     def _fed(self, feeds: dict[str, Array]) -> dict[str, Any]:
-        """Arrays as the session takes them."""
         specs = {spec.name: spec for spec in self.inputs}
         return {name: value_of(array, specs[name]) for name, array in feeds.items()}
 

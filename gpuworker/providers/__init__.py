@@ -1,23 +1,41 @@
 """providers/: one file per onnxruntime execution provider, each with its session recipe. A new provider is
 one file here and one entry in `PROVIDERS`.
 
-A provider's file has `NAME`, by which operators choose it; `EXECUTION_PROVIDER`, onnxruntime's name for it;
-`WHEELS`, the distributions that bring it; `found()`, whether this onnxruntime has it; `devices()`, how many
-devices there are to choose from; and `recipe(threads, device, whole)`. Importing it loads no onnxruntime.
+Importing a provider's file loads no onnxruntime.
 """
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Protocol
 
 from . import cpu, cuda, directml, webgpu
 from .recipes import Recipe, base_options
 
-__all__ = ["LADDER", "PROVIDERS", "TOLERANCE", "Recipe", "available", "base_options", "devices", "recipe"]
+__all__ = ["LADDER", "PROVIDERS", "TOLERANCE", "Recipe", "available", "base_options", "recipe"]
 
-# Best first: where one fails, the next is taken.
-PROVIDERS: dict[str, Any] = {module.NAME: module for module in (directml, webgpu, cuda, cpu)}
+
+class Provider(Protocol):
+    """What a provider's file has."""
+
+    NAME: str  # by which operators choose it
+    EXECUTION_PROVIDER: str  # onnxruntime's name for it
+
+    @property
+    def WHEELS(self) -> tuple[str, ...]:
+        """The distributions that bring it."""
+
+    def found(self) -> bool:
+        """Whether this onnxruntime has it."""
+
+    def devices(self) -> int:
+        """How many devices there are to choose from, 1 where nothing tells."""
+
+    def recipe(self, threads: int, device: int, whole: bool) -> Recipe: ...
+
+
+_FILES: tuple[Provider, ...] = (directml, webgpu, cuda, cpu)  # best first: where one fails, the next is taken
+PROVIDERS = {file.NAME: file for file in _FILES}
 LADDER = tuple(PROVIDERS)
 
 # Of a device's answers, see `Agreement`: right float32 graphs are off by 1e-6 to 1e-3, float16 ones by 1e-3.
@@ -26,30 +44,12 @@ TOLERANCE = 1e-2
 
 def installed() -> list[str]:
     """Providers whose wheels are installed, best first; nothing is loaded for it."""
-    return [name for name in LADDER if any(map(_is_installed, wheels(name)))]
+    return [name for name in LADDER if any(map(_is_installed, PROVIDERS[name].WHEELS))]
 
 
 def available() -> list[str]:
     """Providers that this machine's onnxruntime has, best first; whether they work, a probe finds out."""
     return [name for name in LADDER if PROVIDERS[name].found()]
-
-
-def wheels(name: str) -> tuple[str, ...]:
-    """The distributions that bring a provider."""
-    found: tuple[str, ...] = PROVIDERS[name].WHEELS
-    return found
-
-
-def execution_provider(name: str) -> str:
-    """What onnxruntime calls a provider."""
-    found: str = PROVIDERS[name].EXECUTION_PROVIDER
-    return found
-
-
-def devices(name: str) -> int:
-    """How many devices of a provider there are to choose from, 1 where nothing tells."""
-    count: int = PROVIDERS[name].devices()
-    return count
 
 
 def recipe(name: str, threads: int, device: int = 0, whole: bool = False) -> Recipe:
@@ -61,11 +61,11 @@ def recipe(name: str, threads: int, device: int = 0, whole: bool = False) -> Rec
     """
     if name not in LADDER:
         raise ValueError(f"no provider is called {name!r}; there is: {', '.join(LADDER)}")
-    if not PROVIDERS[name].found():
+    provider = PROVIDERS[name]
+    if not provider.found():
         here = ", ".join(available()) or "none"
-        raise ValueError(f"this onnxruntime has {here}; {name} comes with {' or '.join(wheels(name))}")
-    made: Recipe = PROVIDERS[name].recipe(threads, device, whole)
-    return made
+        raise ValueError(f"this onnxruntime has {here}; {name} comes with {' or '.join(provider.WHEELS)}")
+    return provider.recipe(threads, device, whole)
 
 
 def _is_installed(wheel: str) -> bool:

@@ -34,7 +34,7 @@ def found() -> bool:
 
 
 def devices() -> int:
-    """1: adapters are Dawn's to list, and it tells nobody how many there are."""
+    """Always 1: Dawn does not tell how many adapters there are."""
     return 1
 
 

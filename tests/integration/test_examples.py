@@ -1,4 +1,4 @@
-"""The programs of examples/ that people start from, with one yard for all of them."""
+"""The programs of examples/programs/ that people start from, with one yard for all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 import batchyard
 import numpy as np
-from batchyard.examples import policy, webcam
+from batchyard.examples.programs import policy, webcam
 
 EXAMPLES = Path(batchyard.__file__).parent / "examples"
 ENVIRONMENTS = 64
@@ -32,7 +32,7 @@ def yard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[batchyard.Yard]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(policy.WEIGHTS, str(weights))
         # By its file, as where the example is a program: a module is read anew only by a new process.
-        models = {**webcam.MODELS, "policy": f"{EXAMPLES / 'policy.py'}:Policy"}
+        models = {**webcam.MODELS, "policy": f"{EXAMPLES / 'programs' / 'policy.py'}:Policy"}
         with batchyard.serve(models, threads=1, max_batch=ENVIRONMENTS) as started:
             yield started
 
@@ -70,7 +70,7 @@ def test_forked_web_processes_share_the_yard(yard: batchyard.Yard, tools: Any) -
         processes.update(answer["process"] for answer in answers)
         return len(processes) > 1
 
-    command = [sys.executable, str(EXAMPLES / "web.py")]
+    command = [sys.executable, str(EXAMPLES / "programs" / "web.py")]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as web:
         try:
             assert web.stdout is not None
@@ -85,7 +85,7 @@ def test_forked_web_processes_share_the_yard(yard: batchyard.Yard, tools: Any) -
 
 def test_the_processes_of_a_data_loader_share_the_yard(yard: batchyard.Yard) -> None:
     pytest.importorskip("torch")
-    from batchyard.examples import dataloader
+    from batchyard.examples.programs import dataloader
 
     first, *_, last = dataloader.learn(yard.url, epochs=3, workers=2)
     assert last < first / 2

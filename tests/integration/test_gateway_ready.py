@@ -15,7 +15,8 @@ import pytest
 
 pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[http,grpc]'")
 import tritonclient.grpc as triton_grpc
-from batchyard.client.yard import Yard, begin
+from batchyard.client.embedded import begin
+from batchyard.client.yard import Yard
 
 from .gateways import Gateway, starting
 

@@ -272,7 +272,7 @@ def test_a_yard_of_a_configuration_serves_functions_with_what_it_says_of_them(tm
 
 
 def test_the_example_runs() -> None:
-    example = Path(batchyard.__file__).parent / "examples" / "python_model.py"
+    example = Path(batchyard.__file__).parent / "examples" / "programs" / "python_model.py"
     done = subprocess.run([sys.executable, example], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "143 of 150 digits are right" in done.stdout

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from batchyard.broker import events as e
-from batchyard.broker import invariants
 from batchyard.broker.books import LOSSES_MAX
 from batchyard.broker.config import YardConfig
 from batchyard.broker.core import Core
 from batchyard.broker.leases import HUNG_MIN_NS
 from batchyard.broker.policy import CREDIT, DEFAULT, OVERDUE_SHARE
+from batchyard.tests.sim import invariants
 from batchyard.tests.sim.models import FREE
 from batchyard.transport import messages as m
 

@@ -79,7 +79,7 @@ ENGINE = [
     ("an arena is held by one request of its columns", "broker/books.py", "        self.arenas[connection.arena].requests += count\n", "        self.arenas[connection.arena].requests += 1\n"),
     ("slots of columns may lie anywhere", "broker/signature.py", "            check_range(max(offsets[index::width]), slot.nbytes, arena_nbytes)\n", "            pass\n"),
     ("columns of any length are taken", "broker/clients.py", "elif client.inline or not message.more.fits(message.width):", "elif client.inline:"),
-    ("what is in a shared input is not looked at in columns", "broker/clients.py", "if first is None or self._arenas.read(arena, offset, nbytes) != first:", "if first is None:"),
+    ("what is in a shared input is not looked at in columns", "broker/contents.py", "if first is None or self._arenas.read(arena, offset, nbytes) != first:", "if first is None:"),
     ("parts of requests share an item", "broker/requests.py", "is_whole = is_uniform and request.key is None and part.stop - part.start == request.rows", "is_whole = is_uniform and request.key is None"),
     ("requests in two arenas share an item", "broker/requests.py", "            and self.arena == other.arena\n", ""),
     ("requests of other rows share an item", "broker/requests.py", "            self.rows == other.rows\n            and ", "            "),

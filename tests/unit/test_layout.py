@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 NOT_PACKAGED = {"tests", "docs", "build", "dist"}
 # Code of ours that is held to every rule, and not in the wheel.
-CHECKOUT_ONLY = {Path("tools"), *(Path("examples") / name for name in ("architectures", "bulk", "training", "zoo"))}
+CHECKOUT_ONLY = {Path("tools"), *(Path("examples") / name for name in ("architectures", "bulk", "programs", "training", "zoo"))}
 
 BANNED_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 BANNED_ATTRIBUTES = {"recv_pyobj", "send_pyobj"}

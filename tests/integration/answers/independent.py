@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from .draws import Mixing as Independent
+from .draws import Rng
 from .graphs import graph, weights
-from .mixing import Mixing as Independent
-from .mixing import Rng
 
 Array = np.ndarray[Any, Any]
 

@@ -12,12 +12,13 @@ import pytest
 
 from ...plain import Plain, difference
 from . import independent, mixing
+from .draws import Mixing
 
 MAX_BATCH = 32  # Operator.load's own
 MORE = 40  # rows: more than one run takes
 
 
-def drawn(kind: mixing.Mixing, name: str, sizes: list[int]) -> list[dict[str, Any]]:
+def drawn(kind: Mixing, name: str, sizes: list[int]) -> list[dict[str, Any]]:
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     return [kind.draw(size, rng) for size in sizes]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batchyard.examples import speech
+from batchyard.examples.programs import speech
 
 from ...crowd import PATIENCE_S, ask, differences
 from ...plain import Plain, difference

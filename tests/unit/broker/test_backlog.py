@@ -7,9 +7,10 @@ from typing import Any
 
 import msgpack
 import pytest
-from batchyard.broker import backlog, books, clients, core, invariants, lanes, questions, taking
+from batchyard.broker import backlog, books, clients, core, lanes, questions, taking
 from batchyard.broker import events as e
 from batchyard.broker.clients import Client
+from batchyard.tests.sim import invariants
 from batchyard.transport import codec
 from batchyard.transport import messages as m
 from batchyard.transport.errors import Code

@@ -9,7 +9,8 @@ import pytest
 from batchyard.broker import clients as room
 from batchyard.broker import events as e
 from batchyard.broker import gauges
-from batchyard.broker.clients import GREET_WITHIN_NS, HASHED_BYTES_MAX
+from batchyard.broker.clients import GREET_WITHIN_NS
+from batchyard.broker.contents import READ_BYTES_MAX
 from batchyard.broker.inline import InlineTensors
 from batchyard.transport import codec
 from batchyard.transport import messages as m
@@ -222,9 +223,9 @@ def test_what_is_hashed_in_one_round_is_bounded_and_the_next_round_begins_anew()
     for _ in range(2):
         content.read_bytes = 0
         seen = digests(broker, 60, Tensor(2, [CONTENT_BYTES_MAX], 0))
-        assert HASHED_BYTES_MAX <= content.read_bytes <= HASHED_BYTES_MAX + CONTENT_BYTES_MAX
+        assert READ_BYTES_MAX <= content.read_bytes <= READ_BYTES_MAX + CONTENT_BYTES_MAX
         assert [bool(each) for each in seen] == [True] * 4 + [False] * 56
-        broker.clients.hashed_bytes = 0
+        broker.clients.contents.read_bytes = 0
 
 
 def test_tensors_of_no_bytes_count_as_well() -> None:

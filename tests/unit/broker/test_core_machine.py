@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from batchyard.broker import events as e
-from batchyard.broker import invariants
 from batchyard.broker.config import Limits, ModelConfig, YardConfig
 from batchyard.broker.core import Core
 from batchyard.broker.policy import CREDIT
+from batchyard.tests.sim import invariants
 from batchyard.transport import messages as m
 from batchyard.transport.errors import Code
 from batchyard.transport.tensors import ABSENT, Slot, Tensor, TensorSpec

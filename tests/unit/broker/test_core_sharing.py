@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from batchyard.broker import events as e
-from batchyard.broker import gauges, invariants
+from batchyard.broker import gauges
 from batchyard.broker.books import LOSSES_MAX
 from batchyard.broker.config import ModelConfig, YardConfig
 from batchyard.broker.core import Core
 from batchyard.broker.sharing import QUARANTINE_NS
-from batchyard.tests.unit.broker.test_core import (
+from batchyard.tests.sim import invariants
+from batchyard.tests.unit.broker.world import (
     ARENA_BYTES,
     EPOCH,
     HIGH,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from batchyard.broker import events as e
-from batchyard.tests.unit.broker.test_core import EPOCH, MS, World, net, numbers
+from batchyard.tests.unit.broker.world import EPOCH, MS, World, net, numbers
 from batchyard.transport import messages as m
 from batchyard.transport.errors import Code
 from batchyard.transport.tensors import Tensor

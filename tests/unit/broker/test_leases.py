@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from batchyard.broker import events as e
-from batchyard.broker import invariants
 from batchyard.broker.config import ModelConfig, YardConfig
 from batchyard.broker.core import Core
 from batchyard.broker.leases import HUNG_MIN_NS, HUNG_UNKNOWN_NS, LOOK_NS
 from batchyard.broker.timing import STEADY_RUNS, SURPRISE_RUNS, Steadiness
+from batchyard.tests.sim import invariants
 from batchyard.transport import messages as m
 from batchyard.transport.errors import Code
 from batchyard.transport.python_models import Function

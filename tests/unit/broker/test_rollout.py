@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from batchyard.broker import events as e
-from batchyard.broker import gauges, invariants
+from batchyard.broker import gauges
 from batchyard.broker.config import MODELS_MAX, Limits, ModelConfig, YardConfig
 from batchyard.broker.core import Core
 from batchyard.broker.leases import HUNG_LOADING_NS, HUNG_MIN_NS
 from batchyard.broker.models import Model
 from batchyard.broker.timing import STEADY_RUNS
+from batchyard.tests.sim import invariants
 from batchyard.transport import messages as m
 from batchyard.transport.errors import Code
 from batchyard.transport.messages import ModelState, Priority

@@ -18,6 +18,7 @@ from batchyard.broker.sharing import (
     Sharing,
     key_of,
 )
+from batchyard.tests.sim.invariants import check_results
 from batchyard.transport.messages import Submit
 from batchyard.transport.tensors import Tensor
 
@@ -50,7 +51,7 @@ def keep(at: Sharing, number: int, nbytes: int = 0, now_ns: int = 0) -> None:
 
 def kept(at: Sharing, *numbers: int, now_ns: int = 0) -> list[int]:
     found = [number for number in numbers if at.result(key(number), now_ns) is not None]
-    at.check()
+    check_results(at)
     return found
 
 

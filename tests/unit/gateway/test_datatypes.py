@@ -7,6 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from batchyard.client.remote.calls import bytes_of
 from batchyard.gateway import datatypes
 from batchyard.gateway.datatypes import (
     BY_NAME,
@@ -16,7 +17,6 @@ from batchyard.gateway.datatypes import (
     from_bytes,
     from_json,
     is_finite,
-    to_bytes,
     to_json,
 )
 from batchyard.gateway.errors import Refusal
@@ -98,8 +98,8 @@ def test_bytes_must_be_just_as_many_as_the_shape_takes() -> None:
 
 def test_the_bytes_of_an_array_are_in_c_order_whatever_its_own() -> None:
     array = np.arange(6, dtype="<i2").reshape(2, 3).T
-    assert bytes(to_bytes(array)) == array.tobytes()
-    assert bytes(to_bytes(np.array(7, "<i2"))) == b"\x07\x00"
+    assert bytes(bytes_of(array)) == array.tobytes()
+    assert bytes(bytes_of(np.array(7, "<i2"))) == b"\x07\x00"
 
 
 def test_outputs_that_json_cannot_have_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_strings_are_read_and_written_with_their_lengths() -> None:
     raw = b"\x01\0\0\0a\0\0\0\0\x02\0\0\0\xc3\xa9"
     array = from_bytes(raw, TEXT, [3, 1], "x")
     assert array.tolist() == [["a"], [""], ["é"]]
-    assert bytes(to_bytes(array)) == raw
+    assert bytes(bytes_of(array)) == raw
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batchyard.client.remote.calls import bytes_of
 from batchyard.gateway import regions as module
-from batchyard.gateway.datatypes import to_bytes
 from batchyard.gateway.errors import Refusal
 from batchyard.gateway.regions import Regions
 
@@ -26,7 +26,7 @@ def test_what_is_written_to_a_region_is_read_from_it(shm: Path) -> None:
     regions.register("r", "/mine", 16, 32)
 
     async def run() -> bytes:
-        await regions.write(regions.place("r", 8, 8), to_bytes(np.arange(4, dtype="<u2")))
+        await regions.write(regions.place("r", 8, 8), bytes_of(np.arange(4, dtype="<u2")))
         view = bytearray(16)
         await regions.read(regions.place("r", 4, 16), memoryview(view))
         return bytes(view)

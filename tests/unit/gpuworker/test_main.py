@@ -75,7 +75,7 @@ def test_workers_take_the_gpus_in_turn_unless_one_is_named(
     def recipe(name: str, threads: int, device: int) -> Any:
         raise Refused(f"device {device}")
 
-    monkeypatch.setattr(providers, "devices", lambda name: 2)
+    monkeypatch.setattr(providers.PROVIDERS["directml"], "devices", lambda: 2)
     monkeypatch.setattr(providers, "recipe", recipe)
     assert look("directml", asked, number) == probe.Probed(False, text=f"device {device}")
 

@@ -42,7 +42,7 @@ def brook(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_provider_is_one_module_and_its_entry_in_the_list(brook: Any, onnx_models: Any, reference: Any) -> None:
     assert providers.installed()[0] == "brook"
     assert providers.available()[0] == "brook"
-    assert providers.devices("brook") == 3
+    assert providers.PROVIDERS["brook"].devices() == 3
     path: Path = onnx_models.affine("brook", 4, 3)
     model = backends.make(m.Load("net", 1, str(path), 4, None, True), providers.recipe("brook", 1), 1e-3)
     assert model.recipe.name == "brook"

@@ -1,13 +1,19 @@
-"""The API's reference: openapi.json as one HTML page, without a script and without a network. Pure."""
+"""The API's reference, gateway/docs.html: what openapi.json says, as one page without a script.
+
+`.venv/bin/python -m batchyard.tools.reference` writes it anew, between its two marks.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
-TEMPLATE = Path(__file__).with_name("docs.html").read_text(encoding="utf-8")
+GATEWAY = Path(__file__).resolve().parents[1] / "gateway"
+PAGE = GATEWAY / "docs.html"
+BEGIN, END = "<!-- from openapi.json -->", "<!-- end -->"
 # Heading -> how the paths below it begin; the longest that fits counts.
 SECTIONS = {
     "Predictions and jobs": ("/predict",),
@@ -21,21 +27,19 @@ DEEPEST = 8  # levels of a schema that are written out
 Json = dict[str, Any]
 
 
-def reference(document: Json) -> str:
-    """The page."""
+def reference(page: str, document: Json) -> str:
+    """`page` with the operations of `document` between its marks, one a line."""
     sections: dict[str, list[str]] = {heading: [] for heading in SECTIONS}
     for path, methods in document["paths"].items():
         sections[_heading(path)] += [
             "".join(_operation(document, method, path, operation)) for method, operation in methods.items()
         ]
-    body = "".join(
-        f"<section><h2>{escape(heading)}</h2>{''.join(operations)}</section>"
+    body = "\n".join(
+        "\n".join((f"<section><h2>{escape(heading)}</h2>", *operations, "</section>"))
         for heading, operations in sections.items()
         if operations
     )
-    return TEMPLATE.replace("<!-- version -->", escape(document["info"]["version"])).replace(
-        "<!-- operations -->", body
-    )
+    return page.partition(BEGIN)[0] + f"{BEGIN}\n{body}\n{END}" + page.partition(END)[2]
 
 
 def _heading(path: str) -> str:
@@ -129,3 +133,8 @@ def _properties(document: Json, schema: Json, level: int) -> Iterator[str]:
         comment = _resolved(document, value).get("description") or value.get("description")
         yield f'  "{name}"{optional}: {first}' + (f"    // {comment}" if comment and not rest else "")
         yield from ("  " + line for line in rest)
+
+
+if __name__ == "__main__":
+    described = json.loads((GATEWAY / "openapi.json").read_text(encoding="utf-8"))
+    PAGE.write_text(reference(PAGE.read_text(encoding="utf-8"), described), encoding="utf-8")

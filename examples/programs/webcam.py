@@ -1,6 +1,6 @@
 """A camera's loop: a frame is prepared, recognized, and shown, by three models of one yard.
 
-    python examples/webcam.py
+    python examples/programs/webcam.py
 
 A result lies in this program's shared memory, so handing it on to the next model copies nothing: the loop
 prints how many bytes its client has copied.
@@ -15,7 +15,7 @@ from typing import Any
 import batchyard
 import numpy as np
 
-HERE = Path(__file__).parent
+EXAMPLES = Path(__file__).parents[1]
 HEIGHT, WIDTH = 480, 640
 FRAMES = 60
 
@@ -36,7 +36,7 @@ def shrink(pictures: Array) -> Array:
     return small
 
 
-MODELS: dict[str, Any] = {"grey": grey, "shrink": shrink, "digits": HERE / "digits.onnx"}
+MODELS: dict[str, Any] = {"grey": grey, "shrink": shrink, "digits": EXAMPLES / "digits.onnx"}
 
 
 def camera(frame: Array, count: int) -> Iterator[int]:
@@ -45,7 +45,7 @@ def camera(frame: Array, count: int) -> Iterator[int]:
     device = cv2.VideoCapture(0)
     while device.read(frame)[0]: ...
     """
-    with np.load(HERE / "digits_test.npz") as scans:
+    with np.load(EXAMPLES / "digits_test.npz") as scans:
         images, labels = scans["images"][:count, 0], scans["labels"][:count]
     for image, label in zip(images, labels, strict=True):
         frame[0, :, 80:560] = (image.repeat(60, 0).repeat(60, 1) * 255)[..., None]

@@ -1,7 +1,7 @@
 """Who speaks when, in 64 audio streams at once: a sequence of silero-vad for each, and batches of all.
 
-    pip install --no-deps silero-vad                                    # the model, in a wheel
-    python examples/speech.py path/to/silero_vad.onnx recording.wav ... # 16 kHz, mono, 16 bits
+    pip install --no-deps silero-vad      # the model, in a wheel
+    python examples/programs/speech.py path/to/silero_vad.onnx recording.wav ...    # 16 kHz, mono, 16 bits
 
 A stream's state stays in this program's shared memory and goes from step to step without a copy; no worker
 holds any of it. With fewer recordings than streams, they are shared out.

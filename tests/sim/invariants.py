@@ -1,14 +1,12 @@
-"""Invariants of the core between any two events. For tests: they walk everything."""
+"""Invariants of the broker's core between any two events. They walk everything."""
 
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
 
-from .policy import CREDIT
-
-if TYPE_CHECKING:
-    from .core import Core
+from batchyard.broker.core import Core
+from batchyard.broker.policy import CREDIT
+from batchyard.broker.sharing import Sharing
 
 
 def check(core: Core) -> None:
@@ -34,7 +32,7 @@ def check(core: Core) -> None:
             assert stop <= start, f"request {request.id}: rows {start}..{stop} are in two places"
     _check_totals(core, held_by_arena)
     for model in core.models.values():
-        model.sharing.check()
+        check_results(model.sharing)
 
 
 def _check_waiting(core: Core, covered: dict[int, list[tuple[int, int]]]) -> None:
@@ -101,3 +99,9 @@ def _check_totals(core: Core, held_by_arena: dict[int, dict[int, int]]) -> None:
     assert counted == held_bytes, f"{counted} bytes counted as held, not {held_bytes}"
     for number in held_by_arena:
         assert number in core.arenas, f"arena {number} was closed under a lease"
+
+
+def check_results(sharing: Sharing) -> None:
+    assert sharing.kept_bytes == sum(kept.nbytes for kept in sharing._results.values())
+    assert sharing.kept_bytes <= sharing._bytes_max
+    assert all(run.leader.key == key for key, run in sharing._runs.items())

@@ -1,7 +1,7 @@
 """A PyTorch DataLoader whose worker processes ask a yard: what a frozen model says of each sample is computed
 by the yard's workers, once for all of them, and not by a copy of the model in every process.
 
-    python examples/dataloader.py        # needs torch
+    python examples/programs/dataloader.py        # needs torch
 
 Here, a small network learns from what `digits.onnx` says of scans, with no label: distillation.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-HERE = Path(__file__).parent
+EXAMPLES = Path(__file__).parents[1]
 WORKERS, BATCH, EPOCHS = 2, 32, 8
 
 
@@ -25,7 +25,7 @@ class Taught(Dataset[tuple[Any, Any]]):  # type: ignore[misc]  # torch is not he
     """Scans, each with the logits of the teacher."""
 
     def __init__(self, url: str) -> None:
-        with np.load(HERE / "digits_test.npz") as scans:
+        with np.load(EXAMPLES / "digits_test.npz") as scans:
             self.images = scans["images"]
         # Every process of the loader has its own: forked, or sent there by name and connected anew.
         self.url = url
@@ -66,7 +66,7 @@ def learn(url: str, epochs: int, workers: int) -> list[float]:
 
 
 def main() -> None:
-    with batchyard.serve(HERE / "digits.onnx") as yard:
+    with batchyard.serve(EXAMPLES / "digits.onnx") as yard:
         for epoch, loss in enumerate(learn(yard.url, EPOCHS, WORKERS), 1):
             print(f"epoch {epoch}: cross-entropy to the teacher {loss:.2f}")
 

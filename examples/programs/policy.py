@@ -1,6 +1,6 @@
 """64 environments and a learner share one policy, whose weights are swapped while they run.
 
-    python examples/policy.py
+    python examples/programs/policy.py
 
 Every environment is a coroutine that asks for one action at a time; the yard makes batches of them. The
 learner tries weights near the best ones, and swaps them in: no step fails or waits for it, and the receipt of

@@ -1,6 +1,6 @@
 """A model that is a Python class: the nearest of some known scans says which digit a new one shows.
 
-    python examples/python_model.py        # or: python -m batchyard.examples.python_model
+    python examples/programs/python_model.py        # or: python -m batchyard.examples.programs.python_model
 
 Every worker makes one object, so what `__init__` reads is read once, and not for every request.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import batchyard
 import numpy as np
 
-SCANS = Path(__file__).parent / "digits_test.npz"
+SCANS = Path(__file__).parents[1] / "digits_test.npz"
 KNOWN = 300  # of its 450 scans; the others are asked for
 
 Array = np.ndarray[Any, Any]

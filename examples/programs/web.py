@@ -1,9 +1,9 @@
 """A web application whose worker processes share one yard: the model is loaded once, and requests that
 come to different workers share batches.
 
-    batchyard up --config examples/batchyard.toml              # in another shell
-    gunicorn --workers 4 --preload examples.web:application    # or any other server of WSGI
-    python examples/web.py                                     # or without any: four processes of our own
+    batchyard up --config examples/batchyard.toml                      # in another shell
+    gunicorn --workers 4 --preload examples.programs.web:application   # or any other server of WSGI
+    python examples/programs/web.py                                    # or without: four processes of its own
 
     curl localhost:8080 -d "[$(python -c 'print(*[0, 0, 5, 13, 9, 1, 0, 0] * 8, sep=",")')]"
 """

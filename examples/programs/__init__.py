@@ -1,0 +1,1 @@
+"""Programs to start from (docs/examples.md). Not in the wheel."""
