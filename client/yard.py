@@ -215,14 +215,11 @@ class Yard:
             try:
                 client.wait_ready(model, min(left_s, LOOK_S))
                 return
-            except DeadlineExceeded:
+            except (BrokerLost, DeadlineExceeded):  # a busy machine's broker may not answer within LOOK_S
+                if self._stop.is_set():
+                    raise BrokerLost(CLOSED) from None
                 if left_s <= LOOK_S:
                     raise
-            except BrokerLost:
-                if not self._stop.is_set():
-                    raise
-            if self._stop.is_set():
-                raise BrokerLost(CLOSED)
 
     def check_workers(self) -> None:
         """Raises InvalidRequest when a worker has said that it can't start, and would again."""

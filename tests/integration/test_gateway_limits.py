@@ -150,6 +150,7 @@ def test_too_many_at_once_are_told_to_come_back(served: Gateway, yard: batchyard
     try:
         for connection in waiting:
             connection.sendall(ask)
+        tools.until(lambda: served.ask("GET", "/status")[0] == 429)  # the gateway has read them all
         status, said, headers = served.ask("GET", "/status")
         assert (status, said["code"], headers["retry-after"]) == (429, "TOO_MANY_REQUESTS", "1")
         assert served.ask("GET", "/v2/health/ready")[0] == 200

@@ -16,6 +16,7 @@ import batchyard
 import numpy as np
 import pytest
 from batchyard import AsyncClient, Client
+from batchyard.client.yard import LOOK_S
 from batchyard.transport.errors import BatchyardError, DeadlineExceeded, Overloaded
 
 TIMEOUT_S = 0.3
@@ -101,6 +102,16 @@ def test_a_first_call_ends_in_time_though_it_must_connect(yard: Any) -> None:
         with pytest.raises(BatchyardError):
             client.infer("neg", np.ones((1, 4), np.float32), timeout=TIMEOUT_S)
         assert stop.lasts
+
+
+def test_a_yard_waits_for_its_models_longer_than_a_client_does_to_connect(yard: Any) -> None:
+    made, segment = yard
+    with made.client(segment=segment) as client, stopped(made) as stop:
+        goes_on = threading.Timer(3 * LOOK_S, stop.end)
+        goes_on.start()
+        made.wait_ready(client, "neg", time.monotonic() + STOPPED_S)
+        goes_on.join()
+        check(client)
 
 
 def test_submit_never_waits_and_every_future_ends_in_time(yard: Any) -> None:
