@@ -1,6 +1,7 @@
 """The detector: Frigate's requests from a ZeroMQ socket, through a yard, and back.
 
-Owns the ROUTER socket and the one `AsyncClient`. Every camera's process has a REQ socket of its own, so
+Uses a ROUTER socket and one `AsyncClient`, on one event loop. The loop watches the socket's own descriptor:
+with zmq.asyncio in between, a frame took 0.1 ms longer on a warm machine and 0.17 ms on a busy one. Every camera's process has a REQ socket of its own, so
 frames of many cameras are under way together, and the broker batches them. A frame that is late is not
 run: its sender has stopped waiting.
 """
@@ -12,12 +13,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import numpy as np
-import zmq.asyncio
+import zmq
 
 from ...client import AsyncClient
+from ...client.readers import add_readers
 from ...transport.dtypes import BY_CODE
 from ...transport.errors import BatchyardError, DeadlineExceeded, InvalidRequest, Overloaded
 from ...transport.messages import ModelInfo
@@ -25,6 +26,7 @@ from . import messages as m
 from .detections import KINDS
 from .uploads import Uploads
 
+RECEIVED_MAX = 16  # requests that are read before the loop does anything else
 UNDER_WAY_MAX = 256  # frames; a REQ socket has one under way, so this is cameras
 LOG_EVERY_S = 10.0  # the same trouble is not written down for every frame
 SIZES_INPUT = "orig_target_sizes"  # D-FINE wants the image's height and width as a second input
@@ -65,20 +67,39 @@ class Detector:
         self._troubles: Counter[str] = Counter()
         self._logged_s = -LOG_EVERY_S
 
-    async def serve(self, socket: zmq.asyncio.Socket) -> None:
+    async def serve(self, socket: zmq.Socket[bytes]) -> None:
         """Answer every request of a bound ROUTER socket."""
-        while True:
-            parts = await socket.recv_multipart(copy=False)
-            task = asyncio.ensure_future(self._serve_one(socket, parts))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
+        loop = asyncio.get_running_loop()
 
-    async def _serve_one(self, socket: zmq.asyncio.Socket, parts: list[Any]) -> None:
-        """One request and its answer. A REQ socket's envelope is its identity and an empty part."""
-        if len(parts) < 3 or parts[1].buffer.nbytes:
-            return  # no REQ socket: it could not read an answer
-        answer = await self.answer([part.buffer for part in parts[2:]])
-        await socket.send_multipart([parts[0], b"", *answer])
+        def receive() -> None:
+            """Read what has come. libzmq's descriptor tells of it once, so until nothing is left."""
+            for _ in range(RECEIVED_MAX):
+                try:
+                    parts = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                except zmq.Again:
+                    return
+                task = loop.create_task(serve_one(parts))
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
+            loop.call_soon(receive)
+
+        async def serve_one(parts: list[zmq.Frame]) -> None:
+            """One request and its answer. A REQ socket's envelope is its identity and an empty part."""
+            if len(parts) < 3 or parts[1].buffer.nbytes:
+                return  # no REQ socket: it could not read an answer
+            answer = await self.answer([part.buffer for part in parts[2:]])
+            socket.send_multipart([parts[0], b"", *answer], zmq.NOBLOCK)  # a ROUTER's never blocks
+            receive()  # sending may have swallowed the descriptor's edge
+
+        stop = add_readers(loop, {socket.getsockopt(zmq.FD): receive})
+        try:
+            receive()
+            await loop.create_future()
+        finally:
+            stop()
+            for task in self._under_way:
+                task.cancel()
+            await asyncio.gather(*self._under_way, return_exceptions=True)
 
     async def answer(self, parts: list[memoryview]) -> list[bytes]:
         """The parts of the answer to a request's parts. Never raises for what a request says."""
