@@ -1,7 +1,7 @@
 """The detector: Frigate's requests from a ZeroMQ socket, through a yard, and back.
 
 Uses a ROUTER socket and one `AsyncClient`, on one event loop. The loop watches the socket's own descriptor:
-with zmq.asyncio in between, a frame took 0.1 ms longer on a warm machine and 0.17 ms on a busy one. Every camera's process has a REQ socket of its own, so
+with zmq.asyncio in between, a frame took 0.1 ms longer. Every camera's process has a REQ socket of its own, so
 frames of many cameras are under way together, and the broker batches them. A frame that is late is not
 run: its sender has stopped waiting.
 """
@@ -91,7 +91,7 @@ class Detector:
             socket.send_multipart([parts[0], b"", *answer], zmq.NOBLOCK)  # a ROUTER's never blocks
             receive()  # sending may have swallowed the descriptor's edge
 
-        stop = add_readers(loop, {socket.getsockopt(zmq.FD): receive})
+        stop = add_readers(loop, {int(socket.getsockopt(zmq.FD)): receive})
         try:
             receive()
             await loop.create_future()
