@@ -104,6 +104,8 @@ class RemoteAsyncClient(AsyncClient):
         timeout: float = TIMEOUT_S,
         traceparent: str | None = None,
     ) -> None:
+        check_seconds("timeout", timeout)
+
         async def run() -> None:
             try:
                 reply = await self._request(model, inputs, priority, deadline, timeout, traceparent)
