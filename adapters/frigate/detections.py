@@ -38,6 +38,8 @@ def yolo(outputs: Sequence[Array], width: int, height: int) -> Array:
         table = table.T
     best = table[4:].max(axis=0)
     order = _certain(best)
+    if not len(order):
+        return np.zeros((ROWS, COLUMNS), np.float32)  # as of most frames
     sides = _around(table[:4, order]) / _pixels(width, height)
     return rows(best[order], sides, lambda kept: table[4:, order[kept]].argmax(axis=0))
 
