@@ -112,9 +112,12 @@ class Detector:
         """Begin with a request. Never raises for what it says."""
         try:
             request = m.parse(parts)
-            if isinstance(request, m.Frame) and self._info is not None:
-                self._detect(identity, request, self._info)
-                return
+            if isinstance(request, m.Frame):
+                if self._frames + len(self._tasks) >= UNDER_WAY_MAX:
+                    raise Overloaded(f"more than {UNDER_WAY_MAX} frames are under way")
+                if self._info is not None:
+                    self._detect(identity, request, self._info)
+                    return
         except BatchyardError as error:
             self._answer(identity, m.detections(NOTHING, self._trouble(error)))
             return
@@ -139,8 +142,6 @@ class Detector:
 
     def _detect(self, identity: bytes, frame: m.Frame, info: ModelInfo) -> None:
         """Run a frame, and answer when that is done. Raises for one that can't be run."""
-        if self._frames >= UNDER_WAY_MAX:
-            raise Overloaded(f"more than {UNDER_WAY_MAX} frames are under way")
         convert = self._conversion(frame)
         height, width = _size(frame.pixels)
         inputs = self._inputs(info, frame.pixels, height, width)
@@ -153,6 +154,10 @@ class Detector:
                 answer = m.detections(convert(outcome.arrays, width, height))
             except BatchyardError as error:
                 answer = m.detections(NOTHING, self._trouble(error))
+            except (ValueError, IndexError) as error:  # shapes that no rule of the kind foresees
+                kind = self._model_type or frame.model_type
+                unfit = InvalidRequest(f"the model's outputs are not those of a {kind} model: {error}")
+                answer = m.detections(NOTHING, self._trouble(unfit))
             self._answer(identity, answer)
 
         deadline_s = self._deadline_s
