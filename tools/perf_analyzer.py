@@ -45,7 +45,7 @@ WAYS: dict[str, tuple[str, tuple[str, ...]]] = {  # protocol, and what perf_anal
     "gRPC, shared memory": ("grpc", SHARED_MEMORY),
     "gRPC, stream": ("grpc", ("-a", "--streaming")),
 }
-WINDOW_MS, WINDOWS_MAX, STABLE_PERCENT = 1500, 10, 30
+UNTIL_STABLE = ("-p", "1500", "-r", "10", "-s", "30")  # three windows of 1.5 s within 30 %, of 10 at most
 SWEEP_WITHIN_S = 300
 EPILOG = """\
 examples:
@@ -147,7 +147,7 @@ def sweep(folder: Path, steps: Sequence[Load], say: Callable[[str], None]) -> Fi
             for way, (protocol, more) in WAYS.items():
                 say(way)
                 before = rows_per_s(bare.slice(1.0))
-                points = [_point(folder, port, protocol, more, step) for step in steps]
+                points = [measure(folder, port, protocol, more, step) for step in steps]
                 rate = (before + rows_per_s(bare.slice(1.0))) / 2
                 finding.figures[way] = {
                     "bare_rows_per_s": rate,
@@ -175,14 +175,22 @@ def _line(way: str, point: Point, bare_rate: float) -> Line:
     )
 
 
-def _point(folder: Path, port: int, protocol: str, more: Sequence[str], load: Load) -> Point:
-    """Raises BatchyardError with perf_analyzer's own last words."""
+def measure(
+    folder: Path,
+    port: int,
+    protocol: str,
+    more: Sequence[str],
+    load: Load,
+    model: str = MODEL,
+    until: Sequence[str] = UNTIL_STABLE,
+) -> Point:
+    """One run of perf_analyzer. Raises BatchyardError with its own last words."""
     with tempfile.TemporaryDirectory() as name:
         table = Path(name) / "table.csv"
         command = [
-            str(folder / "perf_analyzer"), "-m", MODEL, "-i", protocol,
+            str(folder / "perf_analyzer"), "-m", model, "-i", protocol,
             "-u", f"127.0.0.1:{port + (protocol == 'grpc')}", *load.arguments, *more,
-            "-p", str(WINDOW_MS), "-r", str(WINDOWS_MAX), "-s", str(STABLE_PERCENT), "-f", str(table),
+            *until, "-f", str(table),
         ]  # fmt: skip
         environment = dict(os.environ, LD_LIBRARY_PATH=str(folder))
         try:
