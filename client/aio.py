@@ -124,6 +124,31 @@ class AsyncClient:
             del outcome, request  # else an error and this frame would keep each other alive
         return reply
 
+    def start(
+        self,
+        model: str,
+        inputs: Any,
+        done: Callable[[Reply | Exception], None],
+        *,
+        priority: int | str = Priority.NORMAL,
+        deadline: float | None = None,
+        timeout: float = TIMEOUT_S,
+        traceparent: str | None = None,
+    ) -> None:
+        """As `request`, without a task: `done` is called on the loop with the reply, or with the error. A
+        task and its future are four more passes of the loop. Raises InvalidRequest."""
+        request = request_of(model, inputs, priority, deadline, timeout, traceparent)
+        request.is_patient = self._waits_for_room
+
+        def ended(outcome: Any) -> None:
+            if request.span is not None:
+                request.span.end(outcome, request.sent_ns)
+            if isinstance(outcome, BrokerLost):
+                ending.cut_off()
+            done(outcome)
+
+        self._linked().start(request, ended)
+
     def submit(self, model: str, inputs: Any, **options: Any) -> asyncio.Task[Array | dict[str, Array]]:
         """Start a request and return its task; cancelling that cancels the request."""
         return asyncio.ensure_future(self.infer(model, inputs, **options))
@@ -188,6 +213,10 @@ class AsyncClient:
 
     async def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
         """As `Client.empty`."""
+        return self.empty_now(shape, dtype)
+
+    def empty_now(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
+        """The same for a callback of the loop's."""
         session = self._sessions.current
         if session is None or session.lost:
             session = self._sessions.open()

@@ -48,6 +48,12 @@ class LoopLink(Link):
             request.waiter = None
             del future, request  # else an error and this frame would keep each other alive
 
+    def start(self, request: Request, done: Callable[[Any], None]) -> None:
+        """Send a request; `done` is called on the loop with its outcome. There is no way to cancel it."""
+        request.waiter = done
+        self.engine.submit(request, request.began_ns)
+        self.plan()
+
     async def answers(self, request: Request) -> AsyncGenerator[Reply, None]:
         """A stream's answers, one after the other. Left early, the request is cancelled."""
         arrived = asyncio.Event()
@@ -117,6 +123,9 @@ class LoopLink(Link):
             stream.bell()
         for request in self.engine.take_outcomes():
             future, request.waiter = request.waiter, None
+            if callable(future):
+                self._tell(future, request.take())
+                continue
             if future is None or future.done():
                 continue
             outcome = request.take()
@@ -124,6 +133,12 @@ class LoopLink(Link):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+
+    def _tell(self, done: Callable[[Any], None], outcome: Any) -> None:
+        try:
+            done(outcome)
+        except Exception as error:  # the caller's fault ends no other request
+            self.loop.call_exception_handler({"message": f"{done!r} failed", "exception": error})
 
     def _plan_timer(self) -> None:
         """Call `_tick` when the engine is due, a connection is to be made, or it is to be looked at."""

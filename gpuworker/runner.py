@@ -25,7 +25,7 @@ from .forms import Form, Forms
 from .gather import place_inputs
 from .group import Group, follows
 from .handles import Columns, ItemRefused, check, columns_of, decode
-from .layout import Array, tail_of
+from .layout import Array, Layout, tail_of
 from .memory import MappedArena, Memory
 from .padding import NotCut, Padded, Pads
 from .sessions import Sessions
@@ -146,12 +146,30 @@ class Runner:
             known[handles] = None
             return
         rows = 1 if alone else self._rows(item)
-        form = self._form(item, alone)
-        if (not alone and self._size(rows) != rows) or None in form.outputs or not all(self._written):
+        if (not alone and self._size(rows) != rows) or not all(self._written):
             return  # a padded run is not in place
+        form = self._form(item, alone)
+        if None in form.outputs:
+            foreseen = None if self._pads is not None else self._foreseen(form, item, alone)
+            if foreseen is None:
+                return
+            form = foreseen
         places = [tensor.offset for tensor in item.inputs] + [slot.offset for slot in item.outputs]
         binding = self._bindings.of(form, rows, tuple(arena.address + offset for offset in places))
         known[handles] = binding
+
+    def _foreseen(self, form: Form, item: Item, alone: bool) -> Form | None:
+        """The form with the sizes that the client has foreseen where none are declared: the outputs came out
+        so just now. When they come out otherwise, onnxruntime refuses the bound memory."""
+        axes = self._none if alone or self._axes is None else self._axes
+        outputs: list[Layout | None] = []
+        shapes = []
+        for spec, slot, axis in zip(self.outputs, item.outputs, axes[len(self.inputs) :], strict=True):
+            if slot.shape is None:
+                return None
+            shapes.append(tuple(slot.shape))
+            outputs.append(Layout(spec.dtype, tail_of(slot.shape, axis), axis))
+        return Form((form.key, tuple(shapes)), form.inputs, outputs)
 
     def _run_rows(
         self,

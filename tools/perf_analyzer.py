@@ -37,26 +37,45 @@ PLATFORMS = ("manylinux1_x86_64", "manylinux2014_x86_64")
 DEBIAN, LIBRARY = "libb64-0d", "libb64.so.0d"
 FOLDER = Path.home() / ".cache" / "batchyard" / "perf_analyzer"
 MODEL, MAX_BATCH, BARE_ROWS = "cnn", 8, 8
-WAYS = {
-    "HTTP": ("http", False),
-    "gRPC": ("grpc", False),
-    "HTTP, shared memory": ("http", True),
-    "gRPC, shared memory": ("grpc", True),
+SHARED_MEMORY = ("--shared-memory", "system")
+WAYS: dict[str, tuple[str, tuple[str, ...]]] = {  # protocol, and what perf_analyzer is told besides
+    "HTTP": ("http", ()),
+    "gRPC": ("grpc", ()),
+    "HTTP, shared memory": ("http", SHARED_MEMORY),
+    "gRPC, shared memory": ("grpc", SHARED_MEMORY),
+    "gRPC, stream": ("grpc", ("-a", "--streaming")),
 }
-WINDOW_MS, WINDOWS_MAX, STABLE_PERCENT = 1500, 10, 30
+UNTIL_STABLE = ("-p", "1500", "-r", "10", "-s", "30")  # three windows of 1.5 s within 30 %, of 10 at most
 SWEEP_WITHIN_S = 300
 EPILOG = """\
 examples:
   python3 run measure perf-analyzer --fetch                      into ~/.cache/batchyard/perf_analyzer (34 MB)
-  python3 run measure perf-analyzer --concurrency 1,4,16
+  python3 run measure perf-analyzer --concurrency 1,4,16 --rates 100,1000
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests in flight all the time, or (`is_rate`) requests a second, come what may."""
+
+    is_rate: bool
+    value: int
+
+    def __str__(self) -> str:
+        return f"{self.value:,} a second" if self.is_rate else f"{self.value} in flight"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        if self.is_rate:
+            return ("--request-rate-range", str(self.value), "--request-distribution", "poisson")
+        return ("--concurrency-range", str(self.value))
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
     """One row of perf_analyzer's table."""
 
-    concurrency: int
+    load: Load
     rate_per_s: float
     p50_ns: float
     p99_ns: float
@@ -72,11 +91,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where it is (%(default)s)")
     parser.add_argument("--fetch", action="store_true", help="fetch it first, with pip and apt-get")
     parser.add_argument("--concurrency", type=counts, default="1,4,16", metavar="A,B", help="(%(default)s)")
+    parser.add_argument("--rates", type=counts, default="100,400", metavar="A,B", help="per s (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
     options = parser.parse_args(arguments)
     if options.fetch:
         fetch(options.folder, say)
-    return finish(options, [sweep(options.folder, options.concurrency, say)])
+    steps = [Load(False, value) for value in options.concurrency]
+    steps += [Load(True, value) for value in options.rates]
+    return finish(options, [sweep(options.folder, steps, say)])
 
 
 def fetch(folder: Path, say: Callable[[str], None]) -> None:
@@ -112,8 +134,8 @@ def _run(command: list[str], folder: Path) -> None:
         raise BatchyardError(f"{' '.join(command[:3])} failed: {''.join(said)}")
 
 
-def sweep(folder: Path, steps: Sequence[int], say: Callable[[str], None]) -> Finding:
-    """`cnn` at every concurrency, every way, between slices of the bare runtime."""
+def sweep(folder: Path, steps: Sequence[Load], say: Callable[[str], None]) -> Finding:
+    """`cnn` at every load, every way, between slices of the bare runtime."""
     if not (folder / "perf_analyzer").exists():
         raise BatchyardError(f"perf_analyzer is not in {folder}: add --fetch, or --folder")
     finding = Finding("perf-analyzer")
@@ -122,14 +144,14 @@ def sweep(folder: Path, steps: Sequence[int], say: Callable[[str], None]) -> Fin
         bare = Bare(target.path, models.sample(MODEL, BARE_ROWS))
         target.client.wait_ready(MODEL)
         with gateway(target.yard.where, "--shared-memory") as port:
-            for way, (protocol, shared) in WAYS.items():
+            for way, (protocol, more) in WAYS.items():
                 say(way)
                 before = rows_per_s(bare.slice(1.0))
-                points = [_point(folder, port, protocol, shared, step) for step in steps]
+                points = [measure(folder, port, protocol, more, step) for step in steps]
                 rate = (before + rows_per_s(bare.slice(1.0))) / 2
                 finding.figures[way] = {
                     "bare_rows_per_s": rate,
-                    "points": {point.concurrency: vars_of(point) for point in points},
+                    "points": {str(point.load): vars_of(point) for point in points},
                 }
                 finding.lines += [_line(way, point, rate) for point in points]
     return finding
@@ -140,25 +162,35 @@ def vars_of(point: Point) -> dict[str, float]:
 
 
 def _line(way: str, point: Point, bare_rate: float) -> Line:
+    if point.load.is_rate:
+        wanted = point.load.value
+        against = ("the rate that was asked for", f"{wanted:,}/s", f"{point.rate_per_s / wanted:.0%} of it")
+    else:
+        share = f"{point.rate_per_s / bare_rate:.0%} of the rate"
+        against = (f"bare onnxruntime, batch {BARE_ROWS}", format_rate(bare_rate), share)
     return Line(
-        f"cnn, {point.concurrency} in flight: {way}",
+        f"cnn, {point.load}: {way}",
         f"{format_rate(point.rate_per_s)}, p50 {format_time(point.p50_ns)}, p99 {format_time(point.p99_ns)}",
-        f"bare onnxruntime, batch {BARE_ROWS}",
-        format_rate(bare_rate),
-        f"{point.rate_per_s / bare_rate:.0%} of the rate",
+        *against,
     )
 
 
-def _point(folder: Path, port: int, protocol: str, shared: bool, concurrency: int) -> Point:
-    """Raises BatchyardError with perf_analyzer's own last words."""
+def measure(
+    folder: Path,
+    port: int,
+    protocol: str,
+    more: Sequence[str],
+    load: Load,
+    model: str = MODEL,
+    until: Sequence[str] = UNTIL_STABLE,
+) -> Point:
+    """One run of perf_analyzer. Raises BatchyardError with its own last words."""
     with tempfile.TemporaryDirectory() as name:
         table = Path(name) / "table.csv"
         command = [
-            str(folder / "perf_analyzer"), "-m", MODEL, "-i", protocol,
-            "-u", f"127.0.0.1:{port + (protocol == 'grpc')}",
-            "--concurrency-range", str(concurrency), "-p", str(WINDOW_MS), "-r", str(WINDOWS_MAX),
-            "-s", str(STABLE_PERCENT), "-f", str(table),
-            *(["--shared-memory", "system"] if shared else []),
+            str(folder / "perf_analyzer"), "-m", model, "-i", protocol,
+            "-u", f"127.0.0.1:{port + (protocol == 'grpc')}", *load.arguments, *more,
+            *until, "-f", str(table),
         ]  # fmt: skip
         environment = dict(os.environ, LD_LIBRARY_PATH=str(folder))
         try:
@@ -166,13 +198,13 @@ def _point(folder: Path, port: int, protocol: str, shared: bool, concurrency: in
                 command, env=environment, capture_output=True, text=True, timeout=SWEEP_WITHIN_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise BatchyardError(f"perf_analyzer at {concurrency} over {protocol}: {error}") from None
+            raise BatchyardError(f"perf_analyzer at {load} over {protocol}: {error}") from None
         if done.returncode or not table.exists():
             said = " ".join((done.stdout + done.stderr).split())[-300:]
-            raise BatchyardError(f"perf_analyzer failed at {concurrency} over {protocol}: {said}")
+            raise BatchyardError(f"perf_analyzer failed at {load} over {protocol}: {said}")
         (row,) = csv.DictReader(table.read_text().splitlines())
         return Point(
-            int(row["Concurrency"]),
+            load,
             float(row["Inferences/Second"]),
             float(row["p50 latency"]) * 1e3,
             float(row["p99 latency"]) * 1e3,

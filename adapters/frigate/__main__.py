@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import zmq.asyncio
+import zmq
 
 from ...client import AsyncClient, Operator, serve
 from ...transport import lifeline
@@ -104,7 +104,7 @@ async def _serve(options: argparse.Namespace, stack: ExitStack) -> None:
         detector = Detector(client, name, options.model_type or "", deadline_s, file_name, uploads, load)
         if name:
             await client.wait_ready(name)
-        with zmq.asyncio.Context() as context, endpoint.bind(context, options.endpoint) as socket:
+        with zmq.Context() as context, endpoint.bind(context, options.endpoint) as socket:
             log.info("serving %s to Frigate at %s", name or "what Frigate sends", options.endpoint)
             serving = asyncio.ensure_future(detector.serve(socket))
             await asyncio.wait([serving, asyncio.ensure_future(done.wait())], return_when="FIRST_COMPLETED")

@@ -19,6 +19,7 @@ from .messages import COLUMNS, ROWS
 SCORE_MIN = 0.4
 OVERLAP_MAX = 0.4  # intersection over union
 CANDIDATES_MAX = 1000  # boxes that are compared, the most certain ones
+BLOCK = 64  # of them are compared at once, each with each; 32 and 128 are as quick
 END_TO_END_COLUMNS = 6  # of models that remove overlaps themselves (YOLOv10, YOLO26)
 
 Array = NDArray[Any]
@@ -29,22 +30,25 @@ def yolo(outputs: Sequence[Array], width: int, height: int) -> Array:
     """float32[1, 4 + classes, boxes], centres and sizes in pixels (YOLOv8, v9, v11), or the same with the
     axes the other way round; or float32[1, boxes, 6] of corners, score, and class (YOLOv10, YOLO26)."""
     table = _table(outputs[0], "[1, 4 + classes, boxes]")
-    scale = np.array([width, height, width, height], np.float32)
     if table.shape[1] == END_TO_END_COLUMNS < table.shape[0]:
-        return rows(table[:, 5], table[:, 4], table[:, :4] / scale)
+        order = _certain(table[:, 4])
+        sides = _sides(table[order, :4]) / _pixels(width, height)
+        return rows(table[order, 4], sides, lambda kept: table[order[kept], 5])
     if table.shape[0] > table.shape[1]:
         table = table.T
     best = table[4:].max(axis=0)
-    chosen = np.flatnonzero(best > SCORE_MIN)
-    table = table[:, chosen]
-    return rows(table[4:].argmax(axis=0), best[chosen], _corners(table[:4].T) / scale)
+    order = _certain(best)
+    if not len(order):
+        return np.zeros((ROWS, COLUMNS), np.float32)  # as of most frames
+    sides = _around(table[:4, order]) / _pixels(width, height)
+    return rows(best[order], sides, lambda kept: table[4:, order[kept]].argmax(axis=0))
 
 
 def yolonas(outputs: Sequence[Array], width: int, height: int) -> Array:
     """float32[boxes, 7]: image, x1, y1, x2, y2 in pixels, score, class (exported with the flat format)."""
     table = _table(outputs[0], "[boxes, 7] (export it with the flat format)", columns=7)
-    scale = np.array([width, height, width, height], np.float32)
-    return rows(table[:, 6], table[:, 5], table[:, 1:5] / scale)
+    table = table[_certain(table[:, 5])]
+    return rows(table[:, 5], _sides(table[:, 1:5]) / _pixels(width, height), lambda kept: table[kept, 6])
 
 
 def rfdetr(outputs: Sequence[Array], width: int, height: int) -> Array:
@@ -52,9 +56,12 @@ def rfdetr(outputs: Sequence[Array], width: int, height: int) -> Array:
     class 0 is the background."""
     boxes = _table(_nth(outputs, 0, "rfdetr", 2), "[1, queries, 4]", columns=4)
     logits = _table(outputs[1], "[1, queries, 1 + classes]")
-    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores = scores[:, 1:] / scores.sum(axis=1, keepdims=True)
-    return rows(scores.argmax(axis=1), scores.max(axis=1), _corners(boxes))
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores = shares[:, 1:].max(axis=1) / shares.sum(axis=1)
+    order = _certain(scores)
+    return rows(
+        scores[order], _around(boxes[order].T), lambda kept: shares[order[kept], 1:].argmax(axis=1)
+    )
 
 
 def dfine(outputs: Sequence[Array], width: int, height: int) -> Array:
@@ -62,47 +69,87 @@ def dfine(outputs: Sequence[Array], width: int, height: int) -> Array:
     scores."""
     classes, scores = _nth(outputs, 0, "dfine", 3).reshape(-1), outputs[2].reshape(-1)
     boxes = _table(outputs[1], "[1, queries, 4]", columns=4)
-    return rows(classes, scores, boxes / np.array([width, height, width, height], np.float32))
+    order = _certain(scores)
+    sides = _sides(boxes[order]) / _pixels(width, height)
+    return rows(scores[order], sides, lambda kept: classes[order[kept]])
 
 
 # What Frigate calls `model_type`, as `messages.normalized_type` writes it.
 KINDS: dict[str, Convert] = {"yologeneric": yolo, "yolonas": yolonas, "rfdetr": rfdetr, "dfine": dfine}
 
 
-def rows(classes: Array, scores: Array, corners: Array) -> Array:
-    """float32[20, 6] of the most certain boxes. `corners`: [boxes, 4] of x1, y1, x2, y2 as shares."""
-    certain = np.flatnonzero(scores > SCORE_MIN)
-    order = certain[np.argsort(-scores[certain], kind="stable")][:CANDIDATES_MAX]
-    kept = order[_apart(corners[order])]
+def rows(scores: Array, sides: Array, classes_of: Callable[[Array], Array]) -> Array:
+    """float32[20, 6] of those boxes that no more certain one overlaps. The boxes are sorted, the most certain
+    first. `sides`: [4, boxes] of y1, x1, y2, x2 as shares. `classes_of`: of the boxes at these places."""
     found = np.zeros((ROWS, COLUMNS), np.float32)
-    found[: len(kept), 0] = classes[kept]
-    found[: len(kept), 1] = scores[kept]
-    found[: len(kept), 2:] = corners[kept][:, [1, 0, 3, 2]]
+    kept = _apart(sides)
+    if len(kept):
+        found[: len(kept), 0] = classes_of(kept)
+        found[: len(kept), 1] = scores[kept]
+        found[: len(kept), 2:] = sides[:, kept].T
     return found
 
 
-def _apart(corners: Array) -> list[int]:
+def _certain(scores: Array) -> Array:
+    """Places of the scores that count, the most certain first; at most CANDIDATES_MAX."""
+    places = np.flatnonzero(scores > SCORE_MIN)
+    return places[np.argsort(-scores[places], kind="stable")[:CANDIDATES_MAX]]
+
+
+def _apart(sides: Array) -> Array:
     """Places of boxes that no earlier kept one overlaps; at most ROWS."""
-    low, high = corners[:, :2], corners[:, 2:]
-    area = (high - low).prod(axis=1)
-    free = np.ones(len(corners), bool)
-    kept: list[int] = []
-    for place in range(len(corners)):
-        if not free[place]:
-            continue
-        kept.append(place)
+    rest = np.arange(sides.shape[1])
+    kept = rest[:0]
+    while len(rest):
+        block = rest[:BLOCK]
+        apart = ~_overlap(sides[:, block], sides[:, block])
+        free = np.ones(len(block), bool)
+        chosen = []
+        for place in range(len(block)):
+            if free[place]:
+                chosen.append(place)
+                free &= apart[place]
+        kept = np.concatenate([kept, block[chosen]])[:ROWS]
+        rest = rest[BLOCK:]
         if len(kept) == ROWS:
             break
-        sides = np.minimum(high[place], high) - np.maximum(low[place], low)
-        common = sides.clip(0).prod(axis=1)
-        free &= common <= OVERLAP_MAX * (area[place] + area - common)
+        if len(rest):
+            rest = rest[~_overlap(sides[:, block[chosen]], sides[:, rest]).any(axis=0)]
     return kept
 
 
-def _corners(boxes: Array) -> Array:
-    """[boxes, 4] of centres and sizes as x1, y1, x2, y2."""
-    half = boxes[:, 2:] / 2
-    return np.concatenate([boxes[:, :2] - half, boxes[:, :2] + half], axis=1)
+def _overlap(one: Array, other: Array) -> Array:
+    """bool[boxes of one, boxes of the other]: whether they overlap by more than OVERLAP_MAX."""
+    top, left, bottom, right = one[:, :, None]
+    tops, lefts, bottoms, rights = other
+    common = np.minimum(bottom, bottoms)
+    common -= np.maximum(top, tops)
+    np.maximum(common, 0, out=common)
+    across = np.minimum(right, rights)
+    across -= np.maximum(left, lefts)
+    np.maximum(across, 0, out=across)
+    common *= across
+    union = (bottom - top) * (right - left) + (bottoms - tops) * (rights - lefts)
+    union -= common
+    overlap: Array = common > OVERLAP_MAX * union
+    return overlap
+
+
+def _pixels(width: int, height: int) -> Array:
+    """What turns pixels into shares."""
+    return np.array([[height], [width], [height], [width]], np.float32)
+
+
+def _around(boxes: Array) -> Array:
+    """[4, boxes] of centres and sizes (x, y, width, height) as y1, x1, y2, x2."""
+    x, y, width, height = boxes
+    across, down = width / 2, height / 2
+    return np.array([y - down, x - across, y + down, x + across])
+
+
+def _sides(corners: Array) -> Array:
+    """[boxes, 4] of x1, y1, x2, y2 as [4, boxes] of y1, x1, y2, x2."""
+    return corners.T[[1, 0, 3, 2]]
 
 
 def _table(output: Array, expected: str, columns: int = 0) -> Array:

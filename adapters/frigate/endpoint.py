@@ -7,7 +7,6 @@ import stat
 from pathlib import Path
 
 import zmq
-import zmq.asyncio
 
 from ...transport.errors import EndpointInUse, InvalidRequest
 from .uploads import UPLOAD_BYTES_MAX
@@ -48,7 +47,7 @@ def _answers(path: Path) -> bool:
     return True
 
 
-def bind(context: zmq.asyncio.Context, endpoint: str) -> zmq.asyncio.Socket:
+def bind(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
     """A ROUTER socket there. Raises EndpointInUse."""
     socket = context.socket(zmq.ROUTER)
     socket.linger = 0

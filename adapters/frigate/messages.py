@@ -27,6 +27,9 @@ COLUMNS = 6  # class, score, y1, x1, y2, x2; the box as a share of the image's h
 HEAD_BYTES_MAX = 4096
 DTYPES = ("uint8", "float32", "float16", "int8")
 
+_ROWS = {"shape": [ROWS, COLUMNS], "dtype": "float32"}
+_DETECTED = msgspec.json.encode(_ROWS)
+
 Array = NDArray[Any]
 
 
@@ -101,10 +104,8 @@ def _pixels(head: _Head, content: memoryview) -> Array:
 
 def detections(rows: Array, error: str = "") -> list[bytes]:
     """float32[20, 6] as an answer. `error`: why there are none, for whoever reads along."""
-    head: dict[str, Any] = {"shape": [ROWS, COLUMNS], "dtype": "float32"}
-    if error:
-        head["error"] = error
-    return [msgspec.json.encode(head), rows.tobytes()]
+    head = _DETECTED if not error else msgspec.json.encode({**_ROWS, "error": error})
+    return [head, rows.tobytes()]
 
 
 def availability(available: bool, loaded: bool) -> list[bytes]:

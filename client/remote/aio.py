@@ -30,6 +30,7 @@ class RemoteAsyncClient(AsyncClient):
         self._remote = RemoteSession(*settings)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._started: set[asyncio.Task[None]] = set()  # of `start`: each waits for one of `_tasks`
         return self._remote.url
 
     @property
@@ -92,7 +93,32 @@ class RemoteAsyncClient(AsyncClient):
             self._remote.renew()
         self._loop = loop
 
-    async def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
+    def start(
+        self,
+        model: str,
+        inputs: Any,
+        done: Callable[[Reply | Exception], None],
+        *,
+        priority: int | str = Priority.NORMAL,
+        deadline: float | None = None,
+        timeout: float = TIMEOUT_S,
+        traceparent: str | None = None,
+    ) -> None:
+        check_seconds("timeout", timeout)
+
+        async def run() -> None:
+            try:
+                reply = await self._request(model, inputs, priority, deadline, timeout, traceparent)
+            except Exception as error:
+                done(error)
+            else:
+                done(reply)
+
+        task = asyncio.ensure_future(run())
+        self._started.add(task)
+        task.add_done_callback(self._started.discard)
+
+    def empty_now(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
         """An ordinary array."""
         return np.empty(shape, dtype)
 

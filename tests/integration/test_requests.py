@@ -578,6 +578,44 @@ def test_cancelling_a_future_cancels_its_request_behind_a_gateway(
     assert (client.infer("slow", x) == x).all()
 
 
+@everywhere
+def test_a_loops_callback_gets_the_reply_or_the_error_and_its_own_faults_disturb_nobody(address: str) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        complaints: list[Any] = []
+        loop.set_exception_handler(lambda _, context: complaints.append(context["exception"]))
+        outcomes: dict[str, asyncio.Future[Any]] = {}
+
+        def into(name: str) -> Any:
+            future = outcomes[name] = loop.create_future()
+            return future.set_result
+
+        def fails(outcome: Any) -> None:
+            raise ZeroDivisionError
+
+        client = AsyncClient(address)
+        x = client.empty_now((2, 4))
+        x[:] = 3
+        client.start("neg", x, fails)
+        client.start("neg", x, into("reply"))
+        client.start("nobody", x, into("unknown"))
+        client.start("neg", x.astype(np.float64), into("wrong"))
+        with pytest.raises(InvalidRequest):
+            client.start("neg", x, fails, timeout=-1)
+        found = dict(zip(outcomes, await asyncio.wait_for(asyncio.gather(*outcomes.values()), 30), strict=True))
+        assert (found["reply"].value == -3).all()
+        assert found["reply"].receipt.rows >= 2
+        errors = {name: type(outcome) for name, outcome in found.items() if name != "reply"}
+        assert errors == {"unknown": UnknownModel, "wrong": InvalidRequest}
+        client.start("slow", np.zeros((1, 512), np.float32), into("closed"))
+        await asyncio.sleep(0)
+        await client.close()
+        assert isinstance(await asyncio.wait_for(outcomes["closed"], 10), BatchyardError)
+        assert [type(error) for error in complaints] == [ZeroDivisionError]
+
+    asyncio.run(main())
+
+
 def test_cancelling_an_asyncio_task_cancels_its_request(yard: Yard, tools: Any) -> None:
     async def main() -> None:
         async with yard.async_client() as client:

@@ -430,6 +430,32 @@ def test_a_run_that_shows_that_rows_are_none_is_run_again_one_by_one(
     assert model.alone_reason == "" or not model.batchable
 
 
+def test_foreseen_slots_that_come_again_are_written_in_place_until_another_shape_comes_out(
+    yard: Yard, positive: Path
+) -> None:
+    model = serve(positive)
+    given = yard.put(rows(1, -1, 2), FLOAT)
+    held = np.frombuffer(yard.segment.buffer, np.float32, 6, given.offset).reshape(3, 2)
+    slot = yard.room(16)
+    item = m.Item(ARENA, [given], [Slot(slot, 16, [2, 2])])
+    copied = []
+    for turn in range(6):
+        held[:] = rows(1 + turn, -1, 2)
+        result = yard.run(model, item)
+        copied.append(result.copied_bytes)
+        assert not result.inline_outputs
+        np.testing.assert_array_equal(yard.read(item.outputs[0], np.float32, (2, 2)), rows(1 + turn, 2))
+    assert copied[0] > 0
+    assert copied[-1] == 0
+    for turn in range(3):
+        held[:] = rows(1, 5 + turn, 2)
+        (got,) = frames_of(yard.run(model, item), 0)
+        np.testing.assert_array_equal(got, held)
+    held[:] = rows(-1, 3, -2)
+    (got,) = frames_of(yard.run(model, item), 0)
+    np.testing.assert_array_equal(got, rows(3))
+
+
 def test_a_part_that_comes_after_that_is_run_as_its_whole_request(yard: Yard, positive: Path) -> None:
     """The broker throws it away, and lends the request once more: it only must not fail."""
     model = serve(positive, trusted=True)

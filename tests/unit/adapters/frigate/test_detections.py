@@ -62,8 +62,25 @@ def test_the_greedy_choice_is_that_of_the_plain_loop() -> None:
         low = rng.random((40, 2), np.float32) * 0.7
         corners = np.concatenate([low, low + 0.05 + rng.random((40, 2), np.float32) * 0.3], axis=1)
         scores = rng.permutation(40).astype(np.float32) / 40
-        rows = d.rows(np.arange(40), scores, corners)
-        assert [int(row[0]) for row in rows if row[1] > 0] == plain_choice(corners, scores)
+        assert numbers_kept(corners, scores) == plain_choice(corners, scores)
+
+
+def test_boxes_past_the_first_block_are_compared_with_all_before_them() -> None:
+    rng = np.random.default_rng(20261202)
+    for places in (3, 9, 30):  # boxes gather around so few places: many blocks give few detections
+        low = (rng.integers(0, 1000, (places, 2)) / 1000).astype(np.float32)[rng.integers(0, places, 900)]
+        low += rng.random((900, 2), np.float32) * 0.02
+        corners = np.concatenate([low, low + 0.1 + rng.random((900, 2), np.float32) * 0.02], axis=1)
+        scores = (d.SCORE_MIN + 0.1 + rng.permutation(900) / 2000).astype(np.float32)
+        kept = numbers_kept(corners, scores)
+        assert kept == plain_choice(corners, scores)
+        assert len(kept) == 20 or places < 20
+
+
+def numbers_kept(corners: Array, scores: Array) -> list[int]:
+    """Which boxes are left, by a model whose box has its number for a class."""
+    outputs = [np.arange(len(scores)), corners[None], scores[None]]
+    return [int(row[0]) for row in d.dfine(outputs, 1, 1) if row[1] > 0]
 
 
 def plain_choice(corners: Array, scores: Array) -> list[int]:
