@@ -11,13 +11,13 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from . import cpu, cuda, directml, webgpu
+from . import cpu, cuda, directml, openvino, webgpu
 from .recipes import Recipe, base_options
 
 __all__ = ["LADDER", "PROVIDERS", "TOLERANCE", "Recipe", "available", "base_options", "devices", "recipe"]
 
 # Best first: where one fails, the next is taken.
-PROVIDERS: dict[str, Any] = {module.NAME: module for module in (directml, webgpu, cuda, cpu)}
+PROVIDERS: dict[str, Any] = {module.NAME: module for module in (directml, webgpu, cuda, openvino, cpu)}
 LADDER = tuple(PROVIDERS)
 
 # Of a device's answers, see `Agreement`: right float32 graphs are off by 1e-6 to 1e-3, float16 ones by 1e-3.
