@@ -21,6 +21,7 @@ from ..adapters.frigate import endpoint
 from ..broker import config as configuration
 from ..broker.config import YardConfig
 from ..client import ModelInfo, Yard
+from ..gpuworker.providers import LADDER
 from ..transport import endpoints, extras
 from ..transport.arguments import PORT_MAX, add_yard, count, port
 from ..transport.endpoints import Endpoint
@@ -319,7 +320,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     arguments.add_argument(
         "--provider",
-        choices=("auto", "directml", "webgpu", "cuda", "cpu"),
+        choices=("auto", *LADDER),
         default="auto",
         help="what the workers run on (%(default)s: the best that works here)",
     )

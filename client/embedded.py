@@ -48,7 +48,7 @@ def serve(
     log: a file for what the processes say; default: this program's stderr.
     models_root: the folder that `Yard.operator` may load and swap models from; default: the one that
         these models lie in, if it is the same for all.
-    provider: what the workers run on: directml, webgpu, cuda, cpu; auto: the best that works here.
+    provider: what the workers run on: directml, webgpu, cuda, openvino, cpu; auto: the best that works here.
     load_python: whether `Yard.operator` may load Python files from there: that runs them.
     run_seconds_max: a worker that runs one batch for longer is ended, and a request that was alone in it
         fails; default: no such bound (see "Slow is not hung" in docs/configuration.md).

@@ -26,7 +26,8 @@ class LoopLink(Link):
         super().__init__(sessions, self._ring)
         self.loop = loop
         self._planned = False  # `_act` is about to be called
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_s = inf  # when it is due; uvloop's handle of a time that is near does not say
         self._writes: int | None = None  # the descriptor that is watched for writing
         self._stop_readers: Callable[[], None] | None = None
 
@@ -152,9 +153,10 @@ class LoopLink(Link):
             return
         when_s = self.loop.time() + max(0.0, wait_s)
         if self._timer is not None:
-            if self._timer.when() <= when_s:
+            if self._timer_s <= when_s:
                 return
             self._timer.cancel()
+        self._timer_s = when_s
         self._timer = self.loop.call_at(when_s, self._tick)
 
     def lose(self, error: BatchyardError | None) -> None:

@@ -55,6 +55,15 @@ class Refusal(Exception):
         return headers
 
 
+def body_at(path: str, refusal: Refusal) -> dict[str, Any]:
+    """The body of an error: below /v1 in OpenAI's form, because its clients show the sentence of no other."""
+    if not path.startswith("/v1/"):
+        return refusal.body
+    kind = "invalid_request_error" if refusal.status in (400, 404, 405, 413) else "server_error"
+    code = "model_not_found" if refusal.code == "UNKNOWN_MODEL" else refusal.code.lower()
+    return {"error": {"message": refusal.text, "type": kind, "param": None, "code": code}}
+
+
 class ClientGone(Exception):
     """The client has closed the connection: there is nobody to answer."""
 

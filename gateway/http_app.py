@@ -18,11 +18,12 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import BatchyardError
 from . import http_control, http_models, http_page, http_predict, http_texts, metrics
-from .errors import ClientGone, Refusal, invalid, refusal_of
+from .errors import ClientGone, Refusal, body_at, invalid, refusal_of
 from .http_answer import answer
 from .http_guard import GONE, ROUTE, Guard
 from .http_infer import infer
@@ -45,7 +46,10 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("GET", "/predict/result/{job_id}", http_predict.result),
     ("DELETE", "/predict/cancel/{job_id}", http_predict.cancel),
     ("POST", "/v1/embeddings", http_texts.embeddings),
+    ("GET", "/v1/models", http_texts.models),
+    ("GET", "/v1/models/{model}", http_texts.model),
     ("POST", "/embed", http_texts.embed),
+    ("POST", "/", http_texts.embed),
     ("POST", "/rerank", http_texts.rerank),
     ("GET", "/v2", http_models.server),
     ("GET", "/v2/health/live", http_models.live),
@@ -100,11 +104,8 @@ def application(rooms: Rooms, token: str | None) -> ASGIApp:
     )
     for kind in (BatchyardError, Refusal, ClientGone, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _answered)
-    methods: dict[tuple[str, Endpoint], list[str]] = {}
     for method, path, endpoint in ROUTES:
-        methods.setdefault((path, endpoint), []).append(method)  # in one route: a 405 names all of them
-    for (path, endpoint), allowed in methods.items():
-        app.add_api_route(path, _with(rooms, endpoint), methods=allowed, response_model=None)
+        app.add_api_route(path, _with(rooms, endpoint), methods=[method], response_model=None)
     promised = document(rooms.version)
     app.openapi = lambda: promised  # type: ignore[method-assign]
     rooms.metrics.add_gauges(lambda: gauges(rooms))
@@ -153,13 +154,24 @@ async def _answered(request: Request, error: Exception) -> Response:
         return Response(status_code=GONE)
     if isinstance(error, HTTPException):
         headers = dict(error.headers or {})
-        text = "there is nothing at this path" if error.status_code == 404 else str(error.detail)
+        text = str(error.detail)
+        if error.status_code == 404:
+            text = "there is nothing at this path; /docs lists every call"
+        elif error.status_code == 405:
+            allowed = headers["Allow"] = ", ".join(sorted(_methods(request)))
+            text = f"this path takes {allowed}, not {request.method}"
         refusal = Refusal(error.status_code, _HTTP_CODES.get(error.status_code, "INVALID_REQUEST"), text)
     elif isinstance(error, RequestValidationError):
         refusal = invalid("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
     else:
         refusal = refusal_of(error)
-    return answer(refusal.body, refusal.status, headers | refusal.headers)
+    return answer(body_at(request.url.path, refusal), refusal.status, headers | refusal.headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """What the request's path takes, on all of its routes."""
+    fitting = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in fitting for method in getattr(route, "methods", ())}
 
 
 def gauges(rooms: Rooms) -> dict[str, tuple[str, float]]:

@@ -20,7 +20,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import INTERNAL, ClientGone, Refusal, refusal_of
+from .errors import INTERNAL, ClientGone, Refusal, body_at, refusal_of
 from .metrics import Metrics
 
 log = logging.getLogger("gateway")
@@ -72,7 +72,7 @@ class Guard:
             if refusal.code == INTERNAL:
                 log.exception("%s %r", scope["method"], scope["path"])  # it may hold a line's end
             if status == GONE:  # else the answer has begun: uvicorn breaks the connection off
-                await answer(refusal, counted_send)
+                await answer(refusal, scope["path"], counted_send)
         finally:
             metrics.in_flight -= 1
             route = scope.get(ROUTE) or getattr(scope.get("route"), "path", None)
@@ -88,7 +88,7 @@ class Guard:
             raise Refusal(400, "INVALID_REQUEST", text)
         if self._token is None:
             _check_origin(headers)
-        if scope["path"] in OPEN_PATHS:
+        if scope["path"] in OPEN_PATHS and scope["method"] in ("GET", "HEAD"):
             return
         if self._token is not None and not bearer_is(headers.get("authorization"), self._token):
             raise Refusal(401, "UNAUTHENTICATED", "send the gateway's token: Authorization: Bearer TOKEN")
@@ -116,9 +116,9 @@ def hostname(url: str) -> str:
         return ""
 
 
-async def answer(refusal: Refusal, send: Send) -> None:
+async def answer(refusal: Refusal, path: str, send: Send) -> None:
     """Send an error response without the framework."""
-    body = json.dumps(refusal.body).encode()
+    body = json.dumps(body_at(path, refusal)).encode()
     headers = {
         "content-type": "application/json",
         "content-length": str(len(body)),

@@ -1,4 +1,5 @@
-"""POST /v1/embeddings as OpenAI's clients ask, /embed and /rerank as text-embeddings-inference's do.
+"""/v1/embeddings and /v1/models as OpenAI's clients ask, /embed (or /) and /rerank as those of
+text-embeddings-inference do.
 
 Owns the forms of these bodies and of their errors. Every text is a request of its own, so texts of many
 callers share batches; how they are padded is the yard's business.
@@ -16,7 +17,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .errors import Refusal, refusal_of
+from .errors import Refusal, body_at, refusal_of
 from .http_answer import answer
 from .http_body import Body
 from .http_guard import while_connected
@@ -27,6 +28,7 @@ from .texts import TextModel, Tokens, score
 
 TEXTS_MAX = 2048  # of one call, as OpenAI allows
 TOKENS_MAX = 300_000  # of one call, together, as OpenAI allows
+EMPTY = "EMPTY"  # the code of a call without a text, which text-embeddings-inference tells apart
 UNDER_WAY_MAX = 64  # texts of one call at a time: others' texts go between them
 
 
@@ -45,6 +47,9 @@ class EmbedRequest(msgspec.Struct):
     inputs: str | list[str]
     normalize: bool = True
     truncate: bool | None = False
+    truncation_direction: str = "right"
+    prompt_name: str | None = None
+    dimensions: int | None = None
     model: str = ""
 
 
@@ -56,6 +61,7 @@ class RerankRequest(msgspec.Struct):
     raw_scores: bool = False
     return_text: bool = False
     truncate: bool | None = False
+    truncation_direction: str = "right"
     model: str = ""
 
 
@@ -69,8 +75,22 @@ async def embeddings(request: Request, rooms: Rooms) -> Response:
     return await _answered(_as_openai, _embeddings_of(request, rooms))
 
 
+async def models(request: Request, rooms: Rooms) -> Response:
+    """GET /v1/models"""
+    return answer({"object": "list", "data": [_entry(name) for name in rooms.texts]})
+
+
+async def model(request: Request, rooms: Rooms) -> Response:
+    """GET /v1/models/{model}"""
+    return answer(_entry(_model(rooms, request.path_params["model"]).model))
+
+
+def _entry(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "batchyard"}
+
+
 async def embed(request: Request, rooms: Rooms) -> Response:
-    """POST /embed"""
+    """POST /embed, and POST /, where Hugging Face's own client asks"""
     return await _answered(_as_tei, _embed_of(request, rooms))
 
 
@@ -79,7 +99,7 @@ async def rerank(request: Request, rooms: Rooms) -> Response:
     return await _answered(_as_tei, _rerank_of(request, rooms))
 
 
-# ---- the three calls ----------------------------------------------------------------------------
+# ---- the calls ----------------------------------------------------------------------------
 
 
 async def _embeddings_of(request: Request, rooms: Rooms) -> Any:
@@ -89,8 +109,7 @@ async def _embeddings_of(request: Request, rooms: Rooms) -> Any:
     text_model = _model(rooms, asked.model)
     tokens = await asyncio.to_thread(_openai_tokens, text_model, asked.input)
     vectors = await while_connected(request, _vectors(rooms, text_model, tokens, None))
-    if asked.dimensions is not None and asked.dimensions != len(vectors[0]):
-        raise _invalid(f"{text_model.model!r} has {len(vectors[0])} dimensions, and no other number of them")
+    _check_dimensions(text_model, asked.dimensions, vectors)
     as_text = asked.encoding_format == "base64"
     used = sum(len(each.ids) for each in tokens)
     return {
@@ -106,15 +125,20 @@ async def _embeddings_of(request: Request, rooms: Rooms) -> Any:
 
 async def _embed_of(request: Request, rooms: Rooms) -> Any:
     asked = await _read(request, rooms, _embed)
+    if asked.prompt_name is not None:
+        raise _invalid("prompt_name: no prompts are kept here; put the prompt before the text")
+    _check_direction(asked.truncation_direction)
     text_model = _model(rooms, asked.model)
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     tokens = await asyncio.to_thread(_tokens, text_model, texts, bool(asked.truncate))
     vectors = await while_connected(request, _vectors(rooms, text_model, tokens, asked.normalize))
+    _check_dimensions(text_model, asked.dimensions, vectors)
     return [vector.tolist() for vector in vectors]
 
 
 async def _rerank_of(request: Request, rooms: Rooms) -> Any:
     asked = await _read(request, rooms, _rerank)
+    _check_direction(asked.truncation_direction)
     text_model = _model(rooms, asked.model)
     pairs = [(asked.query, text) for text in asked.texts]
     tokens = await asyncio.to_thread(_tokens, text_model, pairs, bool(asked.truncate))
@@ -128,6 +152,17 @@ async def _rerank_of(request: Request, rooms: Rooms) -> Any:
         for each in found:
             each["text"] = asked.texts[each["index"]]
     return found
+
+
+def _check_dimensions(model: TextModel, wanted: int | None, vectors: Sequence[Any]) -> None:
+    if wanted is not None and wanted != len(vectors[0]):
+        raise _invalid(f"{model.model!r} has {len(vectors[0])} dimensions, and no other number of them")
+
+
+def _check_direction(wanted: str) -> None:
+    if wanted.lower() != "right":
+        text = f"truncation_direction is right, not {wanted[:40]!r}: a text that is too long loses its end"
+        raise _invalid(text)
 
 
 async def _read(request: Request, rooms: Rooms, decoder: msgspec.json.Decoder[Any]) -> Any:
@@ -180,7 +215,7 @@ def _tokens(model: TextModel, texts: Sequence[str | tuple[str, str]], truncate: 
 def _bounded(entries: Sequence[Any], encode: Callable[[Any], Tokens]) -> list[Tokens]:
     """Raises Refusal for none, too many, or too many tokens together."""
     if not entries:
-        raise _invalid("there is no text: the list is empty")
+        raise Refusal(400, EMPTY, "there is no text: the list is empty")
     if len(entries) > TEXTS_MAX:
         raise Refusal(413, "TOO_LARGE", f"{len(entries):,} texts exceed the {TEXTS_MAX:,} of one call")
     found: list[Tokens] = []
@@ -244,14 +279,14 @@ async def _answered(form: Callable[[Refusal], tuple[int, Any]], work: Awaitable[
 
 def _as_openai(refusal: Refusal) -> tuple[int, Any]:
     """OpenAI's clients raise by status, and try 429 and 503 again as Retry-After says."""
-    kinds = {404: "invalid_request_error", 400: "invalid_request_error", 413: "invalid_request_error"}
-    kind = kinds.get(refusal.status, "server_error")
-    code = "model_not_found" if refusal.code == "UNKNOWN_MODEL" else refusal.code.lower()
-    return refusal.status, {"error": {"message": refusal.text, "type": kind, "param": None, "code": code}}
+    return refusal.status, body_at("/v1/", refusal)
 
 
 def _as_tei(refusal: Refusal) -> tuple[int, Any]:
-    """text-embeddings-inference's statuses: 413 and 422 for what was asked, 424 the model, 429 too much."""
+    """text-embeddings-inference's statuses: 400 without a text, 413 and 422 for what else was asked, 424 the
+    model, 429 too much."""
+    if refusal.code == EMPTY:
+        return 400, {"error": refusal.text, "error_type": "Empty"}
     status, kind = {400: (422, "Validation"), 413: (413, "Validation"), 503: (429, "Overloaded")}.get(
         refusal.status, (refusal.status if refusal.status in (404, 408, 415) else 424, "Backend")
     )

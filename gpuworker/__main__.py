@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--url", default=None, help="the broker's (default: $BATCHYARD_URL, else local)")
     parser.add_argument("--keys", type=Path, metavar="FOLDER", help="CURVE keys, if the broker has them")
     parser.add_argument(
-        "--provider", default="auto", help="auto: the best that works here; or directml, webgpu, cuda, cpu"
+        "--provider", default="auto", help=f"auto: the best that works here; or {', '.join(providers.LADDER)}"
     )
     parser.add_argument(
         "--device", type=int, metavar="N", help="which GPU, from 0 (worker N takes the N-th, in turn)"

@@ -19,6 +19,7 @@ HOW_TO_GET = {
     "chromium": "apt-get install chromium",
     "envoy": "pip install 'batchyard[fleet]'",
     "models": "python3 run test --models",  # real models, as others publish them
+    "openvino": "python3 run test --openvino, on Intel's hardware or on Debian after python3 run tools intel",
     "perf_analyzer": "on Debian 12, python3 run measure perf-analyzer --fetch",
     "prometheus": "on Debian, python3 run tools prometheus",
     "pythons": "two more of python3.11 to python3.14 on PATH or in pyenv",  # `run test --every` looks

@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--models", type=Path, metavar="FOLDER", help="where such models are kept (default: until the end)")
     add("--workers", type=count, default=1, help="worker processes, for a FILE (%(default)s)")
     add("--threads", type=count, metavar="N", help="of each worker (default: cores divided by workers)")
-    add("--provider", default="auto", help="directml, webgpu, cuda, or cpu (default: the best that works)")
+    add("--provider", default="auto", help="webgpu, openvino, cpu, ... (default: the best that works)")
     add("--url", help="the yard that serves NAME (default: $BATCHYARD_URL, else this user's yard)")
     add("--keys", type=Path, metavar="FOLDER", help="CURVE keys, for a yard that has them")
     add_process(parser)

@@ -60,6 +60,8 @@ def gpus(facts: GpuFacts, wheels: Mapping[str, str], probed: Mapping[str, Probed
         return findings
     for card in known:
         findings += _card(card)
+    if "openvino" in probed and any(card.vendor == INTEL for card in known):
+        return findings  # it needs neither Vulkan nor another wheel
     return findings + _vulkan(facts, known) + _wheel(known, wheels, facts.plugin)
 
 

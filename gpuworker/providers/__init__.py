@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol
 
-from . import cpu, cuda, directml, webgpu
+from . import cpu, cuda, directml, openvino, webgpu
 from .recipes import Recipe, base_options
 
 __all__ = ["LADDER", "PROVIDERS", "TOLERANCE", "Recipe", "available", "base_options", "recipe"]
@@ -34,7 +34,7 @@ class Provider(Protocol):
     def recipe(self, threads: int, device: int, whole: bool) -> Recipe: ...
 
 
-_FILES: tuple[Provider, ...] = (directml, webgpu, cuda, cpu)  # best first: where one fails, the next is taken
+_FILES: tuple[Provider, ...] = (directml, webgpu, cuda, openvino, cpu)  # best first: where one fails, the next is taken
 PROVIDERS = {file.NAME: file for file in _FILES}
 LADDER = tuple(PROVIDERS)
 

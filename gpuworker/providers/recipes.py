@@ -104,3 +104,21 @@ def listed(provider: str) -> int:
         return len([found for found in onnxruntime.get_ep_devices() if found.ep_name == provider])
     except (AttributeError, RuntimeError):  # before 1.22; or the platform's discovery fails
         return 0
+
+
+def plugin_devices(plugin: Any) -> list[Any]:
+    """The devices that a plugin of onnxruntime offers. plugin: the package that it comes in, imported."""
+    import onnxruntime
+
+    name = plugin.get_ep_name()
+
+    def offered() -> list[Any]:
+        return [found for found in onnxruntime.get_ep_devices() if found.ep_name == name]
+
+    if not offered():  # it can be registered once in a process
+        try:
+            onnxruntime.register_execution_provider_library(f"batchyard.{name}", plugin.get_library_path())
+        except Exception as error:  # onnxruntime's own types
+            if "already registered" not in str(error):
+                raise
+    return offered()

@@ -14,13 +14,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from . import cpu
-from .recipes import Recipe, and_cpu, device_options, has
+from .recipes import Recipe, and_cpu, device_options, has, plugin_devices
 
 NAME = "webgpu"
 EXECUTION_PROVIDER = "WebGpuExecutionProvider"
 WHEELS = ("onnxruntime-webgpu", "onnxruntime-ep-webgpu")
 PLUGIN = "onnxruntime_ep_webgpu"
-REGISTERED_AS = "batchyard.webgpu"
 ADAPTER_INDEX_SINCE = (0, 5)  # of the plugin; before, and in the built-in one, Dawn chooses the GPU
 OPTIONS = {
     "powerPreference": "high-performance",  # the card, where the processor has a GPU of its own too
@@ -69,30 +68,15 @@ def _built_in_options(chosen: dict[str, str], whole: bool) -> Any:
 
 
 def _plugin_options(chosen: dict[str, str], whole: bool) -> Any:
+    """Raises RuntimeError where it lists nothing. It takes one device, which stands for every adapter."""
+    import onnxruntime_ep_webgpu
+
     options = device_options(whole)
-    options.add_provider_for_devices([_plugin_device()], chosen)
-    return options
-
-
-def _plugin_device() -> Any:
-    """The device that the plugin offers: it takes one, which stands for every adapter. Raises
-    RuntimeError where it finds none."""
-    import onnxruntime
-    import onnxruntime_ep_webgpu as plugin
-
-    def listed() -> list[Any]:
-        return [found for found in onnxruntime.get_ep_devices() if found.ep_name == plugin.get_ep_name()]
-
-    if not listed():  # it can be registered once in a process
-        try:
-            onnxruntime.register_execution_provider_library(REGISTERED_AS, plugin.get_library_path())
-        except Exception as error:  # onnxruntime's own types
-            if "already registered" not in str(error):
-                raise
-    offered = listed()
+    offered = plugin_devices(onnxruntime_ep_webgpu)
     if not offered:
         raise RuntimeError("the WebGPU plugin lists no device: no GPU, or no Vulkan driver for it")
-    return offered[0]
+    options.add_provider_for_devices(offered[:1], chosen)
+    return options
 
 
 def _plugin_version() -> tuple[int, ...]:

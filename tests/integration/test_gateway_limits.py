@@ -262,6 +262,9 @@ def test_the_pages_in_a_browser(served: Gateway, yard: batchyard.Yard, tmp_path:
         assert "1 client" in page.ask("document.getElementById('state').textContent")
         cells = page.ask("[...document.querySelectorAll('td')].map(td => td.className + ' ' + td.textContent)")
         assert {" neg", " slow", "left ready ready", "left cpu", "urgent urgent", "low low"} <= set(cells)
+        page.ask("samples.at(-1).status.models.forEach(model => model.workers = []), show()")
+        assert "no worker" in page.ask("document.querySelector('#models td.failed').textContent")
+        assert page.ask("document.getElementById('workers').textContent") == "no worker serves a model"
         page.look_like(360, 640)
         assert page.ask(WIDEST) <= 360
         assert page.console == []

@@ -21,6 +21,7 @@ from .gateways import Gateway, gateway
 
 WORDS = [f"w{number}" for number in range(200)]
 WIDTH = 8
+TOKEN = "0123456789abcdef"
 TEXTS = ["w1 w2 w3", "w4", " ".join(WORDS[:90]), "w1 w2 w3", "w5 w6"]
 INPUTS = [("input_ids", 7, ["batch", "sequence"]), ("attention_mask", 7, ["batch", "sequence"])]
 
@@ -159,7 +160,48 @@ def test_the_calls_of_text_embeddings_inference(served: Gateway, expected: Any) 
     assert (status, error["error_type"]) == (413, "Validation")
     assert served.ask("POST", "/embed", long | {"truncate": True})[0] == 200
     status, error, _ = served.ask("POST", "/embed", {"inputs": [], "model": "encoder"})
+    assert (status, error["error_type"]) == (400, "Empty")
+
+
+@pytest.mark.parametrize(
+    ("path", "option", "sentence"),
+    [
+        ("/embed", {"prompt_name": "query"}, "put the prompt before the text"),
+        ("/embed", {"truncation_direction": "Left"}, "loses its end"),
+        ("/rerank", {"truncation_direction": "left"}, "loses its end"),
+        ("/embed", {"dimensions": 4}, "has 8 dimensions"),
+    ],
+)
+def test_an_option_that_would_change_the_answer_is_refused_and_not_ignored(
+    served: Gateway, path: str, option: dict[str, Any], sentence: str
+) -> None:
+    given = {"query": "w1", "texts": ["w2"]} if path == "/rerank" else {"inputs": "w1"}
+    status, error, _ = served.ask("POST", path, given | {"model": "encoder"} | option)
     assert (status, error["error_type"]) == (422, "Validation")
+    assert sentence in error["error"]
+
+
+def test_hugging_faces_own_client_gets_the_same_vectors(files: dict[str, Path], folder: Path, tools: Any) -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="pip install huggingface_hub")
+    with batchyard.serve({"encoder": files["encoder"]}, threads=1) as yard:
+        arguments = [f"--text-model=encoder={folder}"]
+        with gateway(yard.url, tools.free_port(), *arguments, token=TOKEN) as started:
+            client = hub.InferenceClient(base_url=f"http://{started.http}", token=TOKEN)
+            vectors = client.feature_extraction("w4", normalize=True)
+            _, plain, _ = started.ask("POST", "/embed", {"inputs": "w4"})
+            assert np.allclose(vectors, plain)
+            stranger = hub.InferenceClient(base_url=f"http://{started.http}", token="another")
+            with pytest.raises(hub.errors.HfHubHTTPError, match="401"):
+                stranger.feature_extraction("w4")
+
+
+def test_openais_client_lists_the_models_and_shows_the_sentence_of_every_error(served: Gateway, client: Any) -> None:
+    assert [model.id for model in client.models.list()] == ["encoder", "judge"]
+    assert client.models.retrieve("judge").id == "judge"
+    with pytest.raises(openai.NotFoundError, match="no text model is called 'other'; there is: encoder, judge"):
+        client.models.retrieve("other")
+    with pytest.raises(openai.NotFoundError, match="there is nothing at this path; /docs lists every call"):
+        client.chat.completions.create(model="encoder", messages=[{"role": "user", "content": "w1"}])
 
 
 def test_texts_are_ranked_by_a_model_that_judges_pairs(served: Gateway) -> None:

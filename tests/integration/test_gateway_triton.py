@@ -26,10 +26,11 @@ from google.protobuf import descriptor_pb2
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 NAMES = {0: "cat", 1: "dog", 2: "eel", 3: "fox"}
-# As `YOLO.export(format="onnx")` writes it: texts, the collections as Python's.
+# As `YOLO.export(format="onnx", dynamic=True)` of ultralytics 8.4 writes it: texts, the collections as Python's.
 EXPORTED = {
-    "description": "Ultralytics YOLO11n model", "stride": "32", "task": "detect", "batch": "1",
-    "imgsz": "[640, 640]", "names": str(NAMES), "args": "{'batch': 1, 'half': False}",
+    "description": "Ultralytics YOLO11n model", "stride": "32", "task": "detect", "batch": "1", "channels": "3",
+    "imgsz": "[320, 320]", "names": str(NAMES), "end2end": "False",
+    "args": "{'data': None, 'batch': 1, 'quantize': None, 'nms': None, 'dynamic': True, 'simplify': True}",
 }  # fmt: skip
 WORDS = np.array([["tensor", ""], ["naïve", "two words"], ["列車", "\0 inside"]], object)
 PATIENCE_S = 60

@@ -36,7 +36,7 @@ def test_a_worker_tries_what_was_asked_for_and_what_is_below_it(
 def test_an_unknown_provider_and_a_missing_runtime_are_told_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(BatchyardError, match="there is: auto, directml, webgpu, cuda, cpu"):
+    with pytest.raises(BatchyardError, match="there is: auto, directml, webgpu, cuda, openvino, cpu"):
         worker._rungs("vulkan")
     monkeypatch.setattr(worker, "find_spec", lambda name: None)
     with pytest.raises(BatchyardError, match="onnxruntime is not installed: "):

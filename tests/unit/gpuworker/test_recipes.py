@@ -3,6 +3,7 @@ what it was made with, and runs the CPU provider. DirectML itself runs on Window
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from batchyard.gpuworker.backends.onnx import ServedModel
 from batchyard.gpuworker.device import DeviceLost
 from batchyard.gpuworker.faults import CannotServe
 from batchyard.gpuworker.memory import Memory
-from batchyard.gpuworker.providers import webgpu
+from batchyard.gpuworker.providers import openvino, webgpu
 from batchyard.gpuworker.warmup import WarmUp
 from batchyard.transport import codec, segments
 from batchyard.transport import messages as m
@@ -278,6 +279,31 @@ def test_the_webgpu_plugin_is_registered_once_and_takes_options_with_its_device(
 def test_another_adapter_cannot_be_asked_of_a_webgpu_that_takes_the_first() -> None:
     with pytest.raises(ValueError, match="--device 1 asks for another"):
         providers.recipe("webgpu", 1, device=1)
+
+
+@pytest.mark.parametrize(
+    ("names", "device", "chosen"), [(["CPU"], 0, "CPU"), (["CPU", "GPU.0", "NPU", "GPU.1"], 1, "GPU.1")]
+)
+def test_openvino_takes_gpus_before_the_processor_and_keeps_a_models_own_types(
+    names: list[str], device: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = [
+        SimpleNamespace(ep_name="OpenVINOExecutionProvider", ep_metadata={"ov_device": name}) for name in names
+    ]
+    package = SimpleNamespace(get_ep_name=lambda: "OpenVINOExecutionProvider")
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime_ep_openvino", package)
+    monkeypatch.setattr(openvino, "find_spec", lambda name: package)
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: listed)
+    assert providers.devices("openvino") == device + 1
+    served("openvino", device=device)
+    (session,) = RecordedSession.on_devices()
+    (((found,), options),) = session.options.added
+    assert found.ep_metadata["ov_device"] == chosen
+    config = json.loads(options["load_config"])[chosen.partition(".")[0]]
+    assert config["EXECUTION_MODE_HINT"] == "ACCURACY"
+    assert config.get("INFERENCE_NUM_THREADS") == ("1" if chosen == "CPU" else None)
+    with pytest.raises(CannotServe, match="--device 2 is none" if device else "--device 1 is none"):
+        served("openvino", device=device + 1)
 
 
 def test_cuda_gets_its_device_and_runs_buckets_in_one_session() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from batchyard.cli.doctor import gpu_probes
 from batchyard.cli.doctor.checks import Finding, Level
-from batchyard.cli.doctor.gpu_checks import AMD, NVIDIA, Card, GpuFacts, gpus
+from batchyard.cli.doctor.gpu_checks import AMD, INTEL, NVIDIA, Card, GpuFacts, gpus
 from batchyard.gpuworker.probe import Probed
 
 RX580 = Card(AMD, 0x67DF, "amdgpu", "/dev/dri/renderD128", True)
@@ -119,3 +119,10 @@ def test_vulkan_drivers_that_the_environment_names_count(
     monkeypatch.delenv("VK_DRIVER_FILES", raising=False)
     monkeypatch.setattr(gpu_probes, "ICD_FOLDERS", ())
     assert list(gpu_probes.icds()) == ["vk_swiftshader_icd.json"]
+
+
+def test_an_intel_gpu_with_openvinos_plugin_needs_no_vulkan_and_no_other_wheel() -> None:
+    card = Card(INTEL, 0x56A0, "i915", "/dev/dri/renderD128", True)
+    broken = {"openvino": Probed(False, text="no OpenCL driver")}
+    assert len(remedies(gpus(changed(cards=(card,), loader=False, icds=()), STOCK, broken))) == 1
+    assert len(remedies(gpus(changed(loader=False, icds=()), STOCK, broken))) == 4, "not AMD's"

@@ -1,4 +1,4 @@
-"""A real yard on WebGPU: the answers are the CPU's, and deaths, swaps, and a missing adapter are survived."""
+"""A real yard on a device: the answers are the CPU's, and deaths, swaps, and a missing device are survived."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 from batchyard import ModelInfo, serve
 from batchyard.client import Yard
+from batchyard.gpuworker import providers
+
+from .conftest import HARDWARE
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 MAX_BATCH = 8
@@ -23,6 +26,7 @@ BUCKETS = [1, 2, 4, 8]
 PATIENCE_S = 60.0  # software computes and compiles here
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 INPUT = {"digits": "image", "cnn": "x"}
+WITHOUT_DEVICE = {"webgpu": "adapter", "openvino": "lists none of intel's gpus or processors"}
 
 
 @dataclass
@@ -73,14 +77,14 @@ def save_cnn(onnx_models: Any, name: str, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def models(onnx_models: Any, reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Models:
-    folder = tmp_path_factory.mktemp("webgpu")
+    folder = tmp_path_factory.mktemp("providers")
     for path in (EXAMPLES / "digits.onnx", save_cnn(onnx_models, "cnn", 1), save_cnn(onnx_models, "cnn2", 2)):
         shutil.copy(path, folder)
     return Models(folder, reference, np.load(EXAMPLES / "digits_test.npz")["images"])
 
 
 @pytest.fixture(scope="module")
-def yard(adapter: None, models: Models) -> Iterator[Yard]:
+def yard(provider: str, models: Models) -> Iterator[Yard]:
     files = {name: models[name] for name in INPUT}
     with serve(files, workers=2, max_batch=MAX_BATCH, threads=1, timeout=PATIENCE_S) as made:
         yield made
@@ -135,11 +139,11 @@ class Traffic:
 
 @pytest.mark.parametrize("name", INPUT)
 def test_every_batch_size_is_answered_as_the_cpu_answers_it(
-    name: str, yard: Yard, models: Models, tools: Any
+    name: str, yard: Yard, models: Models, provider: str, tools: Any
 ) -> None:
     for worker in served(yard, name, tools).workers:
-        assert worker.provider == "webgpu"
-        assert worker.placement.startswith("WebGpuExecutionProvider ")
+        assert worker.provider == provider
+        assert worker.placement.startswith(f"{providers.execution_provider(provider)} ")
         assert "CPU" not in worker.placement
         assert worker.fallback_reason == ""
         assert list(worker.warmup_ns) == BUCKETS
@@ -148,7 +152,7 @@ def test_every_batch_size_is_answered_as_the_cpu_answers_it(
             x = models.draw(name, rows, seed=rows)
             reply = client.request(name, x, timeout=PATIENCE_S)
             models.check(name, x, reply.value)
-            assert reply.receipt.provider == "webgpu"
+            assert reply.receipt.provider == provider
 
 
 def test_requests_that_wait_are_run_together_and_both_workers_run_them(
@@ -166,8 +170,8 @@ def test_requests_that_wait_are_run_together_and_both_workers_run_them(
     assert len({receipt.worker for receipt in receipts}) == 2
 
 
-def test_a_killed_child_costs_no_request_and_its_successor_is_on_webgpu_again(
-    yard: Yard, models: Models, tools: Any
+def test_a_killed_child_costs_no_request_and_its_successor_is_on_the_device_again(
+    yard: Yard, models: Models, provider: str, tools: Any
 ) -> None:
     before = {worker.pid for worker in served(yard, "cnn", tools).workers}
     lost = yard.snapshot()["workers_lost"]
@@ -178,7 +182,7 @@ def test_a_killed_child_costs_no_request_and_its_successor_is_on_webgpu_again(
         workers = served(yard, "cnn", tools).workers
         served(yard, "digits", tools)
         assert len({worker.pid for worker in workers} - before) == 1
-        assert [(worker.provider, worker.fallback_reason) for worker in workers] == [("webgpu", "")] * 2
+        assert [(worker.provider, worker.fallback_reason) for worker in workers] == [(provider, "")] * 2
         count = len(traffic.asked)
         tools.until(lambda: len(traffic.asked) > count + 4, PATIENCE_S)
     for name, x, reply in traffic.asked:
@@ -186,7 +190,7 @@ def test_a_killed_child_costs_no_request_and_its_successor_is_on_webgpu_again(
 
 
 def test_a_swap_under_load_fails_nobody_though_one_session_at_a_time_may_use_the_device(
-    yard: Yard, models: Models, tools: Any
+    yard: Yard, models: Models, provider: str, tools: Any
 ) -> None:
     for name in INPUT:
         served(yard, name, tools)
@@ -204,46 +208,51 @@ def test_a_swap_under_load_fails_nobody_though_one_session_at_a_time_may_use_the
     assert len(files) == 3
     for name, x, reply in traffic.asked:
         models.check(name, x, reply.value, files[reply.receipt.revision] if name == "cnn" else "")
-        assert reply.receipt.provider == "webgpu"
+        assert reply.receipt.provider == provider
     assert {reply.receipt.revision for name, _, reply in traffic.asked if name == "cnn"} == set(files)
     assert yard.snapshot()["workers_lost"] == lost
 
 
-# ---- no adapter -------------------------------------------------------------------------------------
+# ---- no device --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def no_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Vulkan loader that finds no driver, in every process that is started from now on."""
+def no_device(provider: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """From now on no process finds one: a Vulkan loader without drivers, another maker's processor. The sentence."""
+    if provider == "openvino":
+        if sys.executable == HARDWARE:
+            pytest.skip("this machine's own processor is Intel's")
+        monkeypatch.setattr(sys, "executable", HARDWARE)
+    elif sys.platform != "linux":
+        pytest.skip("drivers are hidden as the Vulkan loader finds them on Linux")
     for name in ("VK_DRIVER_FILES", "VK_ICD_FILENAMES"):
         monkeypatch.setenv(name, os.devnull)
+    return WITHOUT_DEVICE[provider]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="drivers are hidden as the Vulkan loader finds them")
-def test_without_an_adapter_the_worker_serves_on_the_cpu_and_says_why(
-    no_adapter: None, models: Models, tools: Any
+def test_without_a_device_the_worker_serves_on_the_cpu_and_says_why(
+    no_device: str, provider: str, models: Models, tools: Any
 ) -> None:
     with serve(models["digits"], threads=1, timeout=PATIENCE_S) as yard, yard.client() as client:
         (worker,) = served(yard, "digits", tools, workers=1).workers
         assert worker.provider == "cpu"
-        assert worker.fallback_reason.startswith("webgpu does not work here: ")
-        assert "adapter" in worker.fallback_reason.lower()
+        assert worker.fallback_reason.startswith(f"{provider} does not work here: ")
+        assert no_device in worker.fallback_reason.lower()
         x = models.draw("digits", 3, seed=0)
         reply = client.request("digits", x)
         models.check("digits", x, reply.value)
         assert reply.receipt.provider == "cpu"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="drivers are hidden as the Vulkan loader finds them")
-def test_a_worker_that_shall_use_webgpu_alone_ends_with_a_sentence_without_an_adapter(
-    no_adapter: None, run_folder: Path
+def test_a_worker_that_shall_use_the_device_alone_ends_with_a_sentence_without_one(
+    no_device: str, provider: str, run_folder: Path
 ) -> None:
-    worker = [sys.executable, "-m", "batchyard.gpuworker", "--provider", "webgpu"]
+    worker = [sys.executable, "-m", "batchyard.gpuworker", "--provider", provider]
     done = subprocess.run(
         [*worker, "-q", "--url", f"ipc://{run_folder}/nobody"], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("worker: webgpu was asked for and does not work here: ")
-    assert "adapter" in last.lower()
+    assert last.startswith(f"worker: {provider} was asked for and does not work here: ")
+    assert no_device in last.lower()
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""`python -m batchyard.tests.integration.webgpu.figures FILE.onnx ...`: what a worker's answers are off the CPU's.
+"""`python -m batchyard.tests.integration.providers.figures FILE.onnx ...`: what a worker's answers are off the CPU's.
 
 A yard of its own for each file, with one worker on the best provider that works here; requests of every
 number of rows up to --max-batch, compared with the CPU provider's answers.
