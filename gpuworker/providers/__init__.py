@@ -34,7 +34,8 @@ class Provider(Protocol):
     def recipe(self, threads: int, device: int, whole: bool) -> Recipe: ...
 
 
-_FILES: tuple[Provider, ...] = (directml, webgpu, cuda, openvino, cpu)  # best first: where one fails, the next is taken
+# Best first: where one fails, the next is taken.
+_FILES: tuple[Provider, ...] = (directml, webgpu, cuda, openvino, cpu)
 PROVIDERS = {file.NAME: file for file in _FILES}
 LADDER = tuple(PROVIDERS)
 

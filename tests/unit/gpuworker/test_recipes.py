@@ -294,7 +294,7 @@ def test_openvino_takes_gpus_before_the_processor_and_keeps_a_models_own_types(
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime_ep_openvino", package)
     monkeypatch.setattr(openvino, "find_spec", lambda name: package)
     monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: listed)
-    assert providers.devices("openvino") == device + 1
+    assert openvino.devices() == device + 1
     served("openvino", device=device)
     (session,) = RecordedSession.on_devices()
     (((found,), options),) = session.options.added
