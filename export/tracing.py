@@ -231,7 +231,7 @@ def positional(model: Any, names: Sequence[str]) -> Any:
     """`model` as a module that takes these inputs in order: torch.export frees no axes in `**kwargs`."""
     import torch
 
-    class InOrder(torch.nn.Module):
+    class InOrder(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = model
