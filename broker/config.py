@@ -46,6 +46,8 @@ LIMITS_ALLOWED = {
 }
 
 MODEL_KEYS = ("file", "python", "inputs", "outputs", *options.KEYS)
+TABLES = ("models_root", "load_python", "models", "limits", "priorities", "broker", "gateway")
+BROKER_KEYS = ("spin_us", "stop_seconds", "open_to_this_machine", "named_segments")
 CLASSES = ("urgent", "high", "normal", "low")
 BUDGETS_NS_DEFAULT = (5_000_000, 25_000_000, 100_000_000, 1_000_000_000)
 
@@ -138,13 +140,12 @@ def read(path: Path) -> YardConfig:
         raise ConfigError(str(path), ("nested too deeply to be read",)) from None
 
     problems: list[str] = []
-    allowed = ("models_root", "load_python", "models", "limits", "priorities", "broker", "gateway")
-    top = Table(content, "", problems, allowed)
+    top = Table(content, "", problems, TABLES)
     root = _models_root(top, path.absolute().parent)
     models = _models(top, root)
     limits = _limits(top.table("limits", tuple(LIMITS_ALLOWED)))
     budgets_ns = _budgets_ns(top.table("priorities", tuple(f"{name}_ms" for name in CLASSES)))
-    broker = top.table("broker", ("spin_us", "stop_seconds", "open_to_this_machine", "named_segments"))
+    broker = top.table("broker", BROKER_KEYS)
     spin_us = broker.integer("spin_us", SPIN_US_DEFAULT, 0, SPIN_US_MAX)
     stop_ns = broker.seconds_ns("stop_seconds", STOP_SECONDS_MAX) or int(STOP_SECONDS_DEFAULT * 1e9)
     load_python = top.boolean("load_python") is True

@@ -189,8 +189,9 @@ def best(runs: dict[str, list[dict[str, Any]]]) -> int | None:
     return good
 
 
-def harmless(report: dict[str, Any]) -> list[str]:
-    return [pad["axis"] for pad in report.get("pads", []) if pad["harmless"]]
+def harmless(report: dict[str, Any]) -> dict[str, list[int]]:
+    """The axes that can be padded, and to which sizes."""
+    return {pad["axis"]: pad["to"] for pad in report.get("pads", []) if pad["harmless"]}
 
 
 def states(report: dict[str, Any]) -> dict[str, str]:

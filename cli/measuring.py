@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from ..evidence import padding
+from ..evidence.words import first_line
 from ..gpuworker import providers
 from ..gpuworker.backends.onnx import ServedModel
 from ..gpuworker.device import DeviceLost
-from ..gpuworker.faults import CannotServe, error_text, first_line
+from ..gpuworker.faults import CannotServe
 from ..gpuworker.warmup import doubling
 from ..transport import dtypes, lifeline
 from ..transport.messages import Load, Pad
@@ -32,7 +33,7 @@ from ..transport.tensors import TensorSpec
 SIZE_S = 0.25  # of runs, for one batch size
 RUNS = (3, 25)  # for one batch size: least, most
 PADDED_NAMES_MAX = 4
-PAD_TO = (8, 16, 32)  # sizes that are tried
+PAD_TO = ([16, 32, 64, 128], [128, 256, 512])  # the second where the model runs on none of the first
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             say("pads", paddable(model))
         measure(model, arguments.seconds)
     except (CannotServe, DeviceLost, ValueError, ImportError, RuntimeError, OSError, MemoryError) as error:
-        say("failed", (error_text(error).strip().splitlines() or [type(error).__name__])[0][:1000])
+        say("failed", first_line(error))
     return 0
 
 
@@ -133,19 +134,22 @@ def paddable(model: ServedModel) -> list[dict[str, Any]]:
     )
     found = []
     for name in list(names)[:PADDED_NAMES_MAX]:
-        try:
-            verdict = padding.judge(
-                model.inputs,
-                model.outputs,
-                lambda feeds: model.answers(feeds, 1),
-                model._drawing,
-                model.batch_axes,
-                {name: Pad(list(PAD_TO))},
-            )
-        except ValueError as error:
-            found.append({"axis": name, "harmless": False, "why": str(error)})
-        else:
-            found.append({"axis": name, "harmless": verdict.inputs is not None, "why": verdict.reason})
+        for sizes in PAD_TO:  # a window, or a kernel, may be larger than the first
+            try:
+                verdict = padding.judge(
+                    model.inputs,
+                    model.outputs,
+                    lambda feeds: model.answers(feeds, 1),
+                    model._drawing,
+                    model.batch_axes,
+                    {name: Pad(sizes)},
+                )
+                is_harmless, why = verdict.inputs is not None, verdict.reason
+            except ValueError as error:
+                is_harmless, why = False, str(error)
+            if is_harmless or not why.startswith(padding.TOO_SMALL):
+                break
+        found.append({"axis": name, "harmless": is_harmless, "why": why, "to": sizes})
     return found
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,20 @@ from ..transport.errors import InvalidRequest
 BOM = b"\xef\xbb\xbf"
 
 
-def table_of(name: str, file: str, max_batch: int | None, pads: Sequence[str] = ()) -> str:
+def table_of(name: str, file: str, max_batch: int | None, pads: Mapping[str, list[int]] = {}) -> str:
     """The table's lines. `pads` are axes that can be padded; they are suggested in a comment."""
     lines = [f"[{dotted('models', name)}]", f"file = {json.dumps(file, ensure_ascii=False)}"]
     if max_batch is not None:
         lines.append(f"max_batch = {max_batch}")
     if pads:
-        sizes = ", ".join(f"{dotted('', name)} = {{ to = [16, 32, 64, 128] }}" for name in pads)
-        lines.append(f"# pad = {{ {sizes} }}  # requests of different sizes share runs, padded to these")
+        axes = ", ".join(f"{dotted('', name)} = {{ to = {sizes} }}" for name, sizes in pads.items())
+        lines.append(f"# pad = {{ {axes} }}  # requests of different sizes share runs, padded to these")
     return "\n".join(lines) + "\n"
 
 
-def add(target: Path, name: str, model: Path, max_batch: int | None, pads: Sequence[str] = ()) -> Path:
+def add(
+    target: Path, name: str, model: Path, max_batch: int | None, pads: Mapping[str, list[int]] = {}
+) -> Path:
     """Add a model to a configuration, which is made where there is none; the file. Raises InvalidRequest,
     and nothing has changed: where the name is taken, where the model lies outside models_root, and
     where the file could not be read as a configuration before or after."""

@@ -29,6 +29,7 @@ from ..transport.errors import BrokerLost, DeadlineExceeded, EndpointInUse, Inva
 from ..transport.flag import Flag
 from ..transport.keys import KeyFolder
 from ..transport.messages import ModelState
+from ..transport.processes import reap_orphans
 from . import up_gateway, watch
 from .arguments import parser
 from .models import batching
@@ -248,6 +249,7 @@ def _watch(yard: Yard, stop: Flag) -> None:
     """Sleep until told to stop; report every restarted process."""
     seen = [process.restarts for process in yard.processes]
     while not stop.wait(REPORT_S):
+        reap_orphans()
         for index, process in enumerate(yard.processes):
             if process.restarts != seen[index]:
                 seen[index] = process.restarts

@@ -20,6 +20,7 @@ from . import drawing as drawings
 from . import unusual
 from .axes import SHARED, Proposal
 from .drawing import Array, Drawing, Run
+from .words import first_line
 
 # Allowed rounding, in parts of the output's greatest magnitude (real models: 1e-6). 8-bit arithmetic whose
 # scale depends on the whole batch is off by 0.01; that is not rounding.
@@ -222,9 +223,8 @@ class _Trial:
         try:
             return self._run(_pick(self._feeds, self._drawing, rows))
         except Exception as error:
-            text = (str(error).strip().splitlines() or ["?"])[0]
             many = f"{len(rows)} row{'s' * (len(rows) > 1)}"
-            raise _Fails(f"it does not run on {many}: {text[:200]}") from None
+            raise _Fails(f"it does not run on {many}: {first_line(error)[:200]}") from None
 
     def _check_sizes(self, answers: Sequence[Array], rows: int) -> None:
         for spec, axis, answer in zip(self._outputs, self.axes, answers, strict=True):

@@ -21,11 +21,13 @@ from . import drawing as drawings
 from .axes import SHARED
 from .drawing import Array, Drawing, Run
 from .judge import difference, tolerance_of
+from .words import first_line
 
 ROWS = 3  # of different sizes, in one padded run
 TRIED_MAX = 2  # sizes of `to` that are tried: the first always, more if that is fast
 TRIED_NS_MAX = 150_000_000
 LEAST_SIZE = 6  # of the first padding that is tried: its rows must differ in size
+TOO_SMALL = "it does not run on"  # how a refusal begins that other sizes may not meet
 NONE = -1  # in place of an axis: the tensor does not have that name
 
 Sizes = tuple[int, ...]  # one for each padded name
@@ -215,8 +217,7 @@ class _Trial:
         try:
             return self._run(feeds)
         except Exception as error:  # whatever the runtime says
-            text = (str(error).strip().splitlines() or ["?"])[0]
-            raise _Refused(f"it does not run on {what}: {text[:200]}") from None
+            raise _Refused(f"{TOO_SMALL} {what}: {first_line(error)[:200]}") from None
 
     def _check_numbers(self, alone: Sequence[Sequence[Array]]) -> None:
         for answers in alone:

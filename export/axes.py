@@ -117,6 +117,25 @@ def labelled(specs: Sequence[InputSpec], free: FreeAxes, dynamic_batch: bool) ->
     return tuple(found)
 
 
+def perhaps_batch(specs: Sequence[InputSpec], free: FreeAxes) -> str:
+    """What else may count rows, as an option to write: an axis as long as the one that the user calls the
+    batch, of an input of which he says nothing."""
+    said = {
+        spec.name: spec.shape[axis]
+        for spec in specs
+        for axis, name in free.names_of(spec).items()
+        if name == BATCH
+    }
+    found = [
+        f"--dynamic {spec.name}:{axis}={BATCH}"
+        for spec in specs
+        if spec.name not in said
+        for axis, size in enumerate(spec.shape)
+        if axis and size in said.values()
+    ]
+    return f"; if they count rows as well: {' '.join(found)}" if found else ""
+
+
 def own_sizes(specs: Sequence[InputSpec]) -> dict[str, int]:
     """The size of each name as the shapes say, without `batch`. Raises InvalidRequest where they disagree."""
     sizes: dict[str, int] = {}

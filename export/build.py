@@ -133,6 +133,10 @@ def export_to_onnx(
         graph.specs, traced.reference, given, free, batch_max, where, measure_s, quiet, task, graph.is_fixed
     )
     judge.plain(graph.proto, name, graph.precision, traced.doubtful)
+    if judge.nan_share:
+        graph.notes += (
+            f"{100 * judge.nan_share:.2g} % of its answers to random inputs are NaN, and the file's are, too",
+        )
     inputs, outputs = metadata.signature(graph.proto)
     report = Report(
         path=path,

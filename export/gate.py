@@ -44,7 +44,10 @@ def refusal(difference: Difference, precision: str = "float32") -> str | None:
     allowed = DIFFERENCE_MAX[precision]
     if difference.scaled_max <= allowed:  # NaN is refused too
         return None
-    return f"differs from its source by {difference.scaled_max:.2e}, and at most {allowed:.0e} is allowed"
+    where = f" (with {difference.worst})" if difference.worst else ""
+    return (
+        f"differs from its source by {difference.scaled_max:.2e}, and at most {allowed:.0e} is allowed{where}"
+    )
 
 
 def refusals(

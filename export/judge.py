@@ -38,6 +38,7 @@ class Judge:
         self._quiet = quiet
         self._task = task
         self._kinds: tuple[str, ...] = ()
+        self._reference = reference
         has_batch = any(spec.batch_axis is not None for spec in specs)
         own = axes.own_sizes(specs)
         # Noise is no fair judge of a variant that was calibrated for real rows: its ranges end there.
@@ -52,6 +53,7 @@ class Judge:
         )
         self._refuse_unvaried(refused, free)
         self.cases_all += varied + self.cases
+        self.nan_share = validation.nan_share(self.cases_all)
         self._timed = (
             {
                 rows: sample(specs, {BATCH: rows}, validation.SEED)
@@ -87,13 +89,15 @@ class Judge:
         for name, text in refused.items():
             if name in wanted:
                 raise InvalidRequest(
-                    f"{name} cannot be free to be free: PyTorch took no other size of it than "
+                    f"{name} cannot be free: PyTorch took no other size of it than "
                     f"{self.checked[name][0]} (bounds: --dynamic INPUT:AXIS={name}:MIN-MAX). {text}"
                 )
 
     def plain(self, proto: Any, name: str, precision: str, doubtful: Sequence[naming.Fixed]) -> None:
         """Take `proto` for what variants are compared with. Raises ModelFailed unless it is as PyTorch, and
         InvalidRequest where an axis that its tracer had fixed (`doubtful`) cannot be free."""
+        if self.nan_share == 1:
+            raise ModelFailed(f"{name}: its own answers to random inputs are all NaN: nothing to compare")
         content = proto.SerializeToString()
         self._session = runtime.session(content, self._where)
         self._kinds = kinds.kinds(proto, self.cases_all[0].wanted, self._task)
@@ -104,7 +108,12 @@ class Judge:
         except ModelFailed as error:
             if not doubtful:
                 raise
-            refusal = str(error)
+            refusal = f"does not run: {error}"
+        if refusal and self._is_random(precision):
+            raise ModelFailed(
+                f"{name} answers the same inputs differently each time (it draws random numbers), so no file "
+                "can be compared with it"
+            )
         if refusal and doubtful:
             raise InvalidRequest(
                 f"{name}: {doubtful[0]}, so it cannot be free as {doubtful[0].name}: "
@@ -115,6 +124,10 @@ class Judge:
         # Against itself: its times, and a ratio that shows how noisy this machine is.
         times = self._times(self._session, self._measure_s)
         self.base = Variant(BASES[precision], len(content), 1.0, times, difference)
+
+    def _is_random(self, precision: str) -> bool:
+        again = validation.compare(self.cases_all[:1], self._reference, self._kinds)
+        return gate.refusal(again, precision) is not None
 
     def variant(self, name: str, proto: Any, tolerance: gate.Tolerance) -> Variant:
         """Figures, and every reason against it."""

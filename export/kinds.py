@@ -46,14 +46,18 @@ def kinds(proto: Any, answers: Sequence[Array], task: str = AUTO) -> tuple[str, 
         elif chosen != AUTO:
             found.append(chosen)
         else:
-            found.append(_guessed(proto, value.name, answer))
+            dims = value.type.tensor_type.shape.dim
+            is_free = bool(dims) and not dims[-1].HasField("dim_value")
+            found.append(_guessed(proto, value.name, answer, is_free))
     return tuple(found)
 
 
-def _guessed(proto: Any, name: str, answer: Array) -> str:
+def _guessed(proto: Any, name: str, answer: Array, is_free: bool) -> str:
     if answer.ndim != 2:  # boxes, tokens, pictures: the last axis need not be classes
         return VALUES
     is_long = answer.shape[-1] >= EMBEDDING_MIN
+    if is_free:  # images by texts: a classifier has as many classes whatever it is asked
+        return VALUES
     if _CLASSES_NAMED.search(name):
         return CLASSES
     if _EMBEDDING_NAMED.search(name):

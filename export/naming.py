@@ -143,10 +143,15 @@ def _as_onnx(spec: InputSpec) -> tuple[str, list[int]]:
     return spec.dtype, list(spec.shape)
 
 
-def output_names(count: int, given: Sequence[str] | None, inputs: Sequence[str]) -> list[str]:
-    """The outputs' names: the given ones, or `output`, or `output_0`, `output_1`, ... Raises InvalidRequest
-    where they can't be."""
+def output_names(
+    count: int, given: Sequence[str] | None, inputs: Sequence[str], keys: Sequence[str] = ()
+) -> list[str]:
+    """The outputs' names: the given ones, or the keys under which the model returns them, or `output`, or
+    `output_0`, `output_1`, ... Raises InvalidRequest where they can't be."""
     if given is None:
+        own = [re.sub(r"\W", "_", key) for key in keys]
+        if len(set(own) - {"", *inputs}) == count == len(own):
+            return own
         return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
     names = [name.strip() for name in given]
     if len(names) != count:

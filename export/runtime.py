@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..evidence.words import first_line
 from ..transport.errors import InvalidRequest, ModelFailed
 from .specs import Array, Feeds, numpy_dtype
 
@@ -80,7 +81,7 @@ def session(model: bytes | str, where: Target | None = None) -> Any:
             model, options(where), providers=[(where.provider, beside)], enable_fallback=0
         )
     except Exception as error:  # onnxruntime's exceptions share no base
-        raise ModelFailed(f"onnxruntime cannot load the exported model: {error}") from error
+        raise ModelFailed(f"onnxruntime cannot load the exported model: {first_line(error)}") from error
 
 
 def run(session: Any, feeds: Feeds) -> list[Array]:
@@ -91,7 +92,7 @@ def run(session: Any, feeds: Feeds) -> list[Array]:
             return _run_strange(session, feeds)
         outputs: Sequence[Array] = session.run(None, feeds)
     except Exception as error:
-        raise ModelFailed(f"onnxruntime cannot run the exported model: {error}") from error
+        raise ModelFailed(f"onnxruntime cannot run the exported model: {first_line(error)}") from error
     return list(outputs)
 
 
@@ -99,10 +100,14 @@ def run(session: Any, feeds: Feeds) -> list[Array]:
 
 _BFLOAT16 = "tensor(bfloat16)"
 _BFLOAT16_CODE = 16  # of onnx.TensorProto.DataType
+_STRANGE = {_BFLOAT16: "bfloat16"} | {
+    f"tensor({name.replace('_', '')})": name
+    for name in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+}
 
 
 def _has_strange(session: Any) -> bool:
-    return any(value.type == _BFLOAT16 for value in session.get_outputs())
+    return any(value.type in _STRANGE for value in session.get_outputs())
 
 
 def _run_strange(session: Any, feeds: Feeds) -> list[Array]:
@@ -123,9 +128,9 @@ def _run_strange(session: Any, feeds: Feeds) -> list[Array]:
 
 
 def _array_of(value: Any) -> Array:
-    if value.data_type() != _BFLOAT16:
+    if value.data_type() not in _STRANGE:
         found: Array = value.numpy()
         return found
-    shape = tuple(value.shape())
-    content = ctypes.string_at(value.data_ptr(), 2 * prod(shape))
-    return np.frombuffer(content, numpy_dtype("bfloat16")).reshape(shape)
+    dtype, shape = numpy_dtype(_STRANGE[value.data_type()]), tuple(value.shape())
+    content = ctypes.string_at(value.data_ptr(), dtype.itemsize * prod(shape))
+    return np.frombuffer(content, dtype).reshape(shape)

@@ -12,6 +12,7 @@ import os
 import pkgutil
 import re
 import sys
+import traceback
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ def find(model: Any, weights: Path | None = None) -> Source:
         found = Source(Path(text).name, program(Path(text))) if Path(text).suffix == ".pt2" else made(text)
     else:
         found = Source(f"{type(model).__module__}.{type(model).__qualname__}", model)
+    # torch.compile's wrapper: only the module inside can be traced, and it answers without a compiler.
+    found = Source(found.name, getattr(found.model, "_orig_mod", found.model))
     if not isinstance(found.model, torch.nn.Module | torch.export.ExportedProgram):
         kind = type(found.model).__name__
         raise InvalidRequest(f"{found.name} is no torch.nn.Module but a {kind}")
@@ -58,8 +61,31 @@ def find(model: Any, weights: Path | None = None) -> Source:
 def weights_nbytes(source: Source) -> int:
     """Bytes of its parameters and buffers, each counted once."""
     weights = (*source.model.parameters(), *source.model.buffers())
-    tensors = {(tensor.data_ptr(), tensor.numel()): tensor for tensor in weights}
+    tensors = {}
+    for tensor in weights:
+        try:
+            where = tensor.data_ptr()
+        except RuntimeError:  # a sparse one has none
+            where = id(tensor)
+        tensors[where, tensor.numel()] = tensor
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def refuse_packed(source: Source) -> None:
+    """Raises InvalidRequest for TorchScript and for what torch has quantized: no exporter reads them."""
+    import torch
+
+    if isinstance(source.model, torch.jit.ScriptModule):
+        raise InvalidRequest(
+            f"{source.name} is TorchScript, which cannot be exported: export the module that it was made of"
+        )
+    parts = source.model.modules() if hasattr(source.model, "modules") else ()
+    for part in parts:
+        if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            raise InvalidRequest(
+                f"{source.name} is quantized already ({type(part).__module__}), and cannot be exported like "
+                "that: export the model as it was before, with --quantize"
+            )
 
 
 def made(text: str, arguments: Mapping[str, Any] | None = None) -> Source:
@@ -181,6 +207,11 @@ def first_line(error: BaseException) -> str:
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 CAUSE_CHARACTERS_MAX = 400
+DATA_DEPENDENT = {"GuardOnDataDependentSymNode", "DataDependentOutputException"}  # torch's words fill pages
+LIBRARIES = {"torch", "onnxscript", "onnx_ir", "onnx", "onnxruntime", "numpy", "sympy", "networkx"} | {
+    __name__.partition(".")[0],  # ourselves
+    *sys.stdlib_module_names,
+}
 
 
 def cause(error: BaseException) -> str:
@@ -189,7 +220,19 @@ def cause(error: BaseException) -> str:
     while (deeper := _beneath(chain[-1])) is not None and deeper not in chain:
         chain.append(deeper)
     text = next((text for text in map(_said, reversed(chain)) if text), "no reason given")
-    return text if len(text) <= CAUSE_CHARACTERS_MAX else f"{text[:CAUSE_CHARACTERS_MAX]} ..."
+    text = text if len(text) <= CAUSE_CHARACTERS_MAX else f"{text[:CAUSE_CHARACTERS_MAX]} ..."
+    where = next((place for place in map(_place, reversed(chain)) if place), "")
+    return f"{text} ({where})" if where else text
+
+
+def _place(error: BaseException) -> str:
+    """Where in the model's own code it happened, `model.py, line 12`: the deepest line of no library."""
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in LIBRARIES and not frame.f_code.co_filename.startswith("<"):
+            found = f"{Path(frame.f_code.co_filename).name}, line {line}"
+    return found
 
 
 def _beneath(error: BaseException) -> BaseException | None:
@@ -205,6 +248,8 @@ def _said(error: BaseException) -> str:
     lines = [line for line in lines if line and "Next steps:" not in line]
     if not lines:
         return ""
+    if type(error).__name__ in DATA_DEPENDENT:
+        return "a branch, a loop or a size depends on the values of a tensor: use torch.where or torch.cond"
     first = lines[0].partition(" For more information, run with TORCH_LOGS")[0]
     announces = first.endswith((":", "!")) and len(lines) > 1
     text = f"{first} {lines[1]}" if announces else first

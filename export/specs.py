@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..evidence.drawing import is_mask
 from ..transport.errors import InvalidRequest
 
 Array = npt.NDArray[Any]
@@ -61,13 +62,18 @@ class InputSpec:
         return tuple(own if size is None else size for own, size in zip(self.shape, found, strict=True))
 
     def sample(self, sizes: Mapping[str, int], rng: np.random.Generator) -> Array:
-        """Random values: standard normal, or integers in 0..below-1."""
+        """Random values: standard normal, or integers in 0..below-1. A mask has its ones in front, as padded
+        texts have: where it has none, PyTorch and onnxruntime may differ, and both are right."""
         shape, dtype = self.shape_at(sizes), numpy_dtype(self.dtype)
         if self.dtype in FLOATS:
             return rng.standard_normal(shape).astype(dtype)
         if self.dtype in COMPLEX:
             return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
-        return rng.integers(0, 2 if self.dtype == "bool" else self.below, shape).astype(dtype)
+        below = 2 if self.dtype == "bool" else self.below
+        if below == 2 and len(shape) > 1 and is_mask(self.name):
+            ones = rng.integers(1, max(2, shape[-1]), shape[:-1])[..., None]
+            return (np.arange(shape[-1]) < ones).astype(dtype)
+        return rng.integers(0, below, shape).astype(dtype)
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -75,10 +81,10 @@ class InputSpec:
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """NumPy's type of this name."""
-    if name == "bfloat16":
+    if name == "bfloat16" or name.startswith("float8"):
         import ml_dtypes
 
-        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
         return found
     return np.dtype(name)
 
@@ -105,6 +111,8 @@ def parse(text: str, name: str = "input") -> InputSpec:
     """The input that a command line or a TOML list means. Raises InvalidRequest with the syntax."""
     head, separator, rest = text.rpartition("=")
     parts = rest.split(":")
+    if parts[0][:1].isalpha() and parts[0] not in DTYPES:
+        raise InvalidRequest(f"{text!r}: there is no type {parts[0]}; there is: {', '.join(DTYPES)}")
     dtype = parts.pop(0) if parts[0] in DTYPES else "float32"
     try:
         if len(parts) not in (1, 2) or (separator and not head):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..transport.errors import InvalidRequest, ModelFailed
-from . import axes, naming
+from . import axes, naming, sources
 from .quiet import quiet
 from .sources import Source, cause
 from .specs import BATCH, Array, InputSpec, numpy_dtype, sample
@@ -60,6 +60,7 @@ def trace(
     """
     import torch
 
+    sources.refuse_packed(source)
     reference = answers(source)
     left_out = ("its cache of keys (use_cache) was left out",) if cached(source.model) else ()
     wanted, no_batch = axes.labelled(specs, free_axes, dynamic_batch), ""
@@ -119,9 +120,12 @@ def runnable(
         reference(sample(specs, axes.traced_sizes(specs, ROWS_TRACED), seed=0))
     except ModelFailed as error:
         plain = without_batch(specs, free_axes)
-        if plain == specs:
-            raise
-        reference(sample(plain, axes.traced_sizes(plain, ROWS_TRACED), seed=0))
+        try:
+            if plain == specs:
+                raise
+            reference(sample(plain, axes.traced_sizes(plain, ROWS_TRACED), seed=0))
+        except ModelFailed as last:
+            raise ModelFailed(f"{last}{axes.perhaps_batch(specs, free_axes)}") from error
         return plain, f"with {ROWS_TRACED} rows on axis 0, {error}"
     return specs, ""
 
@@ -165,14 +169,17 @@ def _written(
                 {axis: torch.export.Dim.AUTO for axis, name in enumerate(spec.axes) if name} for spec in specs
             )
             named = by_name(program, inputs)
+            if named and not set(inputs) <= set(inspect.signature(program.forward).parameters):
+                program, named = positional(program, inputs), False
             program = torch.export.export(
                 program,
                 () if named else feeds,
                 dict(zip(inputs, feeds, strict=True)) if named else None,
-                dynamic_shapes=dict(zip(inputs, free, strict=True)) if named else free,
+                dynamic_shapes=shapes_of(program, dict(zip(inputs, free, strict=True)), named),
             )
         exported = torch.onnx.export(program, dynamo=True, opset_version=opset, optimize=False, verbose=False)
-    outputs = naming.output_names(len(exported.model.graph.outputs), output_names, inputs)
+    count = len(exported.model.graph.outputs)
+    outputs = naming.output_names(count, output_names, inputs, keys_of(program))
     taken = {value.name: value for value in exported.model.graph.inputs}
     if set(taken) == set(inputs):  # given by name, they come in forward's order
         exported.model.graph.inputs[:] = [taken[name] for name in inputs]
@@ -188,14 +195,61 @@ def _written(
     return proto
 
 
+def keys_of(program: Any) -> list[str]:
+    """The keys of a saved program's outputs where it returns a mapping: those that are tensors."""
+    from torch.utils import _pytree
+
+    spec = program.call_spec.out_spec
+    found = _pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    paths = [path for path, _ in _pytree.tree_flatten_with_path(found)[0]]
+    outputs = [one for one in program.graph_signature.output_specs if one.kind.name == "USER_OUTPUT"]
+    if not all(path and isinstance(path[0], _pytree.MappingKey) for path in paths):
+        return []
+    keys = ["_".join(str(getattr(part, "key", getattr(part, "idx", ""))) for part in path) for path in paths]
+    return [
+        key for key, one in zip(keys, outputs, strict=False) if getattr(one.arg, "value", one) is not None
+    ]
+
+
 def by_name(model: Any, inputs: Sequence[str]) -> bool:
     """Whether forward takes the inputs by name, because it does not take them in this order."""
     import torch
 
     if not isinstance(model, torch.nn.Module):
         return False
-    parameters = list(inspect.signature(model.forward).parameters)
-    return list(inputs) != parameters[: len(inputs)] and set(inputs) <= set(parameters)
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = {one.kind for one in parameters}
+    ordered = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+    named = {one.name for one in parameters if one.kind is one.KEYWORD_ONLY} | set(ordered)
+    if list(inputs) == ordered[: len(inputs)]:
+        return False
+    too_few = inspect.Parameter.VAR_POSITIONAL not in kinds and len(ordered) < len(inputs)
+    return set(inputs) <= named or (too_few and inspect.Parameter.VAR_KEYWORD in kinds)
+
+
+def positional(model: Any, names: Sequence[str]) -> Any:
+    """`model` as a module that takes these inputs in order: torch.export frees no axes in `**kwargs`."""
+    import torch
+
+    class InOrder(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *values: Any) -> Any:
+            return self.model(**dict(zip(names, values, strict=True)))
+
+    return InOrder()
+
+
+def shapes_of(model: Any, free: Mapping[str, Any], named: bool) -> Any:
+    """`free` as torch.export wants it: what goes to `*args` lies one deeper."""
+    if named:
+        return free
+    parameters = inspect.signature(model.forward).parameters.values()
+    count = sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters)
+    axes = tuple(free.values())
+    return (*axes[:count], axes[count:]) if len(axes) > count else axes
 
 
 def scrub(proto: Any) -> None:
@@ -224,38 +278,51 @@ def answers(source: Source) -> Reference:
                 named = by_name(model, list(feeds))
                 found = module(**tensors) if named else module(*tensors.values())
                 leaves = [leaf for leaf in tree_leaves(found) if leaf is not None]
-        except Exception as error:  # such as a saved program's bounds on its batch
+        except RecursionError as error:
+            raise ModelFailed(f"{source.name} calls itself without end: {cause(error)}") from None
+        except (Exception, SystemExit) as error:  # such as a saved program's bounds on its batch
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
             raise ModelFailed(f"{source.name} cannot run {shapes} in PyTorch: {cause(error)}") from error
         strange = [leaf for leaf in leaves if not isinstance(leaf, torch.Tensor)]
         if strange:
             kind = type(strange[0]).__name__
             raise ModelFailed(f"{source.name} returns a value of type {kind}: let it return tensors alone")
-        return [array_of(leaf) for leaf in leaves]
+        try:
+            return [array_of(leaf) for leaf in leaves]
+        except ModelFailed as error:
+            raise ModelFailed(f"{source.name}: {error}") from None
 
     return run
 
 
 def tensor_of(array: Array) -> Any:
-    """A torch tensor of the same values."""
+    """A torch tensor of the same values, in memory of its own: a model may write into its inputs."""
     import torch
 
     if array.dtype.kind == "V":  # of ml_dtypes: torch takes the bits
-        return torch.from_numpy(array.view(f"u{array.itemsize}")).view(getattr(torch, array.dtype.name))
-    return torch.from_numpy(array)
+        bits = torch.from_numpy(array.view(f"u{array.itemsize}").copy())
+        return bits.view(getattr(torch, array.dtype.name))
+    return torch.from_numpy(array.copy())
 
 
 def array_of(tensor: Any) -> Array:
-    """A NumPy array of the same values; complex numbers as pairs."""
+    """A NumPy array of the same values; complex numbers as pairs. Raises ModelFailed for a tensor that is
+    none of plain numbers."""
     import torch
 
-    tensor = tensor.detach().cpu()
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    tensor = tensor.resolve_neg().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))  # type: ignore[no-any-return]
-    return tensor.numpy()  # type: ignore[no-any-return]
+    kind = str(tensor.dtype).removeprefix("torch.")
+    try:
+        tensor = tensor.detach().cpu()
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.resolve_conj())
+        tensor = tensor.resolve_neg().contiguous()
+        if kind == "bfloat16" or kind.startswith("float8"):  # NumPy has them from ml_dtypes
+            bits = torch.uint16 if kind == "bfloat16" else torch.uint8
+            return tensor.view(bits).numpy().view(numpy_dtype(kind))  # type: ignore[no-any-return]
+        return tensor.numpy()  # type: ignore[no-any-return]
+    except (RuntimeError, TypeError, NotImplementedError):  # sparse, quantized, on the device "meta"
+        where = f"{kind}, {str(tensor.layout).removeprefix('torch.')}, on {tensor.device}"
+        raise ModelFailed(f"it returns a tensor that cannot be written as numbers ({where})") from None
 
 
 @contextlib.contextmanager

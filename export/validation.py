@@ -30,7 +30,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Difference:
-    """Over all cases and outputs. NaN anywhere in an answer makes the figures NaN."""
+    """Over all cases and outputs. NaN where the other has a number makes the figures NaN."""
 
     batch_sizes: tuple[int, ...]
     rows: int
@@ -40,6 +40,7 @@ class Difference:
     rms: float  # root of sum((got - wanted)^2) / sum(wanted^2)
     agreement: float | None  # share of rows whose largest class is the same; None without classes
     cosine: float | None = None  # of the worst row; None without embeddings
+    worst: str = ""  # the inputs of the largest scaled_max, and what is wrong with its shapes
 
 
 def random_cases(
@@ -117,14 +118,21 @@ def compare(
     abs_max = rel_max = scaled_max = error = energy = 0.0
     agreed = classed = rows = 0
     cosine = None
+    worst_case = ""
     sizes = []
     for case in cases:
         sizes.append(case.rows)
         rows += case.rows
-        got = answer(case.feeds)
-        if [one.shape for one in got] != [one.shape for one in case.wanted]:
+        try:
+            got = answer(case.feeds)
+        except ModelFailed as failure:
+            raise ModelFailed(f"{failure} (with {_shapes(case.feeds)})") from failure
+        mine_shapes, their_shapes = ([list(one.shape) for one in each] for each in (got, case.wanted))
+        if mine_shapes != their_shapes:
             abs_max = rel_max = scaled_max = error = energy = float("inf")
+            worst_case = f"{_shapes(case.feeds)}: its answers are {mine_shapes} in place of {their_shapes}"
             break
+        before = scaled_max
         for mine, theirs, kind in zip(got, case.wanted, kinds, strict=True):
             if not theirs.size:
                 continue
@@ -144,15 +152,31 @@ def compare(
             if kind == EMBEDDING:
                 worst_row = _cosine(have, wanted)
                 cosine = worst_row if cosine is None else float(np.minimum(cosine, worst_row))
+        if not scaled_max <= before:
+            worst_case = _shapes(case.feeds)
     rms = float(np.sqrt(error / energy)) if energy else float(np.sqrt(error))
     share = agreed / classed if classed else None
-    return Difference(tuple(sorted(set(sizes))), rows, abs_max, rel_max, scaled_max, rms, share, cosine)
+    return Difference(
+        tuple(sorted(set(sizes))), rows, abs_max, rel_max, scaled_max, rms, share, cosine, worst_case
+    )
+
+
+def _shapes(feeds: Feeds) -> str:
+    return ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
 
 
 def _difference(have: Array, wanted: Array) -> Array:
-    """|have - wanted|; 0 where both are the same infinity, as masks make them."""
+    """|have - wanted|; 0 where both are the same infinity, or both NaN, as masks make them."""
+    same = (have == wanted) | (np.isnan(have) & np.isnan(wanted))
     with np.errstate(invalid="ignore"):
-        return np.where(have == wanted, 0.0, np.abs(have - wanted))
+        return np.where(same, 0.0, np.abs(have - wanted))
+
+
+def nan_share(cases: Sequence[Case]) -> float:
+    """The share of NaN in PyTorch's own answers."""
+    found = [np.isnan(one.astype(np.float64)) for case in cases for one in case.wanted]
+    count = sum(one.size for one in found)
+    return sum(int(one.sum()) for one in found) / count if count else 0.0
 
 
 def _cosine(have: Array, wanted: Array) -> float:

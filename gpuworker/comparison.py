@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..evidence.words import first_line
 from ..transport import dtypes
 from ..transport.tensors import TensorSpec
-from .faults import CannotServe, first_line
+from .faults import CannotServe
 from .sessions import ANY_SIZE, Sessions
 from .values import comparable
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
+from ..evidence.words import error_text
 from . import providers
 
 TEXT_MAX = 500
@@ -20,37 +21,14 @@ _KIND = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _LOADING = re.compile(
     r"^(Load model( from)? .*? failed[:.]|Exception during (loading|initialization):) ?", re.S
 )
-_SOURCE = re.compile(r"^/\S+:\d+ .*?\)(?= [A-Z]) ", re.S)  # its file, line, and function
-_RUNNING = re.compile(
-    r"(?:Error in execution: )?(?:\[ONNXRuntimeError\] : \d+ : \w+ : )?"
-    r"Non-zero status code returned while running (\w+) node\. Name:'([^']*)' Status Message: "
-)
-_CHECKED = re.compile(r"/\S*onnxruntime\S*:\d+ .*?(?: was false\. |\) (?=[A-Z]))", re.S)
+_SOURCE = re.compile(r"^\S+\.\w+:\d+ .*?\)(?= [A-Z]) ", re.S)  # its file, line, and function
 _FOLDERS = re.compile(r"(?<![\w.:/])(?:/|[A-Za-z]:\\)(?:[^\s\"'/\\]+[/\\])+")
-
-SOURCE_PLACE = re.compile(r"^/\S+:\d+ .* was false\. ")
 
 _Explain = Callable[[re.Match[str], str], str]
 
 
 class CannotServe(Exception):
     """The file is no model that batchyard can serve; the text says why."""
-
-
-def error_text(error: BaseException) -> str:
-    """An error's text, as a message can carry it: the error may be of a user's own code, and then neither
-    its `__str__` nor its characters can be relied on."""
-    try:
-        text = str(error)
-    except BaseException:
-        text = ""
-    return text.encode(errors="replace").decode()
-
-
-def first_line(error: BaseException) -> str:
-    """What onnxruntime has to say, without the rest of it, and without where in its source it says so."""
-    text = error_text(error).strip().splitlines()
-    return SOURCE_PLACE.sub("", text[0] if text else type(error).__name__)[:500]
 
 
 def explain(error: BaseException, path: str) -> str:
@@ -61,17 +39,6 @@ def explain(error: BaseException, path: str) -> str:
         if match is not None:
             return sentence(match, path)
     return plain(text) or type(error).__name__
-
-
-def of_run(error: BaseException) -> str:
-    """Why a run failed: what the operator has to say, without where in its source onnxruntime says so."""
-    text = error_text(error).strip()
-    match = _RUNNING.match(text)
-    if match is None:
-        return text
-    operator, name = match.groups()
-    reason = _CHECKED.sub("", text[match.end() :]).strip()
-    return f"{reason} (in the operator {operator}{name and f', node {name!r}'})"
 
 
 def plain(text: str) -> str:
@@ -137,6 +104,15 @@ def _no_type(match: re.Match[str], path: str) -> str:
     return f"it has tensors of {match[1]}, which onnxruntime does not run"
 
 
+def _wrong_type(match: re.Match[str], path: str) -> str:
+    of, name, operator = match.groups()
+    return f"its operator {operator} does not take {of}, which {name!r} is"
+
+
+def _no_locale(match: re.Match[str], path: str) -> str:
+    return f"its operator {match[1]} wants the locale {match[2]}, which this machine does not have"
+
+
 def _no_opset(match: re.Match[str], path: str) -> str:
     return "it does not say of which opset its operators are (opset_import)"
 
@@ -194,6 +170,14 @@ _KNOWN: list[tuple[re.Pattern[str], _Explain]] = [
     (re.compile(r"No opset import for domain '([^']*)'"), _no_domain),
     (re.compile(r"find an implementation for (\w+)\((\d+)\) node with name '([^']*)'"), _no_kernel),
     (re.compile(r"MLDataType for: tensor\((\w+)\) is not"), _no_type),
+    (
+        re.compile(r"Type 'tensor\((\w+)\)' of input parameter \((\S+)\) of operator \((\w+)\)"),
+        _wrong_type,
+    ),
+    (
+        re.compile(r"onnxruntime::(\w+)::Locale.*construct locale with name:\s*([\w.-]+)"),
+        _no_locale,
+    ),
     (re.compile(r"Missing opset in the model"), _no_opset),
     (re.compile(r'External data path does not exist: "([^"]+)"'), _no_data),
     (re.compile(r'External data path: "([^"]+)".*(?:escapes|director)', re.S), _data_elsewhere),

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..evidence.words import error_text
 from ..transport.python_models import ATTRIBUTE, Function, FunctionSignature, importing
-from .faults import error_text
 
 Call = Callable[[Any], Any]
 

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+from ..evidence.words import error_text
 from ..transport import messages as m
 from .backends.onnx import ServedModel
 from .comparison import compare
 from .device import DeviceLost
-from .faults import CannotServe, error_text
+from .faults import CannotServe
 
 log = logging.getLogger("batchyard.gpuworker")
 

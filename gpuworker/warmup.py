@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from ..evidence.drawing import SEED, Drawing
+from ..evidence.words import first_line
 from ..transport import dtypes
 from ..transport.messages import Pad, Padding
 from ..transport.tensors import TensorSpec
 from .comparison import Agreement
 from .device import DeviceLost
-from .faults import first_line
 from .padding import Pads
 from .providers import Recipe
 from .sessions import Sessions

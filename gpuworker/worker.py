@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from ..evidence.words import of_run
 from ..transport import codec
 from ..transport import messages as m
 from ..transport.errors import Code
@@ -21,7 +22,6 @@ from ..transport.lent import LentFrame
 from ..transport.tensors import Tensor
 from .backends.onnx import ServedModel
 from .device import DeviceLost
-from .faults import of_run
 from .handles import ItemRefused
 from .imports import UserError
 from .loader import Outcome

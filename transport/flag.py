@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import weakref
 from collections.abc import Iterable
 
 
@@ -21,6 +22,8 @@ class Flag:
         self._is_set = False
         self._woken, self._wake = socket.socketpair()
         self._wake.setblocking(False)
+        # With the flag, and not before: a thread or a handler may still use it when its yard is closed.
+        weakref.finalize(self, _close, self._woken, self._wake).atexit = False
 
     def is_set(self) -> bool:
         return self._is_set
@@ -40,6 +43,11 @@ class Flag:
         if not self._is_set:
             _wait([self._woken.fileno(), *others], timeout_s)
         return self._is_set
+
+
+def _close(*sockets: socket.socket) -> None:
+    for each in sockets:
+        each.close()
 
 
 def _wait(descriptors: list[int], timeout_s: float | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import IO
 
@@ -76,6 +77,27 @@ class Backoff:
         return self._delay_s
 
 
+_started: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
+
+
+def reap_orphans() -> None:
+    """Process 1 of a container inherits every process whose parent was killed, and has to wait for those that
+    have ended, or they stay in the table for ever. Elsewhere this does nothing."""
+    if os.getpid() != 1 or not os.path.isdir("/proc/1"):
+        return
+    own = {process.pid for process in _started if process.returncode is None}
+    for entry in os.listdir("/proc"):
+        if not entry.isdecimal() or int(entry) in own:
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", "rb") as file:
+                state, parent = file.read().rpartition(b")")[2].split()[:2]
+            if state == b"Z" and parent == b"1":
+                os.waitpid(int(entry), os.WNOHANG)
+        except OSError:  # it has gone meanwhile
+            continue
+
+
 class ChildProcess:
     """One child process whose stdin is its lifeline (`lifeline.hold()` in the child).
 
@@ -117,6 +139,7 @@ class ChildProcess:
             start_new_session=not on_windows,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) if on_windows else 0,
         )
+        _started.add(self._process)
         if hasattr(os, "pidfd_open"):
             try:
                 self._sentinel = os.pidfd_open(self._process.pid)

@@ -20,13 +20,14 @@ from ...evidence.drawing import find as find_drawing
 from ...evidence.judge import Verdict, Ways, judge
 from ...evidence.observed import Requests
 from ...evidence.specs import specs_of
+from ...evidence.words import first_line
 from ...transport import dtypes
 from ...transport.messages import LentBatch, Load, Padding, Provenance
 from ...transport.tensors import Tensor, TensorSpec
 from .. import provenance
 from ..answers import Result
 from ..comparison import Agreement
-from ..faults import CannotServe, explain, first_line
+from ..faults import CannotServe, explain
 from ..handles import decode, request_of
 from ..memory import Memory
 from ..padding import Pads

@@ -13,13 +13,14 @@ import msgspec
 from ...evidence.axes import SHARED, Proposal
 from ...evidence.drawing import Drawing, ways
 from ...evidence.judge import Verdict, Ways
+from ...evidence.words import first_line
 from ...transport.messages import LentBatch, Load
 from ...transport.python_models import Function
 from ...transport.tensors import TensorSpec
 from .. import imports
 from ..answers import Result
 from ..calls import FunctionSession, FunctionValue
-from ..faults import CannotServe, first_line
+from ..faults import CannotServe
 from ..imports import UserError
 from ..memory import Memory
 from ..providers import Recipe

@@ -15,9 +15,11 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import module_from_spec
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -66,9 +68,20 @@ class Full(Exception):
     """The peer does not read, and its outbox is full. Nothing of the message was kept."""
 
 
+def _owner_class(name: str) -> Any:
+    """`select.NAME`, or None where the system has none. gevent takes both out of the module: a second copy of
+    the extension still has them."""
+    spec = select.__spec__
+    if not hasattr(select, name) and spec is not None and spec.loader is not None and "gevent" in sys.modules:
+        copy = module_from_spec(spec)
+        spec.loader.exec_module(copy)
+        return getattr(copy, name, None)
+    return getattr(select, name, None)
+
+
 # owned(number): an object that closes the descriptor when it dies. C code from end to end, and without a
 # warning: a signal's exception in a constructor or destructor of ours would lose the number.
-_Owner: Any = getattr(select, "epoll", None) or getattr(select, "kqueue", None)
+_Owner: Any = _owner_class("epoll") or _owner_class("kqueue")
 owned: Callable[[int], Any] = _Owner.fromfd if _Owner is not None else int  # elsewhere none is passed
 
 

@@ -90,12 +90,3 @@ def test_what_is_not_safe_is_refused_before_anything_starts(folder: Path) -> Non
         read(folder, ["--gateway-shared-memory"], {"host": "0.0.0.0", "token_file": "token"})
     with pytest.raises(OSError, match="missing"):
         read(folder, ["--gateway"], {"token_file": "missing"})
-
-
-def test_the_documents_have_every_key(folder: Path) -> None:
-    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    section = page.partition("## `[gateway]`")[2].partition("\n## ")[0]
-    example = (ROOT / "examples" / "batchyard.toml").read_text(encoding="utf-8").partition("# [gateway]")[2]
-    for option in OPTIONS:
-        assert f"`{option.toml}`" in section
-        assert f"# {option.toml} = " in example

@@ -44,6 +44,16 @@ def test_boxes_single_numbers_and_whole_ones_are_values(onnx_models: Any) -> Non
         assert kinds(proto, [answer]) == (VALUES,)
 
 
+def test_scores_of_as_many_as_are_asked_for_are_no_classes(onnx_models: Any) -> None:
+    pairs = ("MatMul", ["x", "t"], ["logits"], {})
+    path = onnx_models.save(
+        "kind_pairs", [pairs], [("x", FLOAT, ["n", 4]), ("t", FLOAT, [4, "m"])], [("logits", FLOAT, ["n", "m"])]
+    )
+    import onnx
+
+    assert kinds(onnx.load(str(path)), [np.ones((3, 32), np.float32)]) == (VALUES,)
+
+
 def test_a_name_says_more_than_the_graph(onnx_models: Any) -> None:
     named = graph(onnx_models, "named", [("Gemm", ["x", "w", "b"], ["embedding"], {})], BIAS, "embedding")
     assert kinds(named, [np.ones((3, 32), np.float32)]) == (EMBEDDING,)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from batchyard.evidence.words import first_line
 from batchyard.gpuworker.backends.onnx import ServedModel
 from batchyard.gpuworker.comparison import compare
-from batchyard.gpuworker.faults import CannotServe, first_line
+from batchyard.gpuworker.faults import CannotServe
 from batchyard.gpuworker.providers import recipe
 from batchyard.transport import messages as m
 

@@ -67,6 +67,10 @@ def without_opset() -> onnx.ModelProto:
         (lambda: made([("Frob", ["x"], ["y"])], domain="com.acme"), "the operator Frob of com.acme, which"),
         (lambda: made(kind=TensorProto.INT16), "no implementation of Relu (of opset 14) for the types"),
         (lambda: made([("Identity", ["x"], ["y"])], kind=TensorProto.COMPLEX64), "tensors of complex64, which onnxruntime does not run"),
+        (
+            lambda: made([("MatMul", ["x", "w"], ["y"])], kind=TensorProto.INT8, weights=np.ones((4, 4), np.int8)),
+            "its operator MatMul does not take int8, which 'x' is",
+        ),
         (without_opset, "it does not say of which opset its operators are"),
         (lambda: made([("Add", ["x", "gone"], ["y"])]), "Node input 'gone' is not a graph input"),
         (
@@ -127,6 +131,16 @@ def test_weights_that_end_too_early_are_named(tmp_path: Path) -> None:
     file = external(tmp_path)
     (tmp_path / "w.bin").write_bytes(b"1234")
     assert "the file with its weights is shorter than the model says (tensor 'w')" in fault(file, None)
+
+
+def test_a_language_that_the_machine_does_not_have_is_named() -> None:
+    text = (
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Exception during initialization: string_normalizer.cc:235 "
+        "onnxruntime::StringNormalizer::Locale::Locale(const std::string&)::<lambda()> Failed to construct "
+        "locale with name:en_US.UTF-8:locale::facet::_S_create_c_locale name not valid:Please, install it"
+    )
+    said = "its operator StringNormalizer wants the locale en_US.UTF-8, which this machine does not have"
+    assert explain(RuntimeError(text), "x") == said
 
 
 def test_what_is_not_known_is_passed_on_without_places_and_folders() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
 import subprocess
 import sys
 import threading
+import warnings
 
 import pytest
 from batchyard.transport.flag import Flag
@@ -78,3 +80,15 @@ def test_signals_that_come_in_the_middle_of_each_other_end_a_wait() -> None:
                 if process.poll() is None:
                     os.kill(process.pid, signal.SIGTERM)
             assert process.communicate(timeout=30)[0] == "ends\n"
+
+
+def test_what_it_holds_is_closed_with_it() -> None:
+    flag = Flag()
+    ring = [flag]
+    ring.append(ring)  # type: ignore[arg-type]
+    sockets = flag._woken, flag._wake
+    del flag, ring
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gc.collect()
+    assert [each.fileno() for each in sockets] == [-1, -1]

@@ -122,3 +122,39 @@ def test_closed_standard_streams_are_opened_before_a_socket_takes_their_numbers(
     )
     shell = f'exec "{sys.executable}" -c "$1" >&- 2>&- <&-'
     assert subprocess.run(["sh", "-c", shell, "sh", code], check=False).returncode == 0
+
+
+AS_PROCESS_1 = """
+import os, sys
+from pathlib import Path
+from batchyard.transport.processes import ChildProcess, reap_orphans
+
+def state(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+own = ChildProcess([sys.executable, "-c", "raise SystemExit(3)"])
+own.start()
+reader, writer = os.pipe()
+if (parent := os.fork()) == 0:
+    if (orphan := os.fork()) == 0:
+        os._exit(0)
+    os.write(writer, str(orphan).encode())
+    os._exit(0)
+os.waitpid(parent, 0)
+orphan = int(os.read(reader, 20))
+while state(orphan) != "Z" or state(own.pid) != "Z":
+    os.sched_yield()
+reap_orphans()
+print(os.getpid(), Path(f"/proc/{orphan}").exists(), own.wait())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="process 1 is Linux containers' matter")
+def test_process_1_waits_for_orphans_and_leaves_its_own_children_to_their_owners() -> None:
+    apart = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine makes no namespace for processes")
+    done = subprocess.run(
+        [*apart, sys.executable, "-c", AS_PROCESS_1], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout.split(), done.stderr) == (["1", "False", "3"], "")
