@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Self, cast
 
@@ -137,7 +137,9 @@ class AsyncClient:
     ) -> None:
         """As `request`, without a task: `done` is called on the loop with the reply, or with the error. A
         task and its future are four more passes of the loop. Raises InvalidRequest."""
-        request = request_of(model, inputs, priority, deadline, timeout, traceparent)
+        self._start(request_of(model, inputs, priority, deadline, timeout, traceparent), done)
+
+    def _start(self, request: Request, done: Callable[[Reply | Exception], None]) -> None:
         request.is_patient = self._waits_for_room
 
         def ended(outcome: Any) -> None:

@@ -4,7 +4,7 @@ cancels its request in the yard."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -93,22 +93,10 @@ class RemoteAsyncClient(AsyncClient):
             self._remote.renew()
         self._loop = loop
 
-    def start(
-        self,
-        model: str,
-        inputs: Any,
-        done: Callable[[Reply | Exception], None],
-        *,
-        priority: int | str = Priority.NORMAL,
-        deadline: float | None = None,
-        timeout: float = TIMEOUT_S,
-        traceparent: str | None = None,
-    ) -> None:
-        check_seconds("timeout", timeout)
-
+    def _start(self, request: Request, done: Callable[[Reply | Exception], None]) -> None:
         async def run() -> None:
             try:
-                reply = await self._request(model, inputs, priority, deadline, timeout, traceparent)
+                reply = await self._ask(request)
             except Exception as error:
                 done(error)
             else:
