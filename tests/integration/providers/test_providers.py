@@ -143,7 +143,7 @@ def test_every_batch_size_is_answered_as_the_cpu_answers_it(
 ) -> None:
     for worker in served(yard, name, tools).workers:
         assert worker.provider == provider
-        assert worker.placement.startswith(f"{providers.execution_provider(provider)} ")
+        assert worker.placement.startswith(f"{providers.PROVIDERS[provider].EXECUTION_PROVIDER} ")
         assert "CPU" not in worker.placement
         assert worker.fallback_reason == ""
         assert list(worker.warmup_ns) == BUCKETS
