@@ -147,8 +147,7 @@ class Core:
             return
         self._questions.forget(event.conn)
         self._going[event.conn] = None
-        if len(connection.requests) <= ENDED_MAX:  # else with the next turn
-            self._see_off()
+        self._see_off()
 
     def _see_off(self) -> None:
         """End requests of clients that are gone, ENDED_MAX at most, and then their connections."""
