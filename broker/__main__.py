@@ -171,7 +171,7 @@ def _serve(
             # would only be a pause in some request's latency.
             gc.collect()
             gc.freeze()
-            gc.set_threshold(50_000, 50, 1000)
+            gc.set_threshold(20_000, 125, 1000)
             log.info("serving %s at %s", ", ".join(config.models), endpoint.url)
             server.run()
         finally:

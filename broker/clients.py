@@ -42,7 +42,7 @@ DRAIN_BYTES_MAX = 1 << 20  # or so many bytes of payloads, whichever comes first
 LONG_BYTES = 16 << 10  # a longer payload is decoded message by message; finding them costs a request's work
 DECODED_BYTES = 256  # of such a message cost as much as a request
 CANCELS_MAX = 16  # requests that are cancelled in one go
-CANCELS_WORK = 8  # what that costs
+CANCELS_WORK = 11  # what so many cost
 FRAMES_MAX = 4096  # parts of one message; a part bomb is read away and refused
 GREET_WITHIN_NS = 10_000_000_000  # a connection that has not greeted by then is closed
 
@@ -159,10 +159,9 @@ class Clients:
                 return
             elif isinstance(message, m.Cancel):
                 for first in range(0, len(message.requests), CANCELS_MAX):
-                    backlog.spent += CANCELS_WORK
-                    yield e.CancelAsked(
-                        client.conn, m.Cancel(message.requests[first : first + CANCELS_MAX])
-                    )
+                    numbers = message.requests[first : first + CANCELS_MAX]
+                    backlog.spent += 1 + len(numbers) * (CANCELS_WORK - 1) // CANCELS_MAX
+                    yield e.CancelAsked(client.conn, m.Cancel(numbers))
             elif isinstance(message, m.Describe):
                 backlog.spent += 1 if message.model else len(self._models)
                 yield e.DescribeAsked(client.conn, message)

@@ -77,7 +77,7 @@ class Core:
         self._arrivals = Arrivals(self.models, self.admission, self.policy, self.books, self._deadlines)
         self._batch_sequence = 0
         self._with_credit: dict[int, Worker] = {}  # may be lent a batch
-        self._going: dict[int, list[Request]] = {}  # connections that are gone, and what is still to be ended
+        self._going: dict[int, None] = {}  # connections that are gone, whose requests are still to be ended
         self._is_behind = False  # requests that should have ended may still wait
         self._places = 0  # of lost workers, not yet taken by new ones
         self._lend_due_ns = NEVER_NS  # when some busy worker is to be lent its next batch
@@ -146,16 +146,17 @@ class Core:
         if connection is None:
             return
         self._questions.forget(event.conn)
-        self._going[event.conn] = list(connection.requests.values())[::-1]
+        self._going[event.conn] = None
         self._see_off()
 
     def _see_off(self) -> None:
         """End requests of clients that are gone, ENDED_MAX at most, and then their connections."""
         room = ENDED_MAX
-        for conn, requests in list(self._going.items()):
+        for conn in list(self._going):
+            requests = self.connections[conn].requests  # a copy of 100,000 would take milliseconds
             while requests and room:
                 room -= 1
-                self._end_gone(requests.pop())
+                self._end_gone(requests[next(reversed(requests))])
             if requests:
                 return
             del self._going[conn]
@@ -164,10 +165,10 @@ class Core:
             self.books.close_if_idle(connection.arena)
 
     def _end_gone(self, request: Request) -> None:
-        if not request.ended:
-            self.books.end(request, "gone")
-            if not request.rows_leased:
-                self._act(e.ToClient(request.conn, m.Released([request.id])))
+        """Ended, it is none of its connection's any more."""
+        self.books.end(request, "gone")
+        if not request.rows_leased:
+            self._act(e.ToClient(request.conn, m.Released([request.id])))
 
     def _act(self, action: e.Action) -> None:
         self.books.actions.append(action)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..transport import messages as m
 from ..transport.errors import BatchyardError, Overloaded
+from ..transport.heaps import AT_ONCE_MAX, tidy
 from ..transport.tensors import Slot, Tensor, moved
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ class SharedRun:
     Joining, leaving and succeeding cost no walk over the followers: there may be thousands.
     """
 
-    __slots__ = ("_places", "_sequence", "followers", "is_answered", "leader", "part")
+    __slots__ = ("_cursor", "_places", "_sequence", "followers", "is_answered", "leader", "part")
 
     def __init__(self, leader: Request) -> None:
         self.leader = leader
@@ -227,6 +228,7 @@ class SharedRun:
         self.followers: dict[Request, None] = {}
         self._places: list[tuple[int, int, Request]] = []  # a heap; those that have left are skipped
         self._sequence = 0
+        self._cursor = 0
 
     def follow(self, request: Request) -> None:
         """The request waits for the leader's result."""
@@ -238,9 +240,14 @@ class SharedRun:
     def leave(self, request: Request) -> None:
         request.run = None
         del self.followers[request]
-        if len(self._places) > SWEEP_MIN + 2 * len(self.followers):
+        if len(self._places) > AT_ONCE_MAX:
+            self._cursor = tidy(self._places, self._cursor, self._has_left)
+        elif len(self._places) > SWEEP_MIN + 2 * len(self.followers):
             self._places = [place for place in self._places if place[2] in self.followers]
             heapify(self._places)
+
+    def _has_left(self, place: tuple[int, int, Request]) -> bool:
+        return place[2] not in self.followers
 
     def lead(self, request: Request) -> None:
         request.run = self

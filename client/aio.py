@@ -17,7 +17,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 from ..transport import endpoints
-from ..transport.errors import BrokerLost, Cancelled, InvalidRequest
+from ..transport.errors import BatchyardError, BrokerLost, Cancelled, InvalidRequest
 from ..transport.messages import ModelInfo, Priority
 from . import ending
 from .loop import LoopLink
@@ -60,6 +60,7 @@ class AsyncClient:
         """Make the sessions. Returns the url."""
         self._sessions = sessions_of(*settings)
         self._link: LoopLink | None = None
+        self._retired: list[LoopLink] = []  # see `_look_at`
         return self._sessions.settings.endpoint.url
 
     def __repr__(self) -> str:
@@ -115,6 +116,7 @@ class AsyncClient:
             outcome = reply = await self._linked().outcome(request)
         except BaseException as error:
             outcome = error
+            self._look_at(error)
             raise
         finally:
             if request.span is not None:
@@ -181,6 +183,7 @@ class AsyncClient:
                     yield outcome.value
         except BaseException as error:
             outcome = error
+            self._look_at(error)
             raise
         finally:
             if request.span is not None:
@@ -203,6 +206,7 @@ class AsyncClient:
         finally:
             for task in under_way:
                 task.cancel()
+                task.add_done_callback(_looked_at)
 
     def sequence(
         self, model: str, /, *, states: Mapping[str, str] | None = None, **initial: Any
@@ -241,7 +245,11 @@ class AsyncClient:
         now_ns = time.monotonic_ns()
         question = Request(model, None, 0, 0, now_ns + int(timeout * 1e9), now_ns)
         question.is_question = True
-        infos: list[ModelInfo] = await self._linked().outcome(question)
+        try:
+            infos: list[ModelInfo] = await self._linked().outcome(question)
+        except BaseException as error:
+            self._look_at(error)
+            raise
         return infos
 
     # ---- the connection -----------------------------------------------------------------------
@@ -265,6 +273,19 @@ class AsyncClient:
         link = self._link = LoopLink(self._sessions, loop)
         return link
 
+    def _look_at(self, error: BaseException) -> None:
+        """A call ends with this. If it is none of ours, a signal's handler may have raised it at any
+        instruction: the next calls have another link and another session (`Sessions.renew`), and those under
+        way come to their own end on this one, which then closes itself."""
+        if isinstance(error, BatchyardError | asyncio.CancelledError | GeneratorExit):
+            return
+        self._retired = [each for each in self._retired if not each.is_over]
+        if self._link is not None:
+            self._retired.append(self._link)
+            self._link.retire()
+            self._link = None
+        self._sessions.renew()
+
     def yard_closed(self) -> None:
         """As `Client.yard_closed`."""
         self._sessions.end(YARD_CLOSED)
@@ -272,9 +293,11 @@ class AsyncClient:
     async def close(self) -> None:
         """End every request under way with Cancelled, and let go of the connection and its memory."""
         self._closed = True
-        link, self._link = self._link, None
-        if link is not None:
-            link.end(Cancelled("the client was closed"))
+        for link in (*self._retired, self._link):
+            if link is not None:
+                link.end(Cancelled("the client was closed"))
+        self._link = None
+        self._retired.clear()
         self._sessions.close()
 
     def stop(self) -> None:
@@ -295,3 +318,9 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def _looked_at(task: asyncio.Task[Any]) -> None:
+    """asyncio has no need to report its error: the first one has been raised."""
+    if not task.cancelled():
+        task.exception()

@@ -333,7 +333,9 @@ class Client:
             if self._closed:
                 raise ClientClosed(CLOSED)
             if self._io is None or self._io.ended:
-                self._io = IoThread(self._sessions)
+                io = IoThread(self._sessions)
+                io.start()
+                self._io = io
             return self._io
 
     # ---- the end ------------------------------------------------------------------------------

@@ -81,6 +81,11 @@ def start(thread: threading.Thread) -> None:
     main thread has ended, even while others go on."""
     try:
         thread.start()
+    except KeyError as error:
+        # Thread.start's own end, where a signal's exception came between its instructions.
+        if error.__context__ is None:
+            raise
+        raise error.__context__ from None
     except RuntimeError as error:
         if not threading.main_thread().is_alive():
             raise InvalidRequest(

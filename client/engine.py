@@ -146,6 +146,14 @@ class Engine:
         self._waiting.clear()
         self._questions.clear()
 
+    def end_strays(self, requests: Iterable[Request], error: errors.BatchyardError) -> None:
+        """End those that have no outcome and are in no table: an exception of a signal's handler, between two
+        instructions, lost them."""
+        known = set(map(id, self._everything()))
+        for request in requests:
+            if request.outcome is None and id(request) not in known:
+                self._end(request, error)
+
     # ---- by the connection ----------------------------------------------------------------------
 
     @property
@@ -192,7 +200,7 @@ class Engine:
         """The connection is over, and its whole session with it, because a worker of the lost broker may
         still write into the memory. What had no outcome waits for the next, where it may be asked again."""
         lost = error if isinstance(error, errors.BrokerLost) else errors.BrokerLost(str(error))
-        session, self.session = self.session, None
+        session = self.session
         memory = None
         if session is not None:
             session.lost = True  # first of all: what is let go of below must not be handed out again
@@ -215,6 +223,7 @@ class Engine:
                 request.give_back(None)
         self._waiting = carried
         self._forget_connection()
+        self.session = None  # last: a signal's exception on the way leaves `pending` with its own memory
 
     def received(self, messages: Sequence[m.BrokerToClient], frames: Sequence[Any], now_ns: int) -> None:
         """An envelope has come. If the broker refused the connection in it, `session` is None afterwards."""
@@ -409,8 +418,8 @@ class Engine:
             self._end(request, answer)
             self._let_go(request)
             return
+        stream.count += 1  # first: a signal's exception in between must not have it asked for again
         stream.answers.append(answer)
-        stream.count += 1
         self._streams[stream] = None
 
     def take_streams(self) -> Iterable[Stream]:

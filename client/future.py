@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from ..transport.errors import Cancelled
@@ -13,11 +15,25 @@ from .reply import Reply
 from .request import Outcome, Request
 
 
+class _Condition(threading.Condition):
+    """Entered and left in C alone. A signal's exception amid `Condition.__enter__` would leave it locked, and
+    the thread that settles the future would wait for ever, with everything else that it has to do."""
+
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
+
+
+def harden(future: Future[Any]) -> None:
+    """Let no signal that interrupts whoever waits for it keep the thread that settles it. For a new one."""
+    future._condition.__class__ = _Condition
+
+
 class InferFuture(Future[Any]):
     """A request under way. `result()` is an array, or a dict of arrays by output name."""
 
     def __init__(self, request: Request, cancel: Callable[[Request], None]) -> None:
         super().__init__()
+        harden(self)
         self._cancel = cancel
         self._request: Request | None = request
         self.reply: Reply | None = None  # with the receipt, once done

@@ -11,6 +11,9 @@ import threading
 import weakref
 from typing import Protocol
 
+from ..transport.errors import InvalidRequest
+from . import ending
+
 LOOK_S = 15.0
 IDLE_LOOKS = 4  # about a minute
 KEPT_BYTES = 4 << 20  # that an idle client may hold
@@ -36,8 +39,8 @@ def watch(holder: Holder) -> None:
         if _thread is None:
             thread = threading.Thread(target=_look, name="batchyard-idle", daemon=True)
             try:
-                thread.start()
-            except RuntimeError:
+                ending.start(thread)
+            except (InvalidRequest, RuntimeError):
                 return  # the program is ending: all of its memory goes back soon
             _thread = thread
 

@@ -19,6 +19,7 @@ from .request import TAKEN, Outcome, Request
 from .session import ClientClosed, Session, Sessions
 
 RETRY_NS = 20_000_000  # between two attempts at a connection
+CONNECT_LOOK_MS = 10  # at once: a handshake comes in pieces, and each may take as long again
 HANDSHAKES_MAX = 5  # that were cut off in a row: no broker dies that often, so its key is another one
 _LOOK_AROUND_NS = LOOK_AROUND_MS * 1_000_000
 
@@ -41,6 +42,7 @@ class Link:
     def connect(self, timeout_ms: int) -> bool:
         """A step towards a connection, which takes `timeout_ms` at most. Whether there is one now."""
         now_ns = time.monotonic_ns()
+        timeout_ms = min(timeout_ms, CONNECT_LOOK_MS)
         if now_ns < self.retry_ns:
             time.sleep(min((self.retry_ns - now_ns) / 1e9, timeout_ms / 1e3))
             return False

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from math import inf
 from typing import Any
 
-from ..transport.errors import BatchyardError
+from ..transport.errors import BatchyardError, BrokerLost
 from .link import Link
 from .readers import add_readers
 from .reply import Reply
@@ -19,41 +19,46 @@ from .session import Sessions
 
 LOOK_AROUND_S = 0.1  # how often the end of a connection is looked for beside its own event
 CONNECT_LOOK_S = 0.002  # how often a new connection is asked whether it is welcome
+GUARD_S = 0.1  # how often a lost timer is looked for, while anybody waits
+LOST_S = 0.03  # after which a timer that was due counts as lost
+STRUCK = "an exception of a signal's handler interrupted the connection"
 
 
 class LoopLink(Link):
+    """The link of one running event loop.
+
+    A signal's handler may raise at any instruction: of a callback of ours, which is then mended, and of the
+    event loop's own code, which loses the callback that it was about to call. So two timers look after each
+    other, and no plan is trusted for long.
+    """
+
     def __init__(self, sessions: Sessions, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(sessions, self._ring)
         self.loop = loop
-        self._planned = False  # `_act` is about to be called
+        self._asked: dict[Request, Any] = {}  # whoever waits: a future, or what is called
+        self._planned: asyncio.Handle | None = None  # `_act` is about to be called
         self._timer: asyncio.Handle | None = None
-        self._timer_s = inf  # when it is due; uvloop's handle of a time that is near does not say
+        self._guard: asyncio.Handle | None = None
+        self._timer_s = self._guard_s = inf  # when; uvloop's handle of a time that is near does not say
+        self._is_struck = False  # an exception interrupted `_mend`
+        self._is_retired = False  # nothing more is asked of it
         self._writes: int | None = None  # the descriptor that is watched for writing
         self._stop_readers: Callable[[], None] | None = None
 
     async def outcome(self, request: Request) -> Any:
         """Send a request or a question, and wait for its outcome; cancelling this cancels it."""
         future = request.waiter = self.loop.create_future()
-        if request.is_question:
-            self.engine.ask(request, request.began_ns)
-        else:
-            self.engine.submit(request, request.began_ns)
-        self.plan()
         try:
+            self._begin(request, future)
             return await future
-        except asyncio.CancelledError:
-            self.engine.cancel(request)
-            self.plan()
-            raise
         finally:
-            request.waiter = None
+            self._leave(request)
             del future, request  # else an error and this frame would keep each other alive
 
     def start(self, request: Request, done: Callable[[Any], None]) -> None:
         """Send a request; `done` is called on the loop with its outcome. There is no way to cancel it."""
         request.waiter = done
-        self.engine.submit(request, request.began_ns)
-        self.plan()
+        self._begin(request, done)
 
     async def answers(self, request: Request) -> AsyncGenerator[Reply, None]:
         """A stream's answers, one after the other. Left early, the request is cancelled."""
@@ -61,9 +66,8 @@ class LoopLink(Link):
         stream = request.stream = Stream(arrived.set)
         future = request.waiter = self.loop.create_future()
         future.add_done_callback(lambda _: arrived.set())
-        self.engine.submit(request, request.began_ns)
-        self.plan()
         try:
+            self._begin(request, future)
             is_over = False
             while not is_over:
                 await arrived.wait()
@@ -75,18 +79,46 @@ class LoopLink(Link):
             if last.names:  # of a model that answers once
                 yield last
         finally:
-            request.waiter = None
-            if not future.done():
-                self.engine.cancel(request)
-                self.plan()
-            elif not future.cancelled():
+            self._leave(request)
+            if future.done() and not future.cancelled():
                 future.exception()  # looked at, also where the caller has left
+
+    def _begin(self, request: Request, waiter: Any) -> None:
+        self._asked[request] = waiter
+        if request.is_question:
+            self.engine.ask(request, request.began_ns)
+        else:
+            self.engine.submit(request, request.began_ns)
+        if self._guard is None:
+            self._plan_guard()
+        self.plan()
+
+    def _plan_guard(self) -> None:
+        self._guard_s = self.loop.time() + GUARD_S
+        self._guard = self.loop.call_at(self._guard_s, self._look_after)
+
+    def _leave(self, request: Request) -> None:
+        """Its caller goes on. What has no outcome by then is cancelled."""
+        request.waiter = None
+        self._asked.pop(request, None)
+        if request.outcome is None:
+            self.engine.cancel(request)
+            self.plan()
+
+    def retire(self) -> None:
+        """Come to an end with what is under way."""
+        self._is_retired = True
+        self.plan()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a retired link has nothing to do, and nothing open."""
+        return not self._asked and self.connection is None and self._greeting is None
 
     def plan(self) -> None:
         """Act when every task of this pass has had its turn: what they ask for leaves as one message."""
-        if not self._planned:
-            self._planned = True
-            self.loop.call_soon(self._act)
+        if self._planned is None:
+            self._planned = self.loop.call_soon(self._act)
 
     def _ring(self) -> None:
         """There may be room. From any thread."""
@@ -96,18 +128,30 @@ class LoopLink(Link):
             pass  # the loop has been closed
 
     def _look(self) -> None:
-        self.engine.expire(time.monotonic_ns())
+        try:
+            self.engine.expire(time.monotonic_ns())
+        except BaseException:
+            self._mend()
+            raise
         self._act()
 
     def _act(self) -> None:
-        self._planned = False
-        if self.connection is not None:
-            self.send()
-            self._read()  # libzmq: sending may have swallowed the descriptor's edge
-        self._settle()
-        if self.connection is not None:
-            self._watch_writing()
-        self._plan_timer()
+        try:
+            self._planned = None
+            if self._is_struck:
+                self._mend()
+            if self.connection is not None:
+                self.send()
+                self._read()  # libzmq: sending may have swallowed the descriptor's edge
+            self._settle()
+            if self.connection is not None:
+                self._watch_writing()
+            self._plan_timer()
+            if self._is_retired and not self._asked and not self.engine.is_busy:
+                self.close()
+        except BaseException:
+            self._mend()
+            raise
 
     def _read(self) -> None:
         """Read until nothing is left: libzmq's descriptors tell of it once."""
@@ -116,30 +160,57 @@ class LoopLink(Link):
                 self.send()
 
     def _readable(self) -> None:
-        self._read()
-        self._settle()
+        try:
+            if self._is_struck:
+                self._mend()
+            self._read()
+            self._settle()
+        except BaseException:
+            self._mend()
+            raise
 
     def _settle(self) -> None:
         for stream in self.engine.take_streams():
             stream.bell()
         for request in self.engine.take_outcomes():
-            future, request.waiter = request.waiter, None
-            if callable(future):
-                self._tell(future, request.take())
-                continue
-            if future is None or future.done():
-                continue
-            outcome = request.take()
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+            self._tell(request, request.waiter)
 
-    def _tell(self, done: Callable[[Any], None], outcome: Any) -> None:
-        try:
-            done(outcome)
-        except Exception as error:  # the caller's fault ends no other request
-            self.loop.call_exception_handler({"message": f"{done!r} failed", "exception": error})
+    def _tell(self, request: Request, waiter: Any) -> None:
+        """Whoever waits first, then what is forgotten: an exception in between loses nothing."""
+        if callable(waiter):
+            self._asked.pop(request, None)
+            try:
+                waiter(request.take())
+            except Exception as error:  # the caller's fault ends no other request
+                self.loop.call_exception_handler({"message": f"{waiter!r} failed", "exception": error})
+        elif waiter is not None and not waiter.done():
+            outcome = request.outcome
+            if isinstance(outcome, Exception):
+                waiter.set_exception(outcome)
+            else:
+                waiter.set_result(outcome)
+        request.waiter = None
+        request.take()
+
+    def _mend(self) -> None:
+        """An exception has interrupted a callback, at any instruction. The connection is given up as if its
+        broker had gone: what may be asked again is. Whoever is in no table any more gets an error."""
+        self._is_struck = True
+        self.lose(BrokerLost(STRUCK))
+        self.drop_greeting()
+        self.engine.end_strays(self._asked, BrokerLost(f"{STRUCK}, and the request with it"))
+        for request, future in list(self._asked.items()):
+            if request.outcome is not None:
+                self._tell(request, future)
+        self._is_struck = False
+
+    def _look_after(self) -> None:
+        """Whatever a lost callback would have done, while anybody waits."""
+        self._guard = None
+        if self._asked:
+            self._plan_guard()
+        if self._timer is None or self._timer_s < self.loop.time() - LOST_S:
+            self._tick()
 
     def _plan_timer(self) -> None:
         """Call `_tick` when the engine is due, a connection is to be made, or it is to be looked at."""
@@ -153,7 +224,7 @@ class LoopLink(Link):
             return
         when_s = self.loop.time() + max(0.0, wait_s)
         if self._timer is not None:
-            if self._timer_s <= when_s:
+            if self.loop.time() - LOST_S < self._timer_s <= when_s:
                 return
             self._timer.cancel()
         self._timer_s = when_s
@@ -164,15 +235,23 @@ class LoopLink(Link):
         self.plan()
 
     def _tick(self) -> None:
-        self._timer = None
-        self.engine.expire(time.monotonic_ns())
-        if self.engine.wants_connection:
-            if time.monotonic_ns() >= self.retry_ns and self.connect(0):
-                assert self.connection is not None
-                watched = dict.fromkeys(self.connection.wire.watched, self._readable)
-                self._stop_readers = add_readers(self.loop, watched)
-        elif self.connection is None:
-            self.drop_greeting()
+        try:
+            self._timer = None
+            if self._is_struck:
+                self._mend()
+            if self._asked and (self._guard is None or self._guard_s < self.loop.time() - LOST_S):
+                self._plan_guard()
+            self.engine.expire(time.monotonic_ns())
+            if self.engine.wants_connection:
+                if time.monotonic_ns() >= self.retry_ns and self.connect(0):
+                    assert self.connection is not None
+                    watched = dict.fromkeys(self.connection.wire.watched, self._readable)
+                    self._stop_readers = add_readers(self.loop, watched)
+            elif self.connection is None:
+                self.drop_greeting()
+        except BaseException:
+            self._mend()
+            raise
         self._act()
 
     def _watch_writing(self) -> None:
@@ -202,11 +281,12 @@ class LoopLink(Link):
             self.loop.remove_writer(writes)
 
     def end(self, error: Exception) -> None:
-        """End every request with this error, and close the connection."""
+        """Everything ends so, and the connection is closed."""
         self.engine.end(error)
         if not self.loop.is_closed():
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (self._timer, self._guard):
+                if timer is not None:
+                    timer.cancel()
             self._settle()
         if self.session is not None:
             self.session.give_up()

@@ -78,7 +78,7 @@ class _Ready:
 
 
 class IoThread:
-    """Started on first use of `submit`; ends with `close_by()`, or `leave()`."""
+    """Runs from `start()`, with the first `submit`, to `close_by()`, or `leave()`."""
 
     def __init__(self, sessions: Sessions) -> None:
         self.ended: Exception | None = None
@@ -103,7 +103,14 @@ class IoThread:
         self._closing = False
         self._is_last = False  # the client is gone: the sessions are ours to close
         self._thread = threading.Thread(target=self._run, name="batchyard-io", daemon=True)
-        ending.start(self._thread)
+
+    def start(self) -> None:
+        """Once."""
+        try:
+            ending.start(self._thread)
+        except BaseException:  # a signal's, perhaps, and the thread runs: nobody else would ever end it
+            self.stop()
+            raise
 
     @property
     def busy(self) -> bool:

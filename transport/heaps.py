@@ -10,7 +10,7 @@ from collections.abc import Callable
 from heapq import heappop
 from typing import Any, TypeVar
 
-AT_ONCE_MAX = 4096  # a heap up to this length may be made anew: a millisecond at most
+AT_ONCE_MAX = 2048  # a heap up to this length may be made anew: a millisecond at most
 LOOKS = 4  # at entries, for one that ended
 TOP_LOOKS = 2  # at the first ones, which mostly end first
 

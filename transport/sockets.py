@@ -7,11 +7,13 @@ these are asked for every message.
 from __future__ import annotations
 
 import os
+from itertools import repeat
 
 import zmq
 
 from .endpoints import Endpoint
 from .errors import no_descriptors
+from .wire import owned
 
 HEARTBEAT_MS = 2_000  # over tcp, where a dead machine closes nothing; ipc needs none
 CONTEXT_DESCRIPTORS = 16  # of a context with its threads, one socket, and its monitor: 12 on Linux
@@ -42,15 +44,11 @@ def require_descriptors(count: int) -> None:
     libzmq ends the process, by an assertion, when it lacks one for a context: so it is asked for none
     that may not be there. Another thread may be faster; then it is as it was without this question.
     """
-    opened = []
     try:
-        for _ in range(count):
-            opened.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401  # what is there is closed
+        # In one piece, so that a signal's exception leaves none open: see transport/wire/__init__.py.
+        list(map(owned, map(os.open, repeat(os.devnull, count), repeat(os.O_RDONLY | os.O_CLOEXEC))))
     except OSError as error:
         raise no_descriptors(error) from error
-    finally:
-        for fd in opened:
-            os.close(fd)
 
 
 def readable(socket: Socket) -> bool:

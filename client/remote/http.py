@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import suppress
+from importlib import import_module
 from typing import Any
 from urllib.parse import quote
 
@@ -37,6 +39,8 @@ class Head(msgspec.Struct):
 
 
 _head = msgspec.json.Decoder(Head)
+with suppress(ImportError):
+    import_module("anyio._backends._asyncio")  # else httpx does, amid the first request, on the event loop
 
 
 class HttpCarrier:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ...transport.errors import BrokerLost
 from .. import ending
+from ..future import harden
 from ..request import Request
 
 T = TypeVar("T")
@@ -31,7 +32,9 @@ class LoopThread:
 
     def run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine there. Raises BrokerLost once it has ended."""
-        return asyncio.run_coroutine_threadsafe(work, self._started(work))
+        future = asyncio.run_coroutine_threadsafe(work, self._started(work))
+        harden(future)
+        return future
 
     def start(self, request: Request, work: Coroutine[Any, Any, None]) -> None:
         """Run a request there; its `waiter` is its task."""

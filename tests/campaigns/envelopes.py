@@ -302,7 +302,7 @@ def main() -> None:
 def measured(run: Callable[[], Yard]) -> float:
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 50, 1000)  # as the broker does
+    gc.set_threshold(20_000, 125, 1000)  # as the broker does
     yard = run()
     return yard.longest_ns / 1e6
 

@@ -37,7 +37,7 @@ SIZES = {
     "workers": (1, 4, 8, 32),
 }
 MEMORY_OF = 10_000
-GC_THRESHOLD = (50_000, 50, 1000)  # as broker/__main__.py has it
+GC_THRESHOLD = (20_000, 125, 1000)  # as broker/__main__.py has it
 LIMIT = 1 << 30  # beyond what is measured
 
 

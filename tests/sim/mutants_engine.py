@@ -51,6 +51,10 @@ ENGINE = [
     ("a refusal ends those who wait for another broker", EIN, "            if not request.lost:\n                self._end(request, error)\n", "            self._end(request, error)\n"),
     ("every request asks for the signature", EIN, "            elif model not in self._asked:\n", "            else:\n"),
     ("who waits for a model that can't be served is not told", EIN, "        for request in self._waiting.pop(model, ()):\n            self._end(request, error)\n", "        self._waiting.pop(model, ())\n"),
+    # ---- a signal's exception between two instructions
+    ("an interrupted loss forgets whose memory it was", EIN, "        session = self.session\n        memory = None\n", "        session, self.session = self.session, None\n        memory = None\n"),
+    ("an interrupted stream begins anew", EIN, "        stream.count += 1  # first: a signal's exception in between must not have it asked for again\n        stream.answers.append(answer)\n", "        stream.answers.append(answer)\n        stream.count += 1\n"),
+    ("what is in no table waits for ever", EIN, "            if request.outcome is None and id(request) not in known:\n", "            if False:\n"),
     # ---- room
     ("what has no room is forgotten", ROOM, "        self.wants.append(request)\n", "        pass\n"),
     ("what has no room waits though nothing will give any", ROOM, "        elif now_ns - memory.stuck_ns >= STUCK_NS:\n", "        elif False:\n"),

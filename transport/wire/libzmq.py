@@ -5,9 +5,12 @@ Owns the context, the admission by keys, and the side that connects. libzmq_list
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -30,6 +33,7 @@ from .watch import Watch
 if TYPE_CHECKING:
     from ..keys import KeyFolder
 
+CLIENT_SOCKETS_MAX = 65_536  # of a process; libzmq's own bound is 1,023
 RECONNECT_MS = 20
 GOODBYE_MS = 20  # for unsent messages when a connection is closed: the last one to go may wait for them
 
@@ -60,7 +64,6 @@ class ZmqConnection(Connection):
         socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.setsockopt(zmq.MAXMSGSIZE, bounds.frame_bytes)
         self._monitor: Socket = socket.get_monitor_socket(_CONNECTION_EVENTS)
-        open_sockets.add(socket)
         open_sockets.add(self._monitor)
         try:
             socket.connect(address)
@@ -156,22 +159,74 @@ class ZmqConnection(Connection):
         self._open_sockets.discard(self._socket)
 
 
+class _Shared:
+    """The one context of all clients of this process. It is never ended: that would wait for sockets which
+    threads hold, and a signal makes libzmq give up amid it (EINTR), with its descriptors and threads lost.
+
+    Sockets of carriers that are gone are closed by whoever comes next: a destructor can be interrupted.
+    """
+
+    def __init__(self) -> None:
+        self._context: zmq.Context[Socket] | None = None
+        self._lock = threading.Lock()
+        self._carriers: list[tuple[weakref.ref[Sockets], set[Socket]]] = []
+        self._parents: list[object] = []  # a forked child's: not its own to end
+
+    def get(self) -> zmq.Context[Socket]:
+        with self._lock:
+            if self._context is None:
+                require_descriptors(CONTEXT_DESCRIPTORS)
+                context: zmq.Context[Socket] = zmq.Context()
+                context.set(zmq.MAX_SOCKETS, CLIENT_SOCKETS_MAX)
+                self._context = context
+            return self._context
+
+    def note(self, carrier: Sockets, open_sockets: set[Socket]) -> None:
+        self.sweep()
+        self._carriers.append((weakref.ref(carrier), open_sockets))
+        weakref.finalize(carrier, self.sweep).atexit = False
+
+    def sweep(self) -> None:
+        """Close what carriers have left that are gone."""
+        for entry in list(self._carriers):
+            carrier, open_sockets = entry
+            if carrier() is None:
+                _close_sockets(None, open_sockets)
+                with suppress(ValueError):
+                    self._carriers.remove(entry)
+
+    def after_fork(self) -> None:
+        self._parents.append((self._context, self._carriers))
+        self._context, self._carriers = None, []
+        self._lock = threading.Lock()
+
+
+_shared = _Shared()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_shared.after_fork)
+
+
 class Sockets(Carrier):
-    """A ZeroMQ context, made with the first socket. `serves`: with the handler that lets in `keys` alone."""
+    """A ZeroMQ context. `serves`: with the handler that lets in `keys` alone."""
 
     def __init__(self, endpoint: Endpoint, keys: KeyFolder | None, serves: bool) -> None:
         self._endpoint = endpoint
         self._keys = keys
         self._serves = serves
-        require_descriptors(CONTEXT_DESCRIPTORS)
-        self._context: zmq.Context[Socket] = zmq.Context()
         self._zap: Any = None
         self._open: set[Socket] = set()
-        weakref.finalize(self, _close_sockets, self._context, self._open).atexit = False
+        if serves:
+            require_descriptors(CONTEXT_DESCRIPTORS)
+        self._context: zmq.Context[Socket] = zmq.Context() if serves else _shared.get()
+        if serves:
+            weakref.finalize(self, _close_sockets, self._context, self._open).atexit = False
+        else:
+            _shared.note(self, self._open)
 
     def _socket(self, kind: int) -> Socket:
         require_descriptors(SOCKET_DESCRIPTORS)
         socket = self._context.socket(kind)
+        self._open.add(socket)  # at once: what is noted is closed, whatever comes in between
         configure(socket, self._endpoint)
         return socket
 
@@ -183,7 +238,6 @@ class Sockets(Carrier):
 
             self._zap = Zap(self._context, self._keys)
         socket = self._socket(zmq.ROUTER)
-        self._open.add(socket)
         if self._keys is not None:
             self._keys.apply_server(socket)
         return ZmqListener(socket, address, watch, bounds, self._open.discard)
@@ -197,6 +251,7 @@ class Sockets(Carrier):
                 self._keys.apply_client(socket)
         except BaseException:
             socket.close(0)
+            self._open.discard(socket)
             raise
         return ZmqConnection(socket, address, bounds, self._open)
 
@@ -206,12 +261,13 @@ class Sockets(Carrier):
             self._zap = None
         if self._serves:
             self._context.term()
-        # A client's is not ended here: that would wait for a socket that some thread still holds. It ends
-        # with its last reference.
+        else:
+            _shared.sweep()
 
 
-def _close_sockets(context: zmq.Context[Any], open_sockets: set[Socket]) -> None:
-    """A carrier that was never closed has been collected. The collector would end the context in any
-    order, and that waits for open sockets for ever; this comes first, and then the context goes."""
-    while open_sockets:
-        open_sockets.pop().close(0)
+def _close_sockets(context: zmq.Context[Any] | None, open_sockets: set[Socket]) -> None:
+    """A carrier has been collected. The collector would end a context of its own in any order, and that waits
+    for open sockets for ever; this comes first, and then the context goes."""
+    for socket in list(open_sockets):
+        socket.close(0)
+        open_sockets.discard(socket)

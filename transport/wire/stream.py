@@ -12,7 +12,8 @@ import socket
 from array import array
 from collections import deque
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, repeat
+from typing import Any
 
 from . import ALONG_MAX, Bounds, Carrier, Connection, Descriptor, Ended, Full, Listener, Part, Parts, owned
 from .watch import Watch
@@ -24,7 +25,9 @@ GATHER_MAX = 64  # pieces in one sendmsg
 
 DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_READ_BYTES = (READ_BYTES,)
 ANCILLARY_BYTES = socket.CMSG_SPACE(4 * ALONG_MAX) if hasattr(socket, "CMSG_SPACE") else 0
+_ANCILLARY_BYTES = (ANCILLARY_BYTES,)
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 
@@ -35,8 +38,9 @@ class Stream:
     """
 
     __slots__ = (
-        "_along", "_bounds", "_opening", "along_bytes", "blocked", "descriptors", "descriptors_max", "end",
-        "inbox", "is_quick", "outbox", "outbox_bytes", "receiver", "socket", "undelivered",
+        "_along", "_bounds", "_heard", "_numbers", "_opening", "along_bytes", "blocked", "descriptors",
+        "descriptors_max", "end", "inbox", "is_quick", "outbox", "outbox_bytes", "receiver", "socket",
+        "undelivered",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket | None, socket_type: bytes, bounds: Bounds) -> None:
@@ -53,6 +57,8 @@ class Stream:
         self.end: Ended | None = None
         self.descriptors: deque[Descriptor] = deque()  # that came along
         self.descriptors_max = 0  # so many are kept; 0: the kernel drops them
+        self._heard: deque[tuple[bytes, list[tuple[int, int, bytes]], int, Any]] = deque()  # see recvmsg
+        self._numbers = array("i")  # of descriptors that nobody owns
         self.along_bytes = 0
         # (a piece of the outbox, the descriptors to go with its first byte, for how many bytes), in order.
         # No piece: the first one there is, and without them if need be.
@@ -229,22 +235,37 @@ class Stream:
             self.end = Ended(text, "protocol" if protocol else "closed")
 
     def recvmsg(self, flags: int) -> bytes:
-        """As recv; keeps the descriptors that come along, as many as are wanted."""
+        """As recv; keeps the descriptors that come along, as many as are wanted.
+
+        A signal's exception may come behind any call. So what the kernel has said is kept by the very call
+        that asks it; numbers are taken out of an array by the one that makes owners of them.
+        """
         assert self.socket is not None
-        data, ancillary, _, _ = self.socket.recvmsg(READ_BYTES, ANCILLARY_BYTES, flags | _CLOEXEC)
-        for level, kind, raw in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds = array("i")
-                fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
-                came = list(map(Descriptor, map(owned, fds)))
-                self.descriptors.extend(came[: self.descriptors_max - len(self.descriptors)])
+        heard = self._heard
+        heard.extend(map(self.socket.recvmsg, _READ_BYTES, _ANCILLARY_BYTES, (flags | _CLOEXEC,)))
+        data, ancillary = heard[0][:2]
+        if not ancillary:
+            heard.clear()
+            return data
+        self._numbers = _numbers_of(ancillary)
+        heard.clear()
+        came = list(map(Descriptor, self._owners()))
+        self.descriptors.extend(came[: self.descriptors_max - len(self.descriptors)])
         return data
+
+    def _owners(self) -> list[Any]:
+        numbers = self._numbers
+        return list(map(owned, map(numbers.pop, repeat(0, len(numbers)))))
 
     def take_descriptor(self) -> Descriptor | None:
         return self.descriptors.popleft() if self.descriptors else None
 
     def close(self) -> None:
         """Idempotent."""
+        if self._heard and not self._numbers:  # an exception came in between
+            self._numbers = _numbers_of(self._heard[0][1])
+        self._heard.clear()
+        self._owners()
         self._along.clear()
         self.descriptors.clear()
         self.outbox.clear()
@@ -256,6 +277,14 @@ class Stream:
             except OSError:
                 pass  # the other side was faster
             sock.close()
+
+
+def _numbers_of(ancillary: list[tuple[int, int, bytes]]) -> array[int]:
+    numbers = array("i")
+    for level, kind, raw in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers.frombytes(raw[: len(raw) - len(raw) % numbers.itemsize])
+    return numbers
 
 
 class Streams(Carrier):

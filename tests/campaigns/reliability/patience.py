@@ -306,9 +306,20 @@ def _noise() -> Iterator[list[int]]:
 
 @contextmanager
 def _yard(wire: str) -> Iterator[Any]:
-    """A yard with one worker that serves a model with a state: y = x + state, stateN = x."""
-    import onnx
+    """A yard with one worker that serves MODEL."""
     from batchyard.client import serve
+
+    with tempfile.TemporaryDirectory(prefix="by-", dir="/tmp") as folder:
+        url = None if wire == "ipc" else f"tcp://127.0.0.1:{_free_port()}"
+        with open("/dev/null", "wb") as log, serve(
+            {MODEL: written(Path(folder))}, threads=1, max_batch=ROWS, url=url, log=log, open_to_this_machine=True
+        ) as yard:
+            yield yard
+
+
+def written(folder: Path) -> Path:
+    """The file of a model with a state: y = x + state, stateN = -x."""
+    import onnx
     from onnx import TensorProto, helper
 
     def info(name: str) -> Any:
@@ -318,14 +329,9 @@ def _yard(wire: str) -> Iterator[Any]:
     graph = helper.make_graph(nodes, MODEL, [info("x"), info("state")], [info("y"), info("stateN")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = 10
-    with tempfile.TemporaryDirectory(prefix="by-", dir="/tmp") as folder:
-        path = Path(folder) / f"{MODEL}.onnx"
-        onnx.save(model, str(path))
-        url = None if wire == "ipc" else f"tcp://127.0.0.1:{_free_port()}"
-        with open("/dev/null", "wb") as log, serve(
-            {MODEL: path}, threads=1, max_batch=ROWS, url=url, log=log, open_to_this_machine=True
-        ) as yard:
-            yield yard
+    path = folder / f"{MODEL}.onnx"
+    onnx.save(model, str(path))
+    return path
 
 
 def _free_port() -> int:

@@ -8,6 +8,7 @@ from . import (
     cancels,
     client_kills,
     fleet,
+    hour,
     overload,
     patience,
     soak,
@@ -28,6 +29,7 @@ CAMPAIGNS: dict[str, Campaign] = {
         swaps,
         patience,
         fleet,
+        hour,
         soak,
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batchyard import BrokerLost, Client, Operator, Overloaded, serve
+from batchyard import AsyncClient, BrokerLost, Client, Operator, Overloaded, serve
 
 from ..gateways import Gateway, until_it_says_yes
 
@@ -126,3 +127,67 @@ def test_a_yard_that_is_closed_answers_what_runs(tmp_path: Path) -> None:
     assert future.result(PATIENCE_S) == 0.5
     client.close()
     assert results == [0.5]
+
+
+def test_a_restart_under_load_fails_no_request_of_clients_that_come_back(up: Callable[..., Up], tmp_path: Path) -> None:
+    """Threads and tasks ask all the while; one that is refused waits as long as it is told, and asks again. What
+    the restart finds under way is answered, or asked again by the client itself."""
+    (tmp_path / "go").touch()
+    failures: list[str] = []
+    right, refused = [0], [0]
+    is_over = threading.Event()
+
+    def settle(number: float, answer: np.ndarray[Any, Any]) -> None:
+        if answer.tolist() == [number]:
+            right[0] += 1
+        else:
+            failures.append(f"{answer} for {number}")
+
+    def again(error: Exception) -> float:
+        """How long to wait."""
+        if not isinstance(error, Overloaded):
+            failures.append(f"{type(error).__name__}: {error}")
+            return 0.0
+        refused[0] += 1
+        return error.retry_after_s or 0.0
+
+    def thread(client: Client, number: float) -> None:
+        while not is_over.is_set():
+            try:
+                settle(number, client.infer("slow", np.full(1, number, np.float32), timeout=PATIENCE_S))
+                settle(number, client.submit("slow", np.full(1, number, np.float32), timeout=PATIENCE_S).result())
+            except Exception as error:
+                is_over.wait(again(error))
+
+    async def tasks(url: str) -> None:
+        async def task(client: AsyncClient, number: float) -> None:
+            while not is_over.is_set():
+                try:
+                    settle(number, await client.infer("slow", np.full(1, number, np.float32), timeout=PATIENCE_S))
+                except Exception as error:
+                    await asyncio.sleep(again(error))
+
+        async with AsyncClient(url, connect_timeout=PATIENCE_S) as client:
+            await asyncio.gather(*(task(client, number) for number in (11.0, 12.0, 13.0)))
+
+    yard = up()
+    with Client(yard.url, connect_timeout=PATIENCE_S) as client:
+        load = [threading.Thread(target=thread, args=(client, number)) for number in (1.0, 2.0, 3.0)]
+        load.append(threading.Thread(target=lambda: asyncio.run(tasks(yard.url))))
+        for each in load:
+            each.start()
+        try:
+            for _ in range(2):
+                yard.signal()
+                assert yard.process.wait(PATIENCE_S) == 0
+                before = right[0]
+                yard = up()
+                give_up_s = time.monotonic() + PATIENCE_S
+                while right[0] < before + 20 and time.monotonic() < give_up_s:
+                    time.sleep(0.01)
+        finally:
+            is_over.set()
+            for each in load:
+                each.join(2 * PATIENCE_S)
+    assert failures == []
+    assert right[0] > 40

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from batchyard.client.reply import Reply
+from batchyard.client.request import Request, Stream
 from batchyard.client.resubmit import MessageRefused
 from batchyard.tests.unit.client.yard import CONNECT_NS, GONE, MS, Side, X, info
 from batchyard.transport import messages as m
@@ -20,7 +22,7 @@ from batchyard.transport.errors import (
     Unauthorized,
     UnknownConnection,
 )
-from batchyard.transport.tensors import TensorSpec
+from batchyard.transport.tensors import Tensor, TensorSpec
 
 BIG = np.zeros((15_000, 4), np.float32)
 
@@ -356,3 +358,88 @@ def test_closing_ends_everything_once(side: Side) -> None:
     assert not memory._line
     assert not side.engine.wants_connection
     assert side.engine.next_due_ns() is None
+
+
+# ---- a signal's handler raised between two instructions ------------------------------------------
+
+
+class CutOff(Exception):
+    pass
+
+
+def test_losing_a_broker_may_be_interrupted_and_done_again(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [side.submit(np.full((2, 4), number, np.float32)) for number in range(3)]
+    side.sent()
+    pick_up, left = Request.pick_up, [1]
+
+    def interrupted(request: Request, *arguments: Any) -> None:
+        if not left[0]:
+            left[0] = -1
+            raise CutOff
+        left[0] -= 1
+        pick_up(request, *arguments)
+
+    monkeypatch.setattr(Request, "pick_up", interrupted)
+    with pytest.raises(CutOff):
+        side.lose()
+    assert side.session.lost  # so that nothing new is placed in it
+    side.lose()
+    side.connect()
+    assert len(side.sent()) == 3
+    for number, request in enumerate(requests):
+        assert (side.read(request) == number).all()
+
+
+def test_answers_of_the_lost_connection_are_not_read_from_the_new_ones_memory(
+    side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = side.submit()
+    side.sent()
+
+    def interrupted(*_: Any) -> None:
+        raise CutOff
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Request, "pick_up", interrupted)
+        with pytest.raises(CutOff):
+            side.lose()
+    side.write(request, np.full((2, 3), 5, np.float32))
+    assert side.complete(request) == [request]
+    assert isinstance(request.outcome, Reply)
+    assert (request.outcome.value == 5).all()
+
+
+def test_what_an_exception_took_out_of_every_table_ends(side: Side) -> None:
+    strays = [side.submit(), side.submit()]
+    kept = side.submit()
+    for request in strays:
+        del side.engine.pending[request.message.request]
+    strays[1].outcome = GONE  # it had one
+    side.engine.end_strays([*strays, kept], BrokerLost("struck"))
+    assert str(strays[0].outcome) == "struck"
+    assert strays[1].outcome is GONE
+    assert kept.outcome is None
+
+
+def test_an_answer_of_a_stream_is_never_asked_for_again_wherever_it_was_interrupted() -> None:
+    class Struck:
+        """In place of the answers that nobody has taken: an exception comes before it is kept."""
+
+        def __len__(self) -> int:
+            return 0
+
+        def append(self, _: Any) -> None:
+            raise CutOff
+
+    side = Side(None, knows=info(streams=True))
+    side.connect()
+    request = side.request()
+    stream = request.stream = Stream(lambda: None)
+    side.engine.submit(request, side.now_ns)
+    side.sent()
+    stream.answers = Struck()  # type: ignore[assignment]
+    answer = m.Streamed(request.message.request, [Tensor(1, [2, 3], 0, 1)])
+    with pytest.raises(CutOff):
+        side.hear(answer, frames=[bytes(24)])
+    side.lose()
+    assert isinstance(request.outcome, BrokerLost)

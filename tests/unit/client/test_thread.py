@@ -163,6 +163,7 @@ def sessions() -> Any:
 @pytest.fixture
 def io(sessions: Any) -> Iterator[IoThread]:
     thread = IoThread(sessions)
+    thread.start()
     yield thread
     thread.close_by(time.monotonic() + SOON_S)
 

@@ -55,6 +55,7 @@ def sessions() -> Any:
 def io(sessions: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[IoThread]:
     monkeypatch.setattr(thread, "IN_A_ROW_NS", 0)
     io = IoThread(sessions)
+    io.start()
     first = submit(io)
     connection = sessions.connection(0)
     connection.say(m.Failed(connection.wait_for(m.Submit).request, 8, "no"))
