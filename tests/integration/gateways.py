@@ -56,11 +56,12 @@ class Gateway:
 
 @contextmanager
 def starting(url: str, port: int, *arguments: str, token: str | None = None) -> Iterator[Gateway]:
-    """Start it and wait until it answers; it must end in order."""
+    """Start it and wait until it answers; it must end in order, and gives no notice unless it is told to."""
     environment = dict(os.environ)
     if token is not None:
         environment["BATCHYARD_GATEWAY_TOKEN"] = token
-    command = [sys.executable, "-m", "batchyard.gateway", "--url", url, "--port", str(port), "-q", *arguments]
+    command = [sys.executable, "-m", "batchyard.gateway", "--url", url, "--port", str(port), "-q"]
+    command += ["--notice", "0", *arguments]
     process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parent)
     try:
         started = Gateway(port, process, token)
