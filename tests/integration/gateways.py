@@ -13,6 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+# The same program, moved by its address alone: for tests that use `address` (conftest.py), and have a `yard`.
+# What needs shared memory is asked by ipc only.
+everywhere = pytest.mark.parametrize("address", ["ipc", "http", "grpc"], indirect=True)
+behind_a_gateway = pytest.mark.parametrize("address", ["http", "grpc"], indirect=True)
 START_WITHIN_S = 60.0
 END_WITHIN_S = 60.0
 
