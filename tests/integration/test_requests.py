@@ -668,6 +668,29 @@ def test_done_callbacks_may_submit_again(client: Client) -> None:
     assert count[0] == 20
 
 
+@everywhere
+def test_a_done_callback_that_does_not_return_holds_up_no_other_call(address: str) -> None:
+    x, begun, go = np.ones((1, 4), np.float32), threading.Event(), threading.Event()
+
+    def stuck(_: Any) -> None:
+        begun.set()
+        go.wait(60)
+
+    with Client(address) as client:
+        future = client.submit("neg", x)
+        future.add_done_callback(lambda _: None)
+        client.submit("slow", np.zeros((1, 512), np.float32)).add_done_callback(stuck)
+        try:
+            assert begun.wait(20)
+            assert (client.infer("neg", x) == -1).all()
+            with pytest.raises(UnknownModel):
+                client.infer("nothing", x)
+            if not address.startswith("ipc"):  # there, one thread settles futures and calls back
+                assert (client.submit("neg", x).result(20) == -1).all()
+        finally:
+            go.set()
+
+
 # ---- closing ------------------------------------------------------------------------------------
 
 
