@@ -56,8 +56,10 @@ class Node:
         config: str = CONFIG,
         code: str = CODE,
         within: Sequence[str] = (),
+        token: str = TOKEN,
     ) -> None:
         self.address = Address(host, port)
+        self.token = token
         self._folder = folder / host
         self._folder.mkdir()
         (self._folder / "models.py").write_text(code)
@@ -69,7 +71,7 @@ class Node:
         command = [*self._within, sys.executable, "-m", "batchyard.cli.main", "up", "--threads", "1"]
         command += ["--url", f"ipc://{self._folder}/yard", "--gateway", str(self.address.port)]
         command += ["--gateway-host", self.address.host]
-        environment = {**os.environ, "BATCHYARD_GATEWAY_TOKEN": TOKEN}
+        environment = {**os.environ, "BATCHYARD_GATEWAY_TOKEN": self.token}
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -129,7 +131,7 @@ class Node:
         """(status, JSON); 0 where nobody listens."""
         connection = http.client.HTTPConnection(self.address.host, self.address.port, timeout=5)
         try:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {TOKEN}"})
+            connection.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())
         except (OSError, http.client.HTTPException, ValueError):
@@ -179,7 +181,7 @@ def front(
     """An Envoy before these nodes, once it may ask all of them. `how`: more for `render`; `changed`: its text."""
     port = free_ports()
     for node in fleet.all:
-        fleet.tokens[node] = TOKEN
+        fleet.tokens.setdefault(node, TOKEN)
     with envoy.written(changed(render(fleet, "127.0.0.1", port, port + 1, port + 2, **how))) as file:
         process = subprocess.Popen(envoy.command(file), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         made = Front(process, port)
