@@ -82,6 +82,13 @@ def clients(before: Front, token: str | None = None) -> Iterator[dict[str, Clien
         yield {"http": http, "grpc": grpc}
 
 
+def start(node: Node, before: Front) -> None:
+    """Return when it is used again. Envoy alone can't say so: it may not have noticed yet that it was gone."""
+    node.start()
+    until(node.ready, "a node that was started", node)
+    until(lambda: before.healthy() == 2, "both nodes", node)
+
+
 class Counted:
     """How many requests for a model each node answers from now on."""
 
@@ -168,8 +175,7 @@ def test_what_was_under_way_at_a_killed_node_runs_again_unless_its_model_forbids
             victim.kill()
             with pytest.raises(BrokerLost):
                 once.result(PATIENCE_S)
-            victim.start()
-            until(lambda: before.healthy() == 2, "both nodes", victim)
+            start(victim, before)
             (other,) = (node for node in two if node.address.host == ran(7)[0])
             assert other is not victim
             other.kill()
@@ -178,8 +184,7 @@ def test_what_was_under_way_at_a_killed_node_runs_again_unless_its_model_forbids
             hold.unlink()
             assert again.result(PATIENCE_S) == 7
             assert ran(number) == [victim.address.host], "it ran twice"
-            other.start()
-            until(lambda: before.healthy() == 2, "both nodes", other)
+            start(other, before)
     finally:
         hold.unlink(missing_ok=True)
 
@@ -210,8 +215,7 @@ def test_a_node_that_is_stopped_is_missed_by_nobody_though_nothing_is_repeated(t
         until(goes_on, "the end of a node")
         first.wait()
         assert [str(each.exception()) for each in futures if each.exception()] == []
-        first.start()
-        until(lambda: before.healthy() == 2, "both nodes", first)
+        start(first, before)
 
 
 # ---- TLS ----------------------------------------------------------------------------------------
