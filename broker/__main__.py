@@ -18,6 +18,7 @@ import msgspec
 import zmq
 
 from ..transport import endpoints, lifeline, secret
+from ..transport.arguments import notice
 from ..transport.errors import BatchyardError, Code
 from ..transport.keys import KeyFolder
 from ..transport.processes import open_standard_streams
@@ -84,6 +85,13 @@ def main(argv: list[str] | None = None) -> int:
         "--spin-us", type=int, metavar="US", help="poll this long before sleeping (config: broker.spin_us)"
     )
     parser.add_argument(
+        "--notice-seconds",
+        type=notice,
+        default=0,
+        metavar="S",
+        help="when stopped, be not ready for so long before requests are refused (%(default)s)",
+    )
+    parser.add_argument(
         "--named-segments", action="store_true", help="clients may use them (config: broker.named_segments)"
     )
     parser.add_argument("--lifeline", action="store_true", help="end when stdin does (the starter died)")
@@ -125,6 +133,7 @@ def main(argv: list[str] | None = None) -> int:
             config = replace(config, spin_ns=max(0, min(arguments.spin_us, configuration.SPIN_US_MAX)) * 1000)
         if arguments.open_to_this_machine:
             config = replace(config, open_to_this_machine=True)
+        config = replace(config, notice_ns=arguments.notice_seconds * 10**9)
         if arguments.named_segments:
             config = replace(config, named_segments=True)
         endpoint = endpoints.Endpoint.parse(arguments.url or endpoints.default_url())

@@ -118,6 +118,7 @@ class YardConfig:
     real_folders: tuple[Path, ...] = ()  # where links in models_root may lead, beside into itself
     gateway: dict[str, object] | None = None  # its table, as it stands there: `up` reads it
     open_to_this_machine: bool = False  # whether a loopback tcp address needs no keys
+    notice_ns: int = 0  # of a broker that is stopped: for how long it is not ready, and admits requests still
     named_segments: bool = False  # whether clients may offer them where there are memfds, which can't shrink
 
 

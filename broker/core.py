@@ -15,6 +15,7 @@ loop passes the time in and carries the actions out, and a simulator can do the 
     WorkerGone             its leases go back to their lanes, LOSSES_MAX times at most
     ModelWanted, ModelUnwanted
                            load, swap, or let go a model while the others run (rollout.py)
+    Leaving                describe every model as not ready
     Stopping               refuse what comes from now on
     CancelAsked, ClientGone, a deadline
                            end the request now; its slots are released when no lease holds them
@@ -85,6 +86,7 @@ class Core:
             e.Submitted: self._arrivals.submitted,
             e.Turn: self._turn,
             e.WorkerSaid: self._worker_said,
+            e.Leaving: self._leave,
             e.Stopping: self._stop,
             e.CancelAsked: self._cancel_asked,
             e.DescribeAsked: self._describe_asked,
@@ -201,6 +203,9 @@ class Core:
         self.books.actions += self._questions.ask(event.conn, event.message)
 
     # ---- the end ------------------------------------------------------------------------------
+
+    def _leave(self, event: e.Leaving, now_ns: int) -> None:
+        self._questions.leaving = True
 
     def _stop(self, event: e.Stopping, now_ns: int) -> None:
         self._arrivals.stopped = True

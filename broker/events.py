@@ -48,6 +48,10 @@ class Submitted(msgspec.Struct, gc=False):
     shared: bytes = b""  # of the inputs that all rows of a batch have in common, where there are any
 
 
+class Leaving(msgspec.Struct, gc=False):
+    """The broker is to end soon: models are described as not ready, and requests are admitted as before."""
+
+
 class Stopping(msgspec.Struct, gc=False):
     """The broker is to end: nothing more is admitted, what was admitted is run."""
 
@@ -172,6 +176,7 @@ Event = (
     | ClientJoined
     | ClientGone
     | Submitted
+    | Leaving
     | Stopping
     | CancelAsked
     | DescribeAsked

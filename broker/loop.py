@@ -36,8 +36,9 @@ TURN = e.Turn()
 
 
 class Loop:
-    """`wait(timeout_ms)` sleeps until a descriptor is ready. `spin_ns`: see spinning.py. `stop_ns`: for how
-    long a loop that is stopped goes on for the requests that it has admitted."""
+    """`wait(timeout_ms)` sleeps until a descriptor is ready. `spin_ns`: see spinning.py. `notice_ns`:
+    for how long a loop that is stopped says that it is not ready, and admits requests still. `stop_ns`: for
+    how long it then goes on for those that it has admitted."""
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class Loop:
         wait: Callable[[int], int],
         spin_ns: int = 0,
         stop_ns: int = 0,
+        notice_ns: int = 0,
     ) -> None:
         self._core = core
         self._waiting = core.policy.lanes  # may hold something to lend
@@ -71,7 +73,9 @@ class Loop:
         }
         self._stop_ns = stop_ns
         self._stops = 0  # how often it was told to
-        self._ends_ns: int | None = None  # at the latest; None: nobody has stopped it
+        self._notice_ns = notice_ns
+        self._refuses_ns: int | None = None  # from when on; None: nobody has stopped it
+        self._ends_ns: int | None = None  # at the latest; None: it admits requests
         self._due_ns: int | None = None
         self._slow_due_ns = 0
 
@@ -93,8 +97,8 @@ class Loop:
                 spinning.give_way()
 
     def stop(self) -> None:
-        """Make `run` return when what it has admitted is answered, or after `stop_ns`; told twice, after its
-        round. For a signal's handler."""
+        """Make `run` give notice, and return when what it has admitted is answered, or after `stop_ns`; told
+        twice, after its round. For a signal's handler."""
         self._stops += 1
 
     def halt(self) -> None:
@@ -104,6 +108,11 @@ class Loop:
     def _is_over(self, now_ns: int) -> bool:
         if not self._stops:
             return False
+        if self._refuses_ns is None:
+            self._refuses_ns = now_ns + self._notice_ns
+            self._handle(e.Leaving(), now_ns)
+        if now_ns < self._refuses_ns:
+            return self._stops > 1
         if self._ends_ns is None:
             self._ends_ns = now_ns + self._stop_ns
             self._handle(e.Stopping(), now_ns)
@@ -121,7 +130,7 @@ class Loop:
         if workers.events or clients.events or clients.backlog:
             return 0
         most_ms = sleep_ms(self._due_ns, now_ns)
-        if self._ends_ns is not None:
+        if self._refuses_ns is not None:
             return min(most_ms, STOPPING_LOOK_MS)
         if workers.listener.strangers or clients.listener.strangers or admin.strangers:
             return min(most_ms, STRANGERS_LOOK_MS)

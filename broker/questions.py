@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
+from msgspec.structs import replace
+
 from ..transport import messages as m
 from ..transport.errors import Code
 from .events import ToClient
@@ -12,13 +14,16 @@ from .models import Model, unknown
 
 WAITING_MAX = 1024  # questions of one connection that wait for a model to load
 ANSWERS_MAX = 256  # in one turn, to those that waited: some 10 us each
+LEAVING = "this yard is being stopped, and will soon refuse requests"
 
 
 class Questions:
-    """The connections that wait for models."""
+    """Connections that wait for a model. `leaving`: models that are served are described with LEAVING as
+    their reason."""
 
     def __init__(self, models: Mapping[str, Model]) -> None:
         self._models = models
+        self.leaving = False
         self._waiting: dict[int, deque[m.Describe]] = {}  # by connection
         self.again: dict[int, int] = {}  # connections, and how many of their questions may have an answer now
 
@@ -38,6 +43,8 @@ class Questions:
             return [ToClient(conn, m.Failed(given_up.request, Code.OVERLOADED, text, 100_000_000))]
         # A list of a thousand models' metadata would not fit into a message.
         infos = [model.info()] if model is not None else [entry.brief() for entry in self._served()]
+        if self.leaving:
+            infos = [info if info.reason else replace(info, reason=LEAVING) for info in infos]
         return [ToClient(conn, m.Described(message.request, infos))]
 
     def answer(self) -> list[ToClient]:

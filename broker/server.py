@@ -85,6 +85,7 @@ class Server:
             self._watch.wait,
             config.spin_ns,
             config.stop_ns,
+            config.notice_ns,
         )
         if self._workers.sentinels.fd is not None:
             self._watch.add(self._workers.sentinels.fd, _OnReady(self.loop.look_soon))

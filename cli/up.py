@@ -73,7 +73,8 @@ def main(argv: list[str]) -> int:
     stop = Stop()
     restore = _on_signals(stop)
     try:
-        arguments = ["--config", str(options.config)]
+        notice_s = gateway[1].notice if gateway is not None else 0  # without one nobody asks for readiness
+        arguments = ["--config", str(options.config), "--notice-seconds", str(notice_s)]
         with Yard(
             arguments,
             options.workers,
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> int:
             options.keys,
             provider=options.provider,
             companions=companions,
-            stop_s=config.stop_ns / 1e9,
+            stop_s=notice_s + config.stop_ns / 1e9,
             open_to_this_machine=is_open,
         ) as yard:
             stop.on_second(yard.hurry)
@@ -100,7 +101,7 @@ def main(argv: list[str]) -> int:
                 if options.watch and config.models_root is not None:
                     _follow(config, yard, stop)
                 _watch(yard, stop)
-            _say("stopping")
+            _say("stopping" + (f"; requests are refused in {notice_s} s" if notice_s else ""))
     finally:
         restore()
     return 0
@@ -144,7 +145,7 @@ def companions_of(
             check_port("gateway", chosen.port + 1, ports, AFTER, chosen.host)
         elif chosen.grpc_port:
             check_port("gateway-grpc-port", chosen.grpc_port, ports, host=chosen.host)
-        companions["gateway"] = ["batchyard.gateway", *line]
+        companions["gateway"] = ["batchyard.gateway", *line, "--notice", "0"]  # the broker gives it
     if options.frigate is not None:
         endpoint.check(options.frigate_endpoint)
         where = ["--model", options.frigate, "--endpoint", options.frigate_endpoint]

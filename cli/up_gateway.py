@@ -13,7 +13,7 @@ from ..broker.toml_table import Table
 from ..gateway import options
 from ..gateway.options import OPTIONS, Option
 from ..transport import extras
-from ..transport.arguments import PORT_MAX, port
+from ..transport.arguments import NOTICE_MAX_S, PORT_MAX, port
 
 TABLE = "gateway"
 PREFIX = "gateway-"
@@ -65,6 +65,8 @@ def _value(table: Table, option: Option, folder: Path) -> Any:
         return table.boolean(key)
     if option.kind == "port":
         return table.integer(key, 0, 0 if option.name == "grpc_port" else 1, PORT_MAX)
+    if option.kind == "notice":
+        return table.integer(key, option.default, 0, NOTICE_MAX_S)
     if option.kind == "count":
         return table.integer(key, option.default, 1, options.COUNT_MAX)
     if option.kind == "folders":

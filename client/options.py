@@ -124,8 +124,8 @@ def source_of(inputs: Iterable[Any]) -> Iterator[Any]:
         raise InvalidRequest(f"map goes over a list of inputs, or another iterable, not {found}") from None
 
 
-def empty_in(session: Session, shape: int | Sequence[int], dtype: Any) -> Array:
-    """`empty`, in a session's memory."""
+def empty_in(session: Session | None, shape: int | Sequence[int], dtype: Any) -> Array:
+    """`empty`, in a session's memory; without one, an ordinary array."""
     try:
         dims = tuple(map(index, shape)) if isinstance(shape, Iterable) else (index(shape),)
     except TypeError:
@@ -137,7 +137,7 @@ def empty_in(session: Session, shape: int | Sequence[int], dtype: Any) -> Array:
     except (TypeError, KeyError):
         raise InvalidRequest(f"a tensor's dtype is one such as np.float32, not {shown(dtype)}") from None
     nbytes = nbytes_of(code, dims)
-    if session.memory is None:
+    if session is None or session.memory is None:
         return np.empty(dims, element)
     try:
         offset = session.memory.alloc(nbytes)

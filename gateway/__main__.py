@@ -20,6 +20,7 @@ from importlib.metadata import version
 from typing import Any
 
 from .. import BatchyardError
+from ..client.yard import STOP_S
 from ..transport import extras, lifeline
 from .options import check, parser, token_of
 
@@ -27,8 +28,8 @@ log = logging.getLogger("gateway")
 BACKLOG = 512
 CONNECTIONS_PER_REQUEST = 2  # of HTTP and of gRPC each, for every request that may be under way
 GRPC_IDLE_MS = 300_000  # a connection without calls is closed then; clients open it again
-GRACE_S = 3.0  # for requests that are under way at the end
-CANCEL_S = 2.0  # what has no answer by then is answered with CANCELLED: uvicorn's own end is a bare 500
+CANCEL_S = STOP_S  # what has no answer by then is answered with CANCELLED
+GRACE_S = CANCEL_S + 1  # for requests that are under way at the end: uvicorn's own end is a bare 500
 MIB = 1 << 20
 
 
@@ -130,14 +131,23 @@ async def _serve(options: argparse.Namespace, token: str | None) -> None:
     loop = asyncio.get_running_loop()
     ending: list[asyncio.Task[None]] = []  # held, or it could be collected
 
-    async def let_go() -> None:
-        if not await rooms.yard.why_not_ready():
+    async def leave(notice_s: float) -> None:
+        if notice_s:
+            rooms.yard.leave()
+            await asyncio.sleep(notice_s)
+        server.should_exit = True
+        if not await rooms.yard.is_gone():
             await asyncio.sleep(CANCEL_S)
         await rooms.yard.close()
 
     def stop(*_: object) -> None:
-        server.should_exit = True
-        loop.call_soon_threadsafe(lambda: ending.append(loop.create_task(let_go())))
+        loop.call_soon_threadsafe(begin, 0 if ending else options.notice)
+
+    def begin(notice_s: float = 0) -> None:
+        ending.append(loop.create_task(leave(notice_s)))
+
+    def end() -> None:
+        loop.call_soon_threadsafe(begin)
 
     # uvicorn would raise the signal again when it has ended, and what is behind it would not be closed.
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
@@ -149,7 +159,7 @@ async def _serve(options: argparse.Namespace, token: str | None) -> None:
                 await _start_grpc(rooms, options, token, connections_max) if options.grpc_port != 0 else None
             )
             if options.lifeline:
-                lifeline.hold(lambda: os.kill(os.getpid(), signal.SIGTERM))
+                lifeline.hold(end)
             port = listening.getsockname()[1]
             log.info("serving at http://%s:%d", options.host, port)
             try:

@@ -9,7 +9,6 @@ from . import control, described, settings
 from .errors import invalid
 from .regions import NO_CUDA
 from .rooms import Rooms
-from .yard import why_not_served
 
 
 class Questions:
@@ -27,7 +26,7 @@ class Questions:
 
     async def ModelReady(self, message: Any) -> Any:
         info = await self._rooms.yard.one(message.name, message.version)
-        return {"ready": not why_not_served(info)}
+        return {"ready": not self._rooms.yard.why_not_served(info)}
 
     async def ServerMetadata(self, message: Any) -> Any:
         return described.server(

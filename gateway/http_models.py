@@ -19,7 +19,6 @@ from .http_body import Body
 from .http_infer import decoded
 from .regions import NO_CUDA
 from .rooms import Rooms
-from .yard import why_not_served
 
 
 class RegionRequest(msgspec.Struct):
@@ -84,7 +83,7 @@ async def metadata(request: Request, rooms: Rooms) -> Response:
 async def model_ready(request: Request, rooms: Rooms) -> Response:
     info = await _model(request, rooms)
     name = request.path_params["model"]
-    reason = why_not_served(info)
+    reason = rooms.yard.why_not_served(info)
     if reason:
         raise Refusal(503, "NOT_READY", reason, 1.0)
     return answer({"name": name, "ready": True})

@@ -10,19 +10,19 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import InvalidRequest
-from ..transport.arguments import PORT_MAX, add_process, add_yard, whole
+from ..transport.arguments import PORT_MAX, add_process, add_yard, notice, whole
 
 PORT = 8000
 PORT_VARIABLE = "BATCHYARD_GATEWAY_PORT"
 TOKEN_VARIABLE = "BATCHYARD_GATEWAY_TOKEN"
 TOKEN_CHARS_MIN = 16
-METAVARS = {"port": "PORT", "count": "N", "text": "HOST"}
+METAVARS = {"port": "PORT", "count": "N", "text": "HOST", "notice": "S"}
 COUNT_MAX = 1 << 20  # MiB, requests, seconds
 EXAMPLES = """examples:
   python -m batchyard.gateway
@@ -33,8 +33,8 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """`kind`: port, count (from 1), flag, text, file, choice of `choices`, or folders (by a model's name).
-    `key`: in batchyard.toml."""
+    """`kind`: port, count (from 1), notice (seconds), flag, text, file, choice of `choices`, or folders (by a
+    model's name). `key`: in batchyard.toml."""
 
     name: str
     kind: str
@@ -64,6 +64,8 @@ OPTIONS = (
     Option("requests", "count", "most requests in flight (%(default)s)", 1024),
     Option("ready", "choice", "when health/ready says yes: all models can be served, or any (%(default)s)",
            "all", ("all", "any")),
+    Option("notice", "notice", "when stopped, be not ready for S seconds before requests are refused "
+           "(%(default)s)", 2, key="notice_seconds"),
     Option("text_model", "folders", "answer /v1/embeddings, /embed and /rerank with this model; FOLDER has "
            "its tokenizer.json", metavar="NAME=FOLDER", key="text_models"),
     Option("job_ttl", "count", "seconds that job results are kept (%(default)s)", 300, metavar="S",
@@ -102,7 +104,7 @@ def _add(to: argparse._ActionsContainer, option: Option, prefix: str = "") -> No
     if option.kind == "flag":
         how["action"] = "store_true"
     else:
-        how["type"] = {"port": _port, "count": _count, "file": Path, "folders": _folder}.get(option.kind, str)
+        how["type"] = KINDS.get(option.kind, str)
         how["choices"] = option.choices or None
         how["metavar"] = option.metavar or METAVARS.get(option.kind)
     if option.kind == "folders":
@@ -176,3 +178,8 @@ def _folder(text: str) -> tuple[str, Path]:
 
 def _port(text: str) -> int:
     return whole(text, "a port", least=0, most=PORT_MAX)
+
+
+KINDS: Mapping[str, Callable[[str], Any]] = {
+    "port": _port, "count": _count, "file": Path, "folders": _folder, "notice": notice,
+}  # fmt: skip

@@ -13,7 +13,16 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from .. import AsyncClient, BatchyardError, InvalidRequest, ModelInfo, Operator, Reply, UnknownModel
+from .. import (
+    AsyncClient,
+    BatchyardError,
+    BrokerLost,
+    InvalidRequest,
+    ModelInfo,
+    Operator,
+    Reply,
+    UnknownModel,
+)
 from .datatypes import Array
 from .described import served, statistics
 from .errors import Refusal, invalid
@@ -25,6 +34,7 @@ STREAMS = (
 SNAPSHOT_AGE_S = 0.2  # how old the counters may be: a page that is looked at by many costs the same
 LIST_AGE_S = 1.0  # how old the list of models may be that says which one is the only one
 SNAPSHOT_TIMEOUT_S = 2.0
+LEAVING = "this gateway is being stopped, and will soon refuse requests"
 READY_WITHIN_S = 1.0  # a broker that says nothing for so long is not ready
 ASK_TIMEOUT_S = 30.0  # for a model to be loaded, and for a list of models
 
@@ -49,6 +59,7 @@ class Yard:
         self._taken_s = 0.0
         self._names: list[str] = []
         self._listed_s = -LIST_AGE_S
+        self._leaving = ""
         self.last_ms: dict[str, int] = {}  # model -> when it last answered here, since the epoch
 
     async def model(self, name: str) -> ModelInfo:
@@ -65,7 +76,9 @@ class Yard:
 
     async def why_not_ready(self) -> str:
         """What keeps the yard from answering; "": it does. It is ready when every model can be served, or, as
-        it was asked to be, any of them."""
+        it was asked to be, any of them; and not once it, or this gateway, is being stopped."""
+        if self._leaving:
+            return self._leaving
         try:
             async with asyncio.timeout(READY_WITHIN_S):
                 infos = await self.models()
@@ -73,10 +86,32 @@ class Yard:
             return f"the broker has not answered within {READY_WITHIN_S:g} s"
         except BatchyardError as error:
             return str(error)
-        reasons = [why_not_served(info) for info in infos]
+        reasons = [self.why_not_served(info) for info in infos]
         if not infos or self._enough(not reason for reason in reasons):
             return ""
         return "; ".join(filter(None, reasons))
+
+    def why_not_served(self, info: ModelInfo) -> str:
+        """What keeps a model from being served, or soon will; "": nothing."""
+        if info.state.name != "READY":
+            return f"{info.name!r} cannot be served: {info.reason or 'it is still loading'}"
+        no_worker = "" if info.workers else f"{info.name!r} has no worker at the moment"
+        return self._leaving or info.reason or no_worker
+
+    def leave(self) -> None:
+        """Nothing is ready from now on; it is served as before."""
+        self._leaving = LEAVING
+
+    async def is_gone(self) -> bool:
+        """Whether no broker answers."""
+        try:
+            async with asyncio.timeout(READY_WITHIN_S):
+                await self.models()
+        except (TimeoutError, BrokerLost):
+            return True
+        except BatchyardError:
+            pass
+        return False
 
     async def served(self) -> list[dict[str, Any]] | None:
         """The models with their digests; None where the broker does not answer soon."""
@@ -197,13 +232,6 @@ class Yard:
 
     async def close(self) -> None:
         await self.client.close()
-
-
-def why_not_served(info: ModelInfo) -> str:
-    """What keeps a model from being served; "": nothing."""
-    if info.state.name != "READY":
-        return f"{info.name!r} cannot be served: {info.reason or 'it is still loading'}"
-    return "" if info.workers else f"{info.name!r} has no worker at the moment"
 
 
 def check_version(info: ModelInfo, version: str) -> None:

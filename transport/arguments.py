@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 PORT_MAX = 65535
+NOTICE_MAX_S = 600
 
 
 def add_yard(parser: argparse.ArgumentParser, default: object = None) -> None:
@@ -49,6 +50,11 @@ def counts(text: str) -> list[int]:
 def port(text: str) -> int:
     """A TCP port."""
     return whole(text, f"a port, 1 to {PORT_MAX}", most=PORT_MAX)
+
+
+def notice(text: str) -> int:
+    """For how long what is stopped says that it is not ready before it refuses, in seconds."""
+    return whole(text, f"whole seconds, 0 to {NOTICE_MAX_S}", least=0, most=NOTICE_MAX_S)
 
 
 def number(text: str, expected: str = "a number above 0") -> float:

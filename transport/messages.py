@@ -245,7 +245,7 @@ class ModelInfo(msgspec.Struct, array_like=True, frozen=True):
 
     name: str
     state: ModelState
-    reason: str  # why it failed
+    reason: str  # why it failed, or, of one that is served, why it soon will not be
     revision: int
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]

@@ -15,7 +15,7 @@ from ...transport import extras
 from ...transport.errors import BatchyardError, InvalidRequest
 
 CHECK_TIMEOUT_S = 60
-TEXT_LINES_MAX = 5
+TEXT_CHARS_MAX = 800  # behind its reason, Envoy prints the whole configuration
 
 
 def binary() -> str | None:
@@ -42,8 +42,8 @@ def check(text: str) -> None:
         line = [required(), "--mode", "validate", "-c", file, "-l", "error"]
         done = subprocess.run(line, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False)
     if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()[-TEXT_LINES_MAX:]
-        raise InvalidRequest("Envoy refuses the configuration: " + " ".join(lines))
+        text = " ".join((done.stderr or done.stdout).split())
+        raise InvalidRequest(f"Envoy refuses the configuration: {text[:TEXT_CHARS_MAX]}")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from ...transport.arguments import port
 from ...transport.errors import InvalidRequest
 from ..arguments import order, parser
 from . import envoy
-from .nodes import Fleet, fleet, node, share, token_in
+from .nodes import Fleet, fleet, node, served, share, token_in
 from .render import render
 from .status import as_text, status
 
@@ -22,6 +22,7 @@ ADMIN_PORT = 9901
 EXAMPLES = """examples:
   batchyard fleet render --node gpu1 --node gpu2:8000 --token node.token > envoy.yaml
   batchyard fleet render --node gpu1 --node gpu2 --split gpu3=10 --mirror gpu4 --check > envoy.yaml
+  batchyard fleet render --node gpu1 --node gpu2 --models gpu2=whisper,resnet18 --once whisper > envoy.yaml
   batchyard fleet up --node 127.0.0.2 --node 127.0.0.3 --port 9000
   batchyard fleet status --node gpu1 --node gpu2 --token node.token --json"""
 
@@ -53,7 +54,11 @@ def rendered(made: Fleet, options: argparse.Namespace) -> str:
             f"listening at {options.listen} with the nodes' tokens requires --client-token: whoever reaches "
             "the fleet could use them"
         )
-    return render(made, options.listen, options.port, _grpc_port(options), options.admin_port, client_token)
+    if (options.tls_cert is None) != (options.tls_key is None):
+        raise InvalidRequest("--tls-cert and --tls-key go together: a certificate and its key, in PEM")
+    certificate = None if options.tls_cert is None else (options.tls_cert, options.tls_key)
+    ports = options.port, _grpc_port(options), options.admin_port
+    return render(made, options.listen, *ports, client_token, certificate)
 
 
 def _grpc_port(options: argparse.Namespace) -> int:
@@ -63,7 +68,8 @@ def _grpc_port(options: argparse.Namespace) -> int:
 
 def _up(text: str, options: argparse.Namespace) -> int:
     with envoy.written(text) as file:
-        where = f"HTTP at http://{options.listen}:{options.port}, gRPC at port {_grpc_port(options)}"
+        http = "http" if options.tls_cert is None else "https"
+        where = f"HTTP at {http}://{options.listen}:{options.port}, gRPC at port {_grpc_port(options)}"
         print(f"batchyard: {where}", flush=True)
         page = f"http://127.0.0.1:{options.admin_port}"
         print(f"batchyard: Envoy's own page at {page}; Ctrl-C ends it", flush=True)
@@ -99,8 +105,14 @@ def _add_nodes(each: argparse.ArgumentParser) -> None:
     )
     shadow = "a node that gets a copy of every request; nobody waits for its answers"
     each.add_argument("--mirror", type=node, metavar="HOST[:PORT]", help=shadow)
+    has = "the models that a node serves, where it does not serve all (repeatable)"
+    each.add_argument(
+        "--models", type=served, action="append", default=[], metavar="HOST[:PORT]=MODEL[,MODEL...]", help=has
+    )
     tokens = "a file with the nodes' token, or with one node's (repeatable)"
     each.add_argument("--token", action="append", default=[], metavar="[HOST[:PORT]=]FILE", help=tokens)
+    ca = "ask nodes by TLS only; their certificates are signed by this authority's, a PEM file"
+    each.add_argument("--node-ca", type=Path, metavar="FILE", help=ca)
     once = "a model with `idempotent = false`: never asked again once it may have run (repeatable)"
     each.add_argument("--once", action="append", default=[], metavar="MODEL", help=once)
 
@@ -111,5 +123,7 @@ def _add_listeners(each: argparse.ArgumentParser) -> None:
     add("--port", type=port, default=PORT, help="HTTP port (%(default)s)")
     add("--grpc-port", type=port, help="gRPC port (default: the one after --port)")
     add("--admin-port", type=port, default=ADMIN_PORT, help="Envoy's own page, on loopback (%(default)s)")
+    for name, what in (("cert", "certificate"), ("key", "key")):
+        add(f"--tls-{name}", type=Path, metavar="FILE", help=f"TLS for clients: a PEM file with the {what}")
     token = "a file with the token that clients send to the fleet"
     add("--client-token", type=Path, metavar="FILE", help=token)

@@ -25,13 +25,26 @@ class Node:
 
 @dataclass
 class Fleet:
-    """`shares`: percent of all requests, by canary. `tokens`: by node."""
+    """`shares`: percent of all requests, by canary. `tokens`: by node. `models`: what a node serves, if not
+    all that the fleet does. `ca`: the authority of the nodes' certificates; None: they are asked without TLS.
+    """
 
     nodes: list[Node]
     shares: dict[Node, int] = field(default_factory=dict)
     mirror: Node | None = None
     tokens: dict[Node, str] = field(default_factory=dict)
     once: list[str] = field(default_factory=list)
+    models: dict[Node, list[str]] = field(default_factory=dict)
+    ca: Path | None = None
+
+    @property
+    def apart(self) -> list[str]:
+        """The models that only some nodes serve."""
+        return sorted({model for models in self.models.values() for model in models})
+
+    def serves(self, node: Node, model: str) -> bool:
+        """Whether requests for this model may go to this node."""
+        return node not in self.models or model in self.models[node]
 
     @property
     def all(self) -> list[Node]:
@@ -58,14 +71,27 @@ def share(text: str) -> tuple[Node, int]:
     return node(where), whole(percent, "a share of 1 to 99 percent", most=99)
 
 
+def served(text: str) -> tuple[Node, list[str]]:
+    """HOST[:PORT]=MODEL[,MODEL...]."""
+    where, _, names = text.partition("=")
+    models = names.split(",")
+    if not where or not all(models):
+        raise argparse.ArgumentTypeError(f"expected HOST[:PORT]=MODEL[,MODEL...], found {text!r}")
+    return node(where), models
+
+
 def fleet(options: argparse.Namespace) -> Fleet:
     """Raises InvalidRequest for nodes that contradict each other, and OSError for a token's file."""
     mirror: Node | None = options.mirror
-    made = Fleet(options.node, dict(options.split), mirror, once=options.once)
+    made = Fleet(options.node, dict(options.split), mirror, once=options.once, ca=options.node_ca)
     if len(set(made.all)) < len(made.all):
         raise InvalidRequest("a node is named twice: it is one of --node, --split and --mirror")
     if sum(made.shares.values()) > 99:
         raise InvalidRequest("the shares of --split leave nothing for --node")
+    for each, models in options.models:
+        if each not in made.nodes and each not in made.shares:
+            raise InvalidRequest(f"--models names {each}, which is neither a --node nor a --split")
+        made.models.setdefault(each, []).extend(models)
     for text in options.token:
         where, _, file = text.rpartition("=")
         token = token_in(Path(file))

@@ -4,7 +4,7 @@ cancels its request in the yard."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from ...transport.errors import BrokerLost, Cancelled, InvalidRequest
 from ...transport.messages import ModelInfo
 from .. import ending
 from ..aio import AsyncClient
-from ..options import TIMEOUT_S, check_seconds
+from ..options import TIMEOUT_S, check_seconds, empty_in
 from ..reply import Reply
 from ..request import Request
 from ..signature import Array
@@ -62,9 +62,13 @@ class RemoteAsyncClient(AsyncClient):
             async for answer in answers:
                 yield answer
 
-    async def _run(self, work: Awaitable[T]) -> T:
+    async def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run it as one of those that `close` ends. Raises Cancelled for that."""
-        self._here()
+        try:
+            self._here()
+        except BaseException:
+            work.close()
+            raise
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         try:
@@ -108,7 +112,7 @@ class RemoteAsyncClient(AsyncClient):
 
     def empty_now(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
         """An ordinary array."""
-        return np.empty(shape, dtype)
+        return empty_in(None, shape, dtype)
 
     async def models(self, timeout: float = TIMEOUT_S) -> list[ModelInfo]:
         check_seconds("timeout", timeout)

@@ -20,7 +20,7 @@ from ...transport.messages import ModelInfo, Priority
 from .. import ending
 from ..client import Client
 from ..future import InferFuture
-from ..options import TIMEOUT_S, check_seconds, request_of, source_of, window_of
+from ..options import TIMEOUT_S, check_seconds, empty_in, request_of, source_of, window_of
 from ..reply import Reply
 from ..request import Request
 from ..session import check_name
@@ -30,6 +30,21 @@ from .loop import LoopThread
 from .session import RemoteSession
 
 T = TypeVar("T")
+
+
+class RemoteFuture(InferFuture):
+    """Its callbacks run on a thread of their own."""
+
+    def __init__(self, request: Request, thread: LoopThread) -> None:
+        super().__init__(request, thread.cancel)
+        self._thread = thread
+
+    def _invoke_callbacks(self) -> None:
+        callbacks = super()._invoke_callbacks  # type: ignore[misc]
+        if self._thread.is_current and self._done_callbacks:  # type: ignore[attr-defined]
+            self._thread.call(callbacks)
+        else:
+            callbacks()
 
 
 class RemoteClient(Client):
@@ -56,18 +71,14 @@ class RemoteClient(Client):
         return reply
 
     def _submit(self, request: Request) -> InferFuture:
-        packed: Packed | None = None
         try:
             self._check_open()
             signature = self._remote.signatures.get(request.model)
-            if signature is None and not self._thread.is_current:
-                signature = self._run(self._remote.within(request, self._remote.signature(request.model)))
             if signature is None:
-                request.keep()  # a callback can't wait for its own thread
-            else:
-                packed = self._remote.pack(signature, request)
-                request.given = None
-            future = InferFuture(request, self._thread.cancel)
+                signature = self._run(self._remote.within(request, self._remote.signature(request.model)))
+            packed = self._remote.pack(signature, request)
+            request.given = None
+            future = RemoteFuture(request, self._thread)
             self._thread.start(request, self._serve(request, packed, future))
         except BaseException as error:
             if request.span is not None:
@@ -75,7 +86,7 @@ class RemoteClient(Client):
             raise
         return future
 
-    async def _serve(self, request: Request, packed: Packed | None, future: InferFuture) -> None:
+    async def _serve(self, request: Request, packed: Packed, future: InferFuture) -> None:
         """A request of `submit`, to its end."""
         outcome: Any
         try:
@@ -139,7 +150,7 @@ class RemoteClient(Client):
 
     def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
         """An ordinary array."""
-        return np.empty(shape, dtype)
+        return empty_in(None, shape, dtype)
 
     def models(self, timeout: float = TIMEOUT_S) -> list[ModelInfo]:
         check_seconds("timeout", timeout)
@@ -161,8 +172,8 @@ class RemoteClient(Client):
         """The outcome of a coroutine on the thread's loop."""
         try:
             self._check_open()
-            if self._thread.is_current:
-                raise InvalidRequest("a done-callback can't wait for its own thread: call `submit` there")
+            if self._thread.is_current:  # a destructor's
+                raise InvalidRequest("the client's own thread can't wait for itself")
         except BaseException:
             work.close()
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -16,6 +17,7 @@ from .calls import DESCRIBED, Answer, Call, Packed, array_of, info_of
 from .failures import Interrupted, Unreachable, error_of
 
 STREAM = "ModelStreamInfer"
+MODEL = "batchyard-model"
 SERVICE = "/inference.GRPCInferenceService/"
 _OPTIONS = (
     ("grpc.max_send_message_length", -1),
@@ -73,13 +75,13 @@ class GrpcCarrier:
         return call.packed(b"".join(parts))
 
     async def infer(self, packed: Packed) -> Answer:
-        metadata, left_s = _traced(packed), _left_s(packed)
+        metadata, left_s = _named(packed.model, packed.traceparent), _left_s(packed)
         return _answer(memoryview(await self._ask("ModelInfer", packed.body, metadata, left_s)))
 
     async def stream(self, packed: Packed) -> AsyncGenerator[Answer, None]:
         """The answers of a model that gives several."""
         message = packed.body + pb.parameter(4, "triton_enable_empty_final_response", True)
-        metadata = (*self._metadata, *_traced(packed))
+        metadata = (*self._metadata, *_named(packed.model, packed.traceparent))
         call = self._method(STREAM)(iter([message]), metadata=metadata, timeout=_left_s(packed))
         try:
             async for raw in call:
@@ -95,7 +97,7 @@ class GrpcCarrier:
             call.cancel()
 
     async def describe(self, model: str) -> ModelInfo:
-        raw = await self._ask("ModelConfig", pb.field(1, model))
+        raw = await self._ask("ModelConfig", pb.field(1, model), _named(model))
         for at, config in pb.fields(memoryview(raw)):
             for inner, entry in pb.fields(config) if at == 1 else ():
                 if inner == 14:
@@ -124,8 +126,10 @@ class GrpcCarrier:
             await self._channel.close()
 
 
-def _traced(packed: Packed) -> tuple[tuple[str, str], ...]:
-    return () if packed.traceparent is None else (("traceparent", packed.traceparent),)
+def _named(model: str, traceparent: str | None = None) -> tuple[tuple[str, str], ...]:
+    """The model as a header: gRPC's path does not say it, and a fleet's proxy sees no message."""
+    traced = () if traceparent is None else (("traceparent", traceparent),)
+    return (MODEL, quote(model, safe="")), *traced
 
 
 def _left_s(packed: Packed) -> float:

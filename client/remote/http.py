@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from importlib import import_module
@@ -17,6 +18,10 @@ from .calls import DESCRIBED, Answer, Call, Packed, array_of, array_of_json, inf
 from .failures import Interrupted, Unreachable, error_of
 from .turns import Turns
 
+# anyio's, of a connection that is given up before its attempt has begun: nothing is lost by it.
+warnings.filterwarnings(
+    "ignore", r"coroutine 'connect_tcp\.<locals>\.try_connect' was never awaited", RuntimeWarning
+)
 HEADER_LENGTH = "Inference-Header-Content-Length"
 EVENTS = "text/event-stream"
 CONNECTIONS_MAX = 32  # each carries one request; httpx is slower with more (200 requests: 0.45 s; 100: 1.3 s)

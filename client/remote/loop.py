@@ -1,4 +1,8 @@
-"""A thread with an event loop, started on first use; what runs on it for other threads, and how that ends."""
+"""A thread with an event loop, started on first use; what runs on it for other threads, and how that ends.
+
+Done-callbacks are a user's code and may take as long as they like, so they have a thread of their own: the
+loop carries every call, and its timeout.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from ...transport.errors import BrokerLost
+from ...transport.errors import BrokerLost, InvalidRequest
 from .. import ending
 from ..future import harden
 from ..request import Request
@@ -25,6 +30,8 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ended = False
+        self._callbacks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._caller: threading.Thread | None = None
 
     @property
     def is_current(self) -> bool:
@@ -55,6 +62,20 @@ class LoopThread:
         if self._loop is not None and not self._ended:
             self._loop.call_soon_threadsafe(end)
 
+    def call(self, callbacks: Callable[[], None]) -> None:
+        """Run callbacks on their thread, or here where Python starts none any more."""
+        if self._caller is None:
+            thread = threading.Thread(
+                target=_call, args=(self._callbacks,), name="batchyard-callbacks", daemon=True
+            )
+            try:
+                ending.start(thread)
+            except InvalidRequest:
+                callbacks()
+                return
+            self._caller = thread
+        self._callbacks.put(callbacks)
+
     def _started(self, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._ended:
@@ -79,13 +100,17 @@ class LoopThread:
         if ended or self._loop is None or self._thread is None:
             return
         asyncio.run_coroutine_threadsafe(_end(self._loop, close), self._loop)
-        if not self.is_current:
-            self._thread.join(max(0.0, give_up_s - time.monotonic()))
+        for thread in (self._thread, self._caller):
+            if thread is self._caller:
+                self._callbacks.put(None)  # behind what the loop has given it
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(max(0.0, give_up_s - time.monotonic()))
 
     def leave(self) -> None:
         """Nobody holds the client any more, and so nothing runs: let the thread end. Waits for nothing."""
         if self._loop is not None and not self._ended:
             self._ended = True
+            self._callbacks.put(None)
             self._loop.call_soon_threadsafe(self._loop.stop)
 
 
@@ -100,6 +125,11 @@ async def _end(loop: asyncio.AbstractEventLoop, close: Callable[[], Awaitable[No
         await close()
     finally:
         loop.stop()
+
+
+def _call(callbacks: SimpleQueue[Callable[[], None] | None]) -> None:
+    while (work := callbacks.get()) is not None:
+        work()
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

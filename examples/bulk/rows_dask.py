@@ -1,7 +1,8 @@
 """Rows mapped through each node's own yard, by Dask: `python -m batchyard.examples.bulk.rows_dask --help`.
 
 One Dask worker and one yard on every node. A worker asks the yard beside it, so tensors stay in that
-machine's shared memory, and only a partition's rows and results travel. A lost worker's partitions run again.
+machine's shared memory, and only a partition's rows and results travel. A lost node's partitions run again on
+the others, and so do those of a worker that has lost its yard.
 
 On a cluster, start `batchyard up` and `dask worker SCHEDULER` on every node, and pass --scheduler. Without,
 this starts some yards and as many workers on this machine, with a model that sleeps: it shows how the parts
@@ -16,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ...client import Client, Yard, serve
+from ...transport.errors import BrokerLost
 
 Array = np.ndarray[Any, Any]
 ROW_FLOATS = 64
@@ -46,8 +49,13 @@ def through_yard(rows: Array, model: str, rows_per_request: int) -> Array:
     if client is None:
         client = _clients[url or ""] = Client(url)
     requests = (rows[at : at + rows_per_request] for at in range(0, len(rows), rows_per_request))
-    answers = client.map(model, requests, window=16, timeout=300.0)
-    return np.concatenate([np.array(answer) for answer in answers])  # copies: slots are free for the next
+    try:
+        answers = client.map(model, requests, window=16, timeout=300.0)
+        return np.concatenate([np.array(answer) for answer in answers])  # copies: slots are free for the next
+    except BrokerLost:  # for longer than a yard takes to start its broker again
+        from distributed import Reschedule
+
+        raise Reschedule from None  # no error of the partition's: it is for a node that has a yard
 
 
 def _local_url() -> str | None:
@@ -62,9 +70,9 @@ def _local_url() -> str | None:
 
 
 def run(
-    dask: Any, partitions: list[Array], options: argparse.Namespace, lose_one: bool
+    dask: Any, partitions: list[Array], options: argparse.Namespace, lose: Callable[[Any], None] | None = None
 ) -> tuple[Array, float]:
-    """(results in order, seconds). `lose_one`: kill a worker when a quarter is done."""
+    """(results in order, seconds). `lose`: called when a quarter is done."""
     from distributed import as_completed
 
     began_s = time.monotonic()
@@ -75,10 +83,8 @@ def run(
     ]
     for done, _ in enumerate(as_completed(futures), 1):
         print(f"\r{done} of {len(partitions)} partitions", end="", file=sys.stderr, flush=True)
-        if lose_one and done == len(partitions) // 4:
-            pids = list(dask.run(os.getpid).values())
-            os.kill(pids[0], signal.SIGKILL)
-            print(f"\nworker process {pids[0]} killed", file=sys.stderr)
+        if lose is not None and done == len(partitions) // 4:
+            lose(dask)
     print(file=sys.stderr)
     return np.concatenate(dask.gather(futures)), time.monotonic() - began_s
 
@@ -92,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         from distributed import Client as Dask
 
         with Dask(options.scheduler) as dask:
-            results, seconds = run(dask, partitions, options, False)
+            results, seconds = run(dask, partitions, options)
         print(f"{len(results):,} rows in {seconds:.1f} s")
         return 0
     took = {}
@@ -102,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
             print("wrong results", file=sys.stderr)
             return 1
         took[nodes, lose_one] = seconds
-        what = f"{nodes} node{'s' * (nodes > 1)}{', one worker lost' if lose_one else ''}"
+        what = f"{nodes} node{'s' * (nodes > 1)}{', one of them lost' if lose_one else ''}"
         first_s = took[1, False]
         times = f"{first_s / seconds:.2f} times as fast as one node"
         print(f"{what}: {len(rows):,} rows in {seconds:.1f} s, {times}", flush=True)
@@ -127,7 +133,20 @@ def _tried(
         cluster = stack.enter_context(
             LocalCluster(n_workers=nodes, threads_per_worker=1, dashboard_address=None, silence_logs=50)
         )
-        return run(stack.enter_context(Dask(cluster)), partitions, options, lose_one)
+
+        def lose(dask: Any) -> None:
+            """The first node: its yard, and its worker's process, which Dask starts again without a yard."""
+            pids = dict(dask.run(_named).values())
+            yards[0].close()
+            os.kill(pids[0], signal.SIGKILL)
+            print("\nthe first node is lost", file=sys.stderr)
+
+        return run(stack.enter_context(Dask(cluster)), partitions, options, lose if lose_one else None)
+
+
+def _named(dask_worker: Any) -> tuple[int, int]:
+    """(the worker's number, its process)."""
+    return int(dask_worker.name), os.getpid()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from .gateways import Gateway, gateway
+
 if sys.platform != "linux":
     pytest.skip("what is left behind is read from /proc", allow_module_level=True)
 
@@ -202,6 +204,23 @@ class Tools:
 @pytest.fixture(scope="session")
 def tools() -> Tools:
     return Tools()
+
+
+@pytest.fixture(scope="module")
+def served(request: pytest.FixtureRequest, tools: Tools) -> Iterator[Gateway]:
+    """A gateway of this module's yard; started for the first test that asks by its address."""
+    with gateway(request.getfixturevalue("yard").url, tools.free_port()) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def address(request: pytest.FixtureRequest) -> str:
+    """Where this module's yard is asked: `everywhere` and `behind_a_gateway` in gateways.py say how."""
+    way = getattr(request, "param", "ipc")
+    if way == "ipc":
+        return str(request.getfixturevalue("yard").url)
+    pytest.importorskip("httpx" if way == "http" else "grpc", reason="pip install 'batchyard[fleet]'")
+    return f"{way}://{getattr(request.getfixturevalue('served'), way)}"
 
 
 @pytest.fixture(scope="session")

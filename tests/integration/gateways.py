@@ -13,6 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+# The same program, moved by its address alone: for tests that use `address` (conftest.py), and have a `yard`.
+# What needs shared memory is asked by ipc only.
+everywhere = pytest.mark.parametrize("address", ["ipc", "http", "grpc"], indirect=True)
+behind_a_gateway = pytest.mark.parametrize("address", ["http", "grpc"], indirect=True)
 START_WITHIN_S = 60.0
 END_WITHIN_S = 60.0
 
@@ -56,11 +62,12 @@ class Gateway:
 
 @contextmanager
 def starting(url: str, port: int, *arguments: str, token: str | None = None) -> Iterator[Gateway]:
-    """Start it and wait until it answers; it must end in order."""
+    """Start it and wait until it answers; it must end in order, and gives no notice unless it is told to."""
     environment = dict(os.environ)
     if token is not None:
         environment["BATCHYARD_GATEWAY_TOKEN"] = token
-    command = [sys.executable, "-m", "batchyard.gateway", "--url", url, "--port", str(port), "-q", *arguments]
+    command = [sys.executable, "-m", "batchyard.gateway", "--url", url, "--port", str(port), "-q"]
+    command += ["--notice", "0", *arguments]
     process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parent)
     try:
         started = Gateway(port, process, token)

@@ -22,6 +22,8 @@ import pytest
 from batchyard import serve
 from batchyard.client import Yard
 
+from .gateways import behind_a_gateway
+
 ENDS_WITHIN_S = 15.0  # 2 are promised; what does not end waits for a time-out of 30, or for ever
 HANGS_S = 60.0  # for a program as a whole: it begins on a machine that may be busy
 AT_ONCE = 2
@@ -159,6 +161,19 @@ def test_a_thread_that_submits_first_when_the_main_thread_has_ended_gets_an_answ
     assert done.returncode == 0
     assert not done.stderr
     assert "[[-1.0, -1.0, -1.0, -1.0]]" in done.stdout or "starts no thread after that" in done.stdout
+
+
+@behind_a_gateway
+@pytest.mark.parametrize("verb", VERBS[:-2] if WHOLE else ["submit", "stuck", "asyncio"])
+def test_a_program_whose_client_is_a_gateways_just_ends_too(verb: str, address: str) -> None:
+    cases = CASES if WHOLE else [case for case in CASES if "pending" in case]
+    ways = [(closed, state, end) for closed, state in cases for end in ends_of(closed, state)]
+    if address.startswith("grpc"):  # its library does not survive a fork during calls
+        ways = [way for way in ways if way[2] not in ("fork", "multiprocessing fork")]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = pool.map(lambda way: run(verb, *way, address), ways)
+        wrong = [f"{closed}, {state}, {text}" for (closed, state, _), text in zip(ways, found, strict=True) if text]
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import batchyard
 import pytest
 
 PROGRAM = """
@@ -35,7 +37,8 @@ def main():
     global inherited
     multiprocessing.set_start_method("fork")
     x = np.random.default_rng(0).random((ROWS, 4), np.float32)
-    with batchyard.Client(sys.argv[2], segment=sys.argv[1]) as inherited:
+    segment = None if sys.argv[1] == "http" else sys.argv[1]
+    with batchyard.Client(sys.argv[2], segment=segment) as inherited:
         kept = inherited.infer("neg", x)
         given = inherited.empty(x.shape, np.float32)
         given[:] = -x
@@ -60,21 +63,25 @@ main()
 """
 
 
-@pytest.mark.parametrize("segment", ["memfd", "named", "frames"])
-def test_results_and_inputs_are_private_after_a_fork(neg_yard: str, tmp_path: Path, segment: str) -> None:
+@pytest.mark.parametrize("segment", ["memfd", "named", "frames", "http"])
+def test_results_and_inputs_are_private_after_a_fork(
+    request: pytest.FixtureRequest, yard: batchyard.Yard, tmp_path: Path, segment: str
+) -> None:
+    url = yard.url
+    if segment == "http":
+        pytest.importorskip("httpx", reason="pip install 'batchyard[fleet]'")
+        url = f"http://{request.getfixturevalue('served').http}"
     program = tmp_path / "forks.py"
     program.write_text(PROGRAM)
     done = subprocess.run(
-        [sys.executable, program, segment, neg_yard], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, program, segment, url], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")
-def neg_yard(neg_model: Path) -> object:
-    import batchyard
-
+def yard(neg_model: Path) -> Iterator[batchyard.Yard]:
     with batchyard.client.Yard(["--model", f"neg={neg_model}", "--named-segments"], 1, 1) as yard:
         yard.await_models(["neg"], 60)
-        yield yard.url
+        yield yard

@@ -32,7 +32,7 @@ from batchyard import (
 )
 from batchyard.client import Yard
 
-from .gateways import Gateway, gateway
+from .gateways import Gateway, behind_a_gateway, everywhere
 
 MAX_BATCH = 8
 WIDE = 40_000  # floats: 160 kB a row, enough to be run where it lies
@@ -75,27 +75,6 @@ def paths(onnx_models: Any, slow_model: Path, neg_model: Path) -> dict[str, Path
 def yard(paths: dict[str, Path]) -> Iterator[Yard]:
     with serve(paths, workers=2, max_batch=MAX_BATCH, threads=1) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def served(yard: Yard, tools: Any) -> Iterator[Gateway]:
-    """A gateway of this yard; started for the first test that asks by its address."""
-    with gateway(yard.url, tools.free_port()) as started:
-        yield started
-
-
-# The same program, moved by its address alone. What needs shared memory is asked by ipc only.
-everywhere = pytest.mark.parametrize("address", ["ipc", "http", "grpc"], indirect=True)
-behind_a_gateway = pytest.mark.parametrize("address", ["http", "grpc"], indirect=True)
-
-
-@pytest.fixture(scope="module")
-def address(request: pytest.FixtureRequest) -> str:
-    way = getattr(request, "param", "ipc")
-    if way == "ipc":
-        return str(request.getfixturevalue("yard").url)
-    pytest.importorskip("httpx" if way == "http" else "grpc", reason="pip install 'batchyard[fleet]'")
-    return f"{way}://{getattr(request.getfixturevalue('served'), way)}"
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +129,10 @@ with batchyard.Client(sys.argv[1]) as client:
 """
 
 
-def test_many_processes_share_a_yard_and_each_gets_its_own_answers(yard: Yard) -> None:
+@everywhere
+def test_many_processes_share_a_yard_and_each_gets_its_own_answers(address: str) -> None:
     processes = [
-        subprocess.Popen([sys.executable, "-c", CLIENT_PROCESS, yard.url, str(seed)]) for seed in range(3)
+        subprocess.Popen([sys.executable, "-c", CLIENT_PROCESS, address, str(seed)]) for seed in range(3)
     ]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
 
@@ -193,6 +173,14 @@ def test_the_first_error_ends_map_and_leaves_the_client_usable(client: Client) -
     with pytest.raises(InvalidRequest, match="astype"):
         next(answers)
     assert (client.infer("neg", good) == -1).all()
+
+
+@behind_a_gateway
+def test_leaving_map_early_cancels_the_rest_behind_a_gateway(client: Client, served: Gateway, tools: Any) -> None:
+    answers = client.map("slow", [np.zeros((1, 512), np.float32)] * 20, window=20)
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    tools.until(lambda: served.gauge("requests_in_yard") == 0, what="the end of what was cancelled")
 
 
 def test_leaving_map_early_cancels_the_rest(client: Client, tools: Any) -> None:
@@ -326,20 +314,6 @@ def test_steps_of_a_state_go_by_value(client: Client) -> None:
         assert [float(np.sum(counter.infer(np.ones((1, 4), np.float32)))) for _ in range(3)] == [4.0, 8.0, 12.0]
 
 
-@behind_a_gateway
-def test_closing_a_client_ends_what_it_waits_for(address: str, yard: Yard) -> None:
-    client = Client(address)
-    client.wait_ready("slow")
-    futures = [client.submit("slow", np.zeros((MAX_BATCH, 512), np.float32)) for _ in range(8)]
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        call = pool.submit(client.infer, "slow", np.zeros((MAX_BATCH, 512), np.float32))
-        client.close()
-        outcomes = [each.exception(20) for each in (*futures, call)]
-    assert all(error is None or isinstance(error, BatchyardError) for error in outcomes), outcomes
-    with pytest.raises(BatchyardError, match="closed"):
-        client.infer("slow", np.zeros((1, 512), np.float32))
-
-
 def test_results_stay_what_they_are_while_they_are_held_and_their_slots_come_back(yard: Yard) -> None:
     with yard.client() as client:
         client.infer("neg", np.zeros((1, 4), np.float32))
@@ -360,8 +334,9 @@ def test_results_stay_what_they_are_while_they_are_held_and_their_slots_come_bac
         assert memory.used_bytes == baseline
 
 
-def test_results_outlive_their_client(yard: Yard) -> None:
-    client = yard.client()
+@everywhere
+def test_results_outlive_their_client(address: str) -> None:
+    client = Client(address)
     y = client.infer("neg", np.full((1, 4), 7, np.float32))
     client.close()
     assert (y == -7).all()
@@ -693,11 +668,35 @@ def test_done_callbacks_may_submit_again(client: Client) -> None:
     assert count[0] == 20
 
 
+@everywhere
+def test_a_done_callback_that_does_not_return_holds_up_no_other_call(address: str) -> None:
+    x, begun, go = np.ones((1, 4), np.float32), threading.Event(), threading.Event()
+
+    def stuck(_: Any) -> None:
+        begun.set()
+        go.wait(60)
+
+    with Client(address) as client:
+        future = client.submit("neg", x)
+        future.add_done_callback(lambda _: None)
+        client.submit("slow", np.zeros((1, 512), np.float32)).add_done_callback(stuck)
+        try:
+            assert begun.wait(20)
+            assert (client.infer("neg", x) == -1).all()
+            with pytest.raises(UnknownModel):
+                client.infer("nothing", x)
+            if not address.startswith("ipc"):  # there, one thread settles futures and calls back
+                assert (client.submit("neg", x).result(20) == -1).all()
+        finally:
+            go.set()
+
+
 # ---- closing ------------------------------------------------------------------------------------
 
 
-def test_closing_a_client_ends_what_other_threads_and_futures_wait_for_with_a_typed_error(yard: Yard) -> None:
-    client = yard.client()
+@everywhere
+def test_closing_a_client_ends_what_other_threads_and_futures_wait_for_with_a_typed_error(address: str) -> None:
+    client = Client(address)
     client.wait_ready("slow")
     x = np.zeros((MAX_BATCH, 512), np.float32)
     futures = [client.submit("slow", x) for _ in range(8)]
@@ -711,17 +710,18 @@ def test_closing_a_client_ends_what_other_threads_and_futures_wait_for_with_a_ty
     for future in futures:
         error = future.exception(20)
         assert error is None or isinstance(error, BatchyardError), repr(error)
-    with pytest.raises(BatchyardError):
+    with pytest.raises(BatchyardError, match="closed"):
         client.infer("slow", x)
     client.close()
 
 
-def test_closing_an_asyncio_client_with_requests_on_the_way_is_quiet(yard: Yard) -> None:
+@everywhere
+def test_closing_an_asyncio_client_with_requests_on_the_way_is_quiet(address: str) -> None:
     complaints: list[Any] = []
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        client = yard.async_client()
+        client = AsyncClient(address)
         await client.wait_ready("slow")
         tasks = [client.submit("slow", np.zeros((1, 512), np.float32)) for _ in range(3)]
         await asyncio.sleep(0)
@@ -734,7 +734,8 @@ def test_closing_an_asyncio_client_with_requests_on_the_way_is_quiet(yard: Yard)
     assert complaints == []
 
 
-def test_clients_that_come_and_go_do_not_disturb_one_that_stays(yard: Yard, client: Client) -> None:
+@everywhere
+def test_clients_that_come_and_go_do_not_disturb_one_that_stays(address: str, client: Client) -> None:
     """Their descriptors are reused at the broker: an end that is reported late must hit no one else."""
     stop = threading.Event()
     errors: list[BaseException] = []
@@ -753,7 +754,7 @@ def test_clients_that_come_and_go_do_not_disturb_one_that_stays(yard: Yard, clie
         thread.start()
     try:
         for number in range(60):
-            with yard.client() as other:
+            with Client(address) as other:
                 x = np.full((1, 4), number, np.float32)
                 assert (other.infer("neg", x) == -x).all()
     finally:
@@ -823,13 +824,14 @@ print("collected")
 """
 
 
+@everywhere
 @pytest.mark.parametrize("how", ["infer", "submit", "asyncio"])
 def test_a_client_that_was_dropped_without_closing_does_not_stop_the_garbage_collector(
-    yard: Yard, how: str
+    address: str, how: str
 ) -> None:
     """A ZeroMQ context that is collected before its sockets waits for them for ever."""
     done = subprocess.run(
-        [sys.executable, "-c", DROPPED, yard.url, how], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", DROPPED, address, how], capture_output=True, text=True, timeout=30, check=True
     )
     assert done.stdout == "collected\n"
     assert done.stderr == ""

@@ -17,8 +17,10 @@ from typing import Any
 import batchyard
 import numpy as np
 import pytest
-from batchyard import AsyncInferenceQueue, Client, serve
+from batchyard import AsyncClient, AsyncInferenceQueue, Client, serve
 from batchyard.cli import main as shell
+
+from .gateways import everywhere
 
 X = np.ones((1, 4), np.float32)
 IMAGE = np.zeros((1, 8, 8, 3), np.float32)
@@ -43,6 +45,7 @@ def undecorated(x: Any) -> Any:
     return x
 
 
+MODELS = ("fixed", "image", "net", "pair")
 Mistake = tuple[str, Callable[[Any], Any], str]
 
 # What is wrong -> the call, and the sentence, with {url}, {root} and {pid} of the yard.
@@ -143,7 +146,7 @@ COMMANDS: list[tuple[str, str]] = [
 
 
 @pytest.fixture(scope="module")
-def world(onnx_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def root(onnx_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("root").resolve()
     models = type(onnx_models)(root)
     models.unary("net", "Neg", ["n", 4])
@@ -163,14 +166,24 @@ def world(onnx_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     np.save(root / "objects.npy", np.array([{}], object), allow_pickle=True)
     (root / "open").mkdir()
     os.chmod(root / "open", 0o755)
-    served = {name: root / f"{name}.onnx" for name in ("fixed", "image", "net", "pair")}
-    with serve(served, threads=1, models_root=root) as yard, yard.client() as client, socket.socket() as taken:
+    return root
+
+
+@pytest.fixture(scope="module")
+def yard(root: Path) -> Iterator[batchyard.Yard]:
+    with serve({name: root / f"{name}.onnx" for name in MODELS}, threads=1, models_root=root) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def world(root: Path, yard: batchyard.Yard, address: str) -> Iterator[Any]:
+    with Client(address) as client, socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         loop = asyncio.new_event_loop()
-        elsewhere = yard.async_client()
+        elsewhere = AsyncClient(address)
         loop.run_until_complete(elsewhere.models())
-        closed = yard.client()
+        closed = Client(address)
         closed.close()
         yield SimpleNamespace(
             url=yard.url,
@@ -184,13 +197,14 @@ def world(onnx_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             claim=lambda url: batchyard.transport.endpoints.claim(batchyard.transport.endpoints.Endpoint.parse(url)),
             names={
                 "url": yard.url, "root": root, "parent": root.parent, "pid": yard.processes[0].pid,
-                "port": taken.getsockname()[1], "models": ", ".join(served),
+                "port": taken.getsockname()[1], "models": ", ".join(MODELS),
             },
         )  # fmt: skip
         loop.run_until_complete(elsewhere.close())
         loop.close()
 
 
+@everywhere
 def test_what_a_program_does_wrong_is_told_in_a_sentence(world: Any) -> None:
     assert len(CALLS) + len(COMMANDS) >= 60
     wrong = []

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from batchyard import DeadlineExceeded, InvalidRequest, ModelFailed, Priority, serve
+from batchyard import AsyncClient, Client, DeadlineExceeded, InvalidRequest, ModelFailed, Priority, serve
 from batchyard.client import Yard
 from onnx import TensorProto, helper, numpy_helper
+
+from .gateways import everywhere
 
 F, I64 = TensorProto.FLOAT, TensorProto.INT64
 W = np.random.default_rng(5).standard_normal((4, 3)).astype(np.float32) / 2
@@ -117,12 +119,13 @@ def steps(count: int, rows: int = 1, seed: int = 0) -> list[Any]:
     return [rng.standard_normal((rows, 4)).astype(np.float32) for _ in range(count)]
 
 
+@everywhere
 @pytest.mark.parametrize("model", ["vad", "free"])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_each_step_begins_where_the_last_one_ended(yard: Yard, model: str, rows: int) -> None:
+def test_each_step_begins_where_the_last_one_ended(yard: Yard, address: str, model: str, rows: int) -> None:
     xs = steps(6, rows)
     want, last = expected(xs, np.zeros((2, rows, 3), np.float32), 2.0)
-    with yard.client() as client, client.sequence(model, sr=np.array(2)) as vad:
+    with Client(address) as client, client.sequence(model, sr=np.array(2)) as vad:
         got = [vad.infer(x) for x in xs]
         np.testing.assert_allclose(got, want, atol=1e-5)
         np.testing.assert_allclose(vad.state["state"], last, atol=1e-5)
@@ -162,11 +165,12 @@ def test_a_cache_begins_empty_grows_and_is_not_copied(yard: Yard) -> None:
         assert decoder.state["past_key_values.0.key"].shape == (2, 11, 3)
 
 
-def test_a_state_may_be_given_and_the_sequence_begun_anew(yard: Yard) -> None:
+@everywhere
+def test_a_state_may_be_given_and_the_sequence_begun_anew(address: str) -> None:
     xs = steps(4)
     first = np.full((2, 1, 3), 0.5, np.float32)
     want, _ = expected(xs, first, 2.0)
-    with yard.client() as client:
+    with Client(address) as client:
         vad = client.sequence("vad", state=first, sr=2)
         np.testing.assert_allclose([vad.infer(x) for x in xs], want, atol=1e-5)
         vad.reset()
@@ -176,10 +180,11 @@ def test_a_state_may_be_given_and_the_sequence_begun_anew(yard: Yard) -> None:
         np.testing.assert_allclose(on.infer(xs[1]), want[1], atol=1e-5)
 
 
-def test_a_step_that_fails_leaves_the_state_as_it_was(yard: Yard) -> None:
+@everywhere
+def test_a_step_that_fails_leaves_the_state_as_it_was(yard: Yard, address: str) -> None:
     xs = steps(3)
     want, _ = expected(xs, np.zeros((2, 1, 3), np.float32), 2.0)
-    with yard.client() as client, client.sequence("vad", sr=np.array(2)) as vad:
+    with Client(address) as client, client.sequence("vad", sr=np.array(2)) as vad:
         vad.infer(xs[0])
         before = vad.state["state"].copy()
         with pytest.raises(InvalidRequest, match=r"expects|was given"):
@@ -199,8 +204,9 @@ def test_a_step_that_fails_leaves_the_state_as_it_was(yard: Yard) -> None:
             np.testing.assert_allclose(vad.infer(x, priority=Priority.HIGH, deadline=5.0), y, atol=1e-5)
 
 
-def test_pairs_may_be_given_and_are_named_where_there_are_none(yard: Yard) -> None:
-    with yard.client() as client:
+@everywhere
+def test_pairs_may_be_given_and_are_named_where_there_are_none(address: str) -> None:
+    with Client(address) as client:
         with (
             pytest.raises(InvalidRequest, match="it takes x, total and gives y, sum; say which, as states="),
             client.sequence("counter"),
@@ -219,7 +225,8 @@ def test_pairs_may_be_given_and_are_named_where_there_are_none(yard: Yard) -> No
             counter.infer(np.ones((1, 2), np.float32))
 
 
-def test_steps_of_two_streams_share_a_batch(yard: Yard) -> None:
+@everywhere
+def test_steps_of_two_streams_share_a_batch(address: str) -> None:
     """The state has its rows on axis 1, and all rows of a batch share `sr`."""
 
     async def stream(client: Any, seed: int) -> list[Any]:
@@ -234,15 +241,16 @@ def test_steps_of_two_streams_share_a_batch(yard: Yard) -> None:
             return rows
 
     async def main() -> list[Any]:
-        async with yard.async_client() as client:
+        async with AsyncClient(address) as client:
             return await asyncio.gather(*(stream(client, seed) for seed in range(16)))
 
     assert max(max(rows) for rows in asyncio.run(main())) > 1
 
 
-def test_a_stream_takes_one_step_at_a_time(yard: Yard) -> None:
+@everywhere
+def test_a_stream_takes_one_step_at_a_time(address: str) -> None:
     async def main() -> None:
-        async with yard.async_client() as client, client.sequence("vad", sr=np.array(2)) as vad:
+        async with AsyncClient(address) as client, client.sequence("vad", sr=np.array(2)) as vad:
             both = await asyncio.gather(*(vad.infer(steps(1)[0]) for _ in range(2)), return_exceptions=True)
             assert [type(one) for one in both] == [np.ndarray, InvalidRequest]
             assert "is under way" in str(both[1])
@@ -250,7 +258,8 @@ def test_a_stream_takes_one_step_at_a_time(yard: Yard) -> None:
     asyncio.run(main())
 
 
-def test_sequences_of_many_threads_are_their_own(yard: Yard) -> None:
+@everywhere
+def test_sequences_of_many_threads_are_their_own(address: str) -> None:
     failures: list[BaseException] = []
 
     def stream(client: Any, seed: int) -> None:
@@ -262,7 +271,7 @@ def test_sequences_of_many_threads_are_their_own(yard: Yard) -> None:
         except BaseException as error:
             failures.append(error)
 
-    with yard.client() as client:
+    with Client(address) as client:
         threads = [threading.Thread(target=stream, args=(client, seed)) for seed in range(6)]
         for thread in threads:
             thread.start()
@@ -279,10 +288,11 @@ def test_a_sequence_works_with_tensors_in_frames(yard: Yard, model: str) -> None
         np.testing.assert_allclose([vad.infer(x) for x in xs], want, atol=1e-5)
 
 
-def test_a_lost_worker_loses_no_state(yard: Yard, tools: Any) -> None:
+@everywhere
+def test_a_lost_worker_loses_no_state(address: str, tools: Any) -> None:
     xs = steps(6)
     want, _ = expected(xs, np.zeros((2, 1, 3), np.float32), 2.0)
-    with yard.client() as client, client.sequence("vad", sr=np.array(2)) as vad:
+    with Client(address) as client, client.sequence("vad", sr=np.array(2)) as vad:
         got = [vad.infer(x) for x in xs[:3]]
         for pid in tools.worker_pids(client, "vad"):
             tools.kill(pid)
@@ -290,10 +300,11 @@ def test_a_lost_worker_loses_no_state(yard: Yard, tools: Any) -> None:
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_a_lost_broker_loses_no_state(yard: Yard, tools: Any) -> None:
+@everywhere
+def test_a_lost_broker_loses_no_state(yard: Yard, address: str, tools: Any) -> None:
     xs = steps(6)
     want, _ = expected(xs, np.zeros((2, 1, 3), np.float32), 2.0)
-    with yard.client() as client, client.sequence("vad", sr=np.array(2)) as vad:
+    with Client(address) as client, client.sequence("vad", sr=np.array(2)) as vad:
         got = [vad.infer(x) for x in xs[:3]]
         tools.kill(yard.processes[0].pid)
         got += [vad.infer(x) for x in xs[3:]]

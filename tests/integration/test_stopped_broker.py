@@ -1,4 +1,4 @@
-"""A broker that stands still (SIGSTOP) holds nobody up: not a call beyond its timeout, not an event loop,
+"""A broker, or a gateway, that stands still (SIGSTOP) holds nobody up: not a call beyond its timeout, not an event loop,
 not the I/O thread. For each driver of the client, over each wire, with shared memory and with frames."""
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from batchyard import AsyncClient, Client
 from batchyard.client.yard import LOOK_S
 from batchyard.transport.errors import BatchyardError, DeadlineExceeded, Overloaded
 
+from .gateways import Gateway, gateway
+
 TIMEOUT_S = 0.3
 STOPPED_S = 20.0  # so long would a call wait that is held up
 CALLS = 4
@@ -26,7 +28,21 @@ WIDTH = 1 << 18  # float32: a mebibyte, so that some dozens fill every buffer th
 X = np.ones((1, WIDTH), np.float32)
 
 
-@pytest.fixture(scope="module", params=["ipc", "ipc frames", "tcp"])
+class Behind:
+    """A gateway in the broker's place: it is what its clients wait for."""
+
+    def __init__(self, served: Gateway, way: str) -> None:
+        self.url = f"{way}://{getattr(served, way)}"
+        self.processes = [served.process]
+
+    def client(self, **options: Any) -> Client:
+        return Client(self.url, **options)
+
+    def async_client(self, **options: Any) -> AsyncClient:
+        return AsyncClient(self.url, **options)
+
+
+@pytest.fixture(scope="module", params=["ipc", "ipc frames", "tcp", "http", "grpc"])
 def yard(request: pytest.FixtureRequest, onnx_models: Any, tools: Any) -> Iterator[Any]:
     url = f"tcp://127.0.0.1:{tools.free_port()}" if request.param == "tcp" else None
     models = {
@@ -39,7 +55,12 @@ def yard(request: pytest.FixtureRequest, onnx_models: Any, tools: Any) -> Iterat
         with made.client() as client:
             for name in models:
                 client.wait_ready(name, 30)
-        yield made, "frames" if "frames" in request.param else None
+        if request.param in ("http", "grpc"):
+            pytest.importorskip("httpx" if request.param == "http" else "grpc")
+            with gateway(made.url, tools.free_port()) as served:
+                yield Behind(served, request.param), None
+        else:
+            yield made, "frames" if "frames" in request.param else None
 
 
 class Stop:

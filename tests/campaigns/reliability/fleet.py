@@ -95,7 +95,7 @@ class Load:
         self.ended = self.failed = 0
         self._clients = [Client(url, token=TOKEN) for url in (before.http, before.grpc)]
         self._gap_s = 1 / rate_per_s
-        self._latencies_ns: list[int] = []
+        self._latencies_ns: tuple[list[int], ...] = ([], [])  # by the way: HTTP, gRPC
         self._errors: Counter[str] = Counter()
         self._phase_failed = self._sent = 0
         self._stopping = threading.Event()
@@ -119,7 +119,7 @@ class Load:
             error = future.exception()
             wrong = error is None and float(future.result()[0]) != number
             with self._lock:
-                self._latencies_ns.append(time.monotonic_ns() - began_ns)
+                self._latencies_ns[number % 2].append(time.monotonic_ns() - began_ns)
                 self.ended += 1
                 if error is not None or wrong:
                     self.failed += 1
@@ -130,12 +130,13 @@ class Load:
     def phase(self, name: str) -> list[Figure]:
         """What has ended since the last one."""
         with self._lock:
-            latencies_ns, self._latencies_ns = self._latencies_ns, []
+            latencies_ns, self._latencies_ns = self._latencies_ns, ([], [])
             failed, self._phase_failed = self.failed - self._phase_failed, self.failed
         return [
-            Figure(f"{name}: requests", len(latencies_ns)),
+            Figure(f"{name}: requests", sum(map(len, latencies_ns))),
             Figure(f"{name}: failed", failed, at_most=0),
-            *times(name, latencies_ns, (50, 99)),
+            *times(f"{name}, HTTP", latencies_ns[0], (50, 99)),
+            *times(f"{name}, gRPC", latencies_ns[1], (50, 99)),
         ]
 
     def verdict(self) -> list[Figure]:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,21 +45,33 @@ CONFIG = "".join(
 
 
 class Node:
-    """One yard with its gateway, in a process group of its own."""
+    """One yard with its gateway, in a process group of its own. `within`: a command that runs another one, such
+    as `ip netns exec NAME`."""
 
-    def __init__(self, folder: Path, host: str, port: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        host: str,
+        port: int,
+        config: str = CONFIG,
+        code: str = CODE,
+        within: Sequence[str] = (),
+        token: str = TOKEN,
+    ) -> None:
         self.address = Address(host, port)
+        self.token = token
         self._folder = folder / host
         self._folder.mkdir()
-        (self._folder / "models.py").write_text(CODE)
-        (self._folder / "batchyard.toml").write_text(CONFIG)
+        (self._folder / "models.py").write_text(code)
+        (self._folder / "batchyard.toml").write_text(config)
+        self._within = within
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "batchyard.cli.main", "up", "--threads", "1"]
+        command = [*self._within, sys.executable, "-m", "batchyard.cli.main", "up", "--threads", "1"]
         command += ["--url", f"ipc://{self._folder}/yard", "--gateway", str(self.address.port)]
         command += ["--gateway-host", self.address.host]
-        environment = {**os.environ, "BATCHYARD_GATEWAY_TOKEN": TOKEN}
+        environment = {**os.environ, "BATCHYARD_GATEWAY_TOKEN": self.token}
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -89,6 +101,10 @@ class Node:
         if status:
             raise RuntimeError(f"{self.address} ended with {status}: {self.log()}")
 
+    @property
+    def ended(self) -> bool:
+        return self._running.poll() is not None
+
     def restart(self) -> None:
         """Stop it in order, and start it again."""
         self.stop()
@@ -115,7 +131,7 @@ class Node:
         """(status, JSON); 0 where nobody listens."""
         connection = http.client.HTTPConnection(self.address.host, self.address.port, timeout=5)
         try:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {TOKEN}"})
+            connection.request("GET", path, headers={"Authorization": f"Bearer {self.token}"})
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())
         except (OSError, http.client.HTTPException, ValueError):
@@ -159,12 +175,14 @@ class Front:
 
 
 @contextmanager
-def front(fleet: Fleet) -> Iterator[Front]:
-    """An Envoy before these nodes, once it may ask all of them."""
+def front(
+    fleet: Fleet, changed: Callable[[str], str] = lambda text: text, **how: Any
+) -> Iterator[Front]:
+    """An Envoy before these nodes, once it may ask all of them. `how`: more for `render`; `changed`: its text."""
     port = free_ports()
     for node in fleet.all:
-        fleet.tokens[node] = TOKEN
-    with envoy.written(render(fleet, "127.0.0.1", port, port + 1, port + 2)) as file:
+        fleet.tokens.setdefault(node, TOKEN)
+    with envoy.written(changed(render(fleet, "127.0.0.1", port, port + 1, port + 2, **how))) as file:
         process = subprocess.Popen(envoy.command(file), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         made = Front(process, port)
         wanted = len(fleet.nodes) + len(fleet.shares) if fleet.mirror is None else 1
@@ -180,8 +198,14 @@ def front(fleet: Fleet) -> Iterator[Front]:
 def nodes(folder: Path, count: int = 3) -> Iterator[list[Node]]:
     """So many, ready."""
     port = free_ports()
+    with running([Node(folder, f"127.0.0.{number}", port) for number in range(2, 2 + count)]) as made:
+        yield made
+
+
+@contextmanager
+def running(made: list[Node]) -> Iterator[list[Node]]:
+    """These, ready."""
     with ExitStack() as stack:
-        made = [Node(folder, f"127.0.0.{number}", port) for number in range(2, 2 + count)]
         for node in made:
             stack.callback(node.close)
             node.start()

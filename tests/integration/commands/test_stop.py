@@ -16,7 +16,12 @@ import numpy as np
 import pytest
 from batchyard import AsyncClient, BrokerLost, Client, Operator, Overloaded, serve
 
-from ..gateways import Gateway, until_it_says_yes
+pytest.importorskip("tritonclient.grpc", reason="pip install 'tritonclient[http,grpc]'")
+import grpc
+import tritonclient.grpc as triton_grpc
+from batchyard.gateway.grpc_health import NOT_SERVING, SERVING, _Request, _Response
+
+from ..gateways import Gateway, gateway, until_it_says_yes
 
 FUNCTION = """
 import pathlib, time, batchyard
@@ -32,10 +37,11 @@ PATIENCE_S = 60.0
 class Up:
     """`batchyard up` with a gateway, serving a function that waits for a file called go."""
 
-    def __init__(self, folder: Path, url: str, port: int, settings: str) -> None:
+    def __init__(self, folder: Path, url: str, port: int, settings: str, notice_s: int) -> None:
         self.url = url
+        self.folder = folder
         (folder / "m.py").write_text(FUNCTION)
-        (folder / "batchyard.toml").write_text(f"{settings}\n[models.slow]\npython = 'm.py:slow'\nmax_batch = 1\n[gateway]\nport = {port}\n")
+        (folder / "batchyard.toml").write_text(f"{settings}\n[models.slow]\npython = 'm.py:slow'\nmax_batch = 1\n[gateway]\nport = {port}\nnotice_seconds = {notice_s}\n")
         command = [sys.executable, "-m", "batchyard.cli.main", "up", "--config", str(folder / "batchyard.toml")]
         command += ["--url", url, "--threads", "1"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -50,8 +56,11 @@ class Up:
     def eventually_refuses(self) -> None:
         """The signal has reached the broker."""
         give_up_s = time.monotonic() + PATIENCE_S
-        while self.gateway.ask("GET", "/v2/health/ready")[0] == 200:
+        while self.is_ready():
             assert time.monotonic() < give_up_s
+
+    def is_ready(self) -> bool:
+        return self.gateway.ask("GET", "/v2/health/ready")[0] == 200
 
 
 def until_it_runs(url: str) -> None:
@@ -60,12 +69,22 @@ def until_it_runs(url: str) -> None:
         assert time.monotonic() < give_up_s
 
 
+def grpc_health(served: Gateway) -> Iterator[int]:
+    """The statuses that grpc.health.v1 tells a watcher."""
+    with grpc.insecure_channel(served.grpc) as channel:
+        watch = channel.unary_stream(
+            "/grpc.health.v1.Health/Watch", _Request.SerializeToString, _Response.FromString
+        )
+        for answer in watch(_Request(), timeout=PATIENCE_S):
+            yield answer.status
+
+
 @pytest.fixture
 def up(run_folder: Path, tmp_path: Path, tools: Any) -> Iterator[Callable[..., Up]]:
     made: list[Up] = []
 
-    def start(settings: str = "") -> Up:
-        made.append(Up(tmp_path, f"ipc://{run_folder}/stop", tools.free_port(), settings))
+    def start(settings: str = "", notice_s: int = 0) -> Up:
+        made.append(Up(tmp_path, f"ipc://{run_folder}/stop", tools.free_port(), settings, notice_s))
         return made[-1]
 
     yield start
@@ -95,6 +114,72 @@ def test_what_runs_is_finished_and_what_comes_is_refused_at_once(
         (tmp_path / "go").touch()
         assert [float(future.result(PATIENCE_S)[0]) for future in futures] == [1.5, 0.25]
         assert yard.process.wait(PATIENCE_S) == 0
+
+
+def test_readiness_ends_before_requests_are_refused_over_http_and_grpc(up: Callable[..., Up]) -> None:
+    yard = up(notice_s=600)
+    with Client(yard.url) as client:
+        x = np.full(1, 0, np.float32)
+        client.infer("slow", x, timeout=PATIENCE_S)
+        watching = grpc_health(yard.gateway)
+        assert next(watching) == SERVING
+        yard.signal()
+        assert next(watching) == NOT_SERVING
+        for path in ("/v2/health/ready", "/v2/models/slow/ready"):
+            status, answer, _ = yard.gateway.ask("GET", path)
+            assert (status, answer["code"]) == (503, "NOT_READY")
+            assert "is being stopped" in answer["error"]
+        with triton_grpc.InferenceServerClient(yard.gateway.grpc) as asking:
+            assert not asking.is_server_ready()
+            assert not asking.is_model_ready("slow")
+        assert float(client.infer("slow", x)[0]) == 0  # an old client, a new one, and one of HTTP are served
+        with Client(yard.url) as late:
+            assert float(late.infer("slow", x)[0]) == 0
+        assert yard.gateway.ask("POST", "/predict", {"data": [0]})[0] == 200
+        yard.signal()  # nobody waits for 600 s
+        assert yard.process.wait(PATIENCE_S) == 0
+        watching.close()
+
+
+def test_nobody_who_looks_at_readiness_first_is_refused(up: Callable[..., Up]) -> None:
+    yard = up("[broker]\nstop_seconds = 60", notice_s=3)
+    with Client(yard.url) as client:
+        client.wait_ready("slow", PATIENCE_S)
+        running = client.submit("slow", np.full(1, 1.5, np.float32))
+        until_it_runs(yard.url)
+        yard.signal()
+        was_ready, looks = True, 0
+        while True:
+            ready = yard.is_ready()
+            status = yard.gateway.ask("GET", "/v2/models/slow/config")[0]
+            if status == 503:
+                break
+            assert status == 200
+            looks += not ready
+            was_ready = ready
+        assert not was_ready, "it was refused before anybody could know"
+        assert looks > 0
+        (yard.folder / "go").touch()
+        assert float(running.result(PATIENCE_S)[0]) == 1.5
+        assert yard.process.wait(PATIENCE_S) == 0
+
+
+def test_a_gateway_that_is_stopped_alone_gives_notice_too(tmp_path: Path, tools: Any) -> None:
+    (tmp_path / "m.py").write_text(FUNCTION)
+    with (
+        serve({"slow": f"{tmp_path}/m.py:slow"}, threads=1) as yard,
+        gateway(yard.url, tools.free_port(), "--notice", "600") as served,
+    ):
+        served.process.terminate()
+        give_up_s = time.monotonic() + PATIENCE_S
+        while served.ask("GET", "/v2/health/ready")[0] == 200:
+            assert time.monotonic() < give_up_s
+        assert served.ask("GET", "/v2/models/slow/ready")[0] == 503
+        assert served.ask("POST", "/predict", {"data": [0]})[0] == 200
+        with yard.client() as client:
+            assert float(client.infer("slow", np.zeros(1, np.float32))[0]) == 0
+            assert client.models()[0].reason == ""  # the yard goes on
+        # Ending it sends a second signal: it does not wait for the rest of the 600 s.
 
 
 def test_past_its_time_or_by_a_second_signal_it_ends_with_work_undone(up: Callable[..., Up]) -> None:

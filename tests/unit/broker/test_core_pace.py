@@ -340,6 +340,19 @@ def test_a_broker_that_stops_answers_what_it_has_admitted_and_refuses_the_rest_a
     assert world.core.is_idle
 
 
+def test_a_broker_that_gives_notice_says_so_of_every_model_and_admits_as_before(world: World) -> None:
+    world.do(e.Leaving())
+    for asked in ("", "net"):
+        world.do(e.DescribeAsked(1, m.Describe(9, asked)))
+        (info,) = world.told[1][-1].models
+        assert info.state is m.ModelState.READY
+        assert "is being stopped" in info.reason
+    world.submit(1, 1)
+    (batch,) = world.turn()
+    world.done(1, batch)
+    assert world.outcomes(1)[1] == "ok"
+
+
 def test_nobody_is_waited_for_who_has_gone(world: World) -> None:
     world.submit(1, 1)
     world.turn()

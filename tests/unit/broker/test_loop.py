@@ -85,6 +85,24 @@ def test_a_loop_that_sleeps_ends_when_it_is_told_and_woken(endpoint: endpoints.E
         pass
 
 
+def test_a_loop_that_is_told_gives_notice_first_and_told_again_ends(
+    endpoint: endpoints.Endpoint, dealer: Any
+) -> None:
+    config = YardConfig({"model": ModelConfig("model", Path("model.onnx"))}, notice_ns=3600 * 10**9)
+    core = Core(config, 1, os.getpid())
+    server = Server(endpoint, core, config, None)
+    with running(server):
+        server.stop()
+        dealer.connect(endpoint.clients)
+        dealer.send_multipart([codec.encode([m.Hello(None, "late")])])
+        assert dealer.poll(PATIENCE_MS), "it serves on"
+        dealer.recv()
+        dealer.send(codec.encode([m.Describe(1, "")]))
+        assert dealer.poll(PATIENCE_MS)
+        (described,) = codec.broker_to_client.decode(dealer.recv())
+        assert "is being stopped" in described.models[0].reason
+
+
 def test_a_frame_that_is_too_large_ends_its_connection_unread(
     endpoint: endpoints.Endpoint, dealer: Any
 ) -> None:

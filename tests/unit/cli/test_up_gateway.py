@@ -27,6 +27,7 @@ VALUES: dict[str, tuple[list[str], Any, Any]] = {
     "body_mib": (["16"], 16, 16),
     "requests": (["9"], 9, 9),
     "ready": (["any"], "any", "any"),
+    "notice": (["0"], 0, 0),
     "text_model": (["s={folder}/texts"], {"s": "texts"}, [("s", Path("{folder}/texts"))]),
     "job_ttl": (["7"], 7, 7),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any
 import pytest
 from batchyard.broker.config import STOP_SECONDS_DEFAULT
 from batchyard.cli import up
-from batchyard.gateway.__main__ import GRACE_S
+from batchyard.client.yard import END_S
 from batchyard.gateway.options import TOKEN_VARIABLE
 from batchyard.sidecar import metrics
+from batchyard.tests.required import part
 
 ROOT = Path(__file__).resolve().parents[3]
 VERSION = "1.34"
 THEIRS = {"ServiceMonitor", "ScaledObject"}  # of operators: no schemas of Kubernetes' own
+CRDS_VARIABLE = "BATCHYARD_CRDS"  # a folder with theirs
 yaml = pytest.importorskip("yaml", reason="pip install 'batchyard[fleet]'")
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
 
@@ -50,9 +53,54 @@ def test_a_manifest_is_what_kubernetes_takes(document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, VERSION, strict=True)
 
 
+def crds() -> dict[tuple[str, str], dict[str, Any]]:
+    """Schemas of operators' kinds by (apiVersion, kind), out of their own files; Helm's lines are left out."""
+    found = {}
+    for file in sorted(Path(os.environ.get(CRDS_VARIABLE, os.devnull)).glob("*.yaml")):
+        text = "\n".join(line for line in file.read_text().splitlines() if "{{" not in line)
+        for crd in filter(None, yaml.safe_load_all(text)):
+            spec = crd["spec"]
+            for version in spec["versions"]:
+                key = f"{spec['group']}/{version['name']}", spec["names"]["kind"]
+                found[key] = strict(version["schema"]["openAPIV3Schema"])
+    return found
+
+
+def strict(schema: Any) -> Any:
+    """With every field that it does not name refused, as `kubectl --validate=strict` does."""
+    if isinstance(schema, list):
+        return [strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: strict(value) for key, value in schema.items()}
+    if isinstance(made.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        made.setdefault("additionalProperties", False)
+    if schema.get("x-kubernetes-int-or-string") is True:
+        made.pop("type", None)
+    return made
+
+
+@pytest.mark.parametrize("kind", sorted(THEIRS))
+def test_an_operators_kind_is_what_its_operator_takes(kind: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    found = crds()
+    document = one(kind)
+    schema = part("crds", found.get((document["apiVersion"], kind)), f"{CRDS_VARIABLE} has {sorted(found)}")
+    schema["properties"]["metadata"] = {"type": "object"}
+    jsonschema.validate(document, schema)
+    for wrong in ({"spec": {**document["spec"], "misspelt": 1}}, {"spec": "none"}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**document, **wrong}, schema)
+
+
 def test_a_pod_has_the_time_that_its_yard_takes_to_stop() -> None:
-    before_s = int(re.search(r"sleep\((\d+)\)", container("yard")["lifecycle"]["preStop"]["exec"]["command"][-1])[1])  # type: ignore[index]
-    assert pod()["terminationGracePeriodSeconds"] >= before_s + STOP_SECONDS_DEFAULT + GRACE_S
+    options = up._parser().parse_args(container("yard")["args"][1:])
+    assert options.gateway_notice > 2 * container("yard")["readinessProbe"]["periodSeconds"]
+    assert pod()["terminationGracePeriodSeconds"] >= options.gateway_notice + 30 + END_S  # as its comment says
+    assert STOP_SECONDS_DEFAULT <= 30
+    spec = one("Deployment", "batchyard-envoy")["spec"]["template"]["spec"]
+    (envoy,) = spec["containers"]
+    assert spec["terminationGracePeriodSeconds"] > envoy["lifecycle"]["preStop"]["sleep"]["seconds"]
 
 
 def test_ports_meet_and_every_pod_is_selected() -> None:

@@ -72,18 +72,68 @@ def test_a_mirror_is_asked_by_every_route_and_is_no_node() -> None:
             assert route["route"]["request_mirror_policies"][0]["cluster"] == f"{name}-mirror"
 
 
+def matched(listener: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each route does, in their order, by the path and the model's header that it is for."""
+    found = {}
+    for route in routes(listener):
+        match = dict(route["match"])
+        headers = match.pop("headers", [])
+        ((_, path),) = match.items()
+        named = [header.get("string_match", {"exact": "any"})["exact"] for header in headers]
+        found[" ".join([path, *named])] = route
+    return found
+
+
 def test_a_model_that_must_not_run_twice_is_not_asked_again_after_a_lost_connection() -> None:
     listeners, _ = made(Fleet([ONE], once=["a/b"]))
-    policies = {route["match"]["prefix"]: route["route"]["retry_policy"] for route in routes(listeners["http"])}
-    assert list(policies) == ["/v2/models/a%2Fb/", "/v2/models/", "/"]
-    on = {prefix: set(policy["retry_on"].split(",")) for prefix, policy in policies.items()}
+    found = {path: route["route"]["retry_policy"] for path, route in matched(listeners["http"]).items()}
+    on = {path: set(policy["retry_on"].split(",")) for path, policy in found.items()}
+    assert list(on) == ["/v2/models/a%2Fb", "/ a%2Fb", "/v2/models/stats", "/v2/models/", "/ any", "/"]
     assert "reset" in on["/v2/models/"]
-    for prefix in ("/v2/models/a%2Fb/", "/"):  # a path of the gateway's own does not name its model
-        assert "reset" not in on[prefix]
-        codes = {header["string_match"]["exact"] for header in policies[prefix]["retriable_headers"]}
+    for path in ("/v2/models/a%2Fb", "/ a%2Fb", "/"):  # the last: a path of the gateway's own names no model
+        assert "reset" not in on[path]
+        codes = {header["string_match"]["exact"] for header in found[path]["retriable_headers"]}
         assert codes == {"OVERLOADED", "NOT_READY"}
-    (only,) = routes(listeners["grpc"])
-    assert "reset" not in only["route"]["retry_policy"]["retry_on"].split(",")
+    over_grpc = matched(listeners["grpc"])  # the path names no model, and a header may
+    assert list(over_grpc) == ["/ a%2Fb", "/ any", "/"]
+    repeats = ["reset" in route["route"]["retry_policy"]["retry_on"].split(",") for route in over_grpc.values()]
+    assert repeats == [False, True, False]
+
+
+def test_a_request_that_names_its_model_goes_to_nodes_that_serve_it() -> None:
+    listeners, clusters = made(Fleet([ONE, TWO], models={ONE: ["a", "y"]}))
+    for name in ("http", "grpc"):
+        ends = clusters[name]["load_assignment"]["endpoints"][0]["lb_endpoints"]
+        lists = [end["metadata"]["filter_metadata"]["envoy.lb"]["model"] for end in ends]
+        assert lists == [["a", "y"], ["a", "y", "*"]]
+        wanted = {
+            path: route["route"].get("metadata_match", {}).get("filter_metadata", {}).get("envoy.lb", {}).get("model")
+            for path, route in matched(listeners[name]).items()
+        }
+        assert (wanted["/ a"], wanted["/ y"], wanted["/ any"], wanted["/"]) == ("a", "y", "*", None)
+    codes = [each["string_match"]["exact"] for each in matched(listeners["http"])["/"]["route"]["retry_policy"]["retriable_headers"]]
+    assert "UNKNOWN_MODEL" in codes, "what names no model finds its node by asking"
+
+
+def test_a_model_that_no_node_serves_is_refused_by_envoy_itself() -> None:
+    listeners, _ = made(Fleet([ONE, TWO], models={ONE: ["a"], TWO: ["b"]}))
+    for name in ("http", "grpc"):
+        refused = matched(listeners[name])["/ any"]
+        assert refused["direct_response"]["status"] == 404
+        assert refused["response_headers_to_add"][0]["header"]["value"] == "UNKNOWN_MODEL"
+
+
+def test_tls_is_each_listeners_and_each_clusters() -> None:
+    listeners, clusters = made(Fleet([ONE], ca=Path("/ca")), certificate=(Path("/c"), Path("/k")))
+    for listener in listeners.values():
+        common = listener["filter_chains"][0]["transport_socket"]["typed_config"]["common_tls_context"]
+        assert common["tls_certificates"] == [
+            {"certificate_chain": {"filename": "/c"}, "private_key": {"filename": "/k"}}
+        ]
+    for name, protocol in (("http", "http/1.1"), ("grpc", "h2")):
+        common = clusters[name]["transport_socket"]["typed_config"]["common_tls_context"]
+        assert common["alpn_protocols"] == [protocol]
+        assert common["validation_context"] == {"trusted_ca": {"filename": "/ca"}}
 
 
 def test_tokens_are_each_nodes_own() -> None:
@@ -121,7 +171,7 @@ def test_a_fleet_that_anybody_could_use_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--node", "a", "--node", "a"), ("--node", "a", "--mirror", "a"), ("--node", "a", "--split", "b=60", "--split", "c=40")],
+    [("--node", "a", "--node", "a"), ("--node", "a", "--mirror", "a"), ("--node", "a", "--models", "b=m"), ("--node", "a", "--split", "b=60", "--split", "c=40")],
 )
 def test_nodes_that_contradict_each_other_are_refused(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     with pytest.raises(InvalidRequest):
@@ -130,7 +180,10 @@ def test_nodes_that_contradict_each_other_are_refused(tmp_path: Path, arguments:
 
 def test_envoy_itself_finds_nothing_wrong() -> None:
     part("envoy", envoy.binary())
-    every = Fleet([ONE, TWO], {THREE: 10}, Node("m"), dict.fromkeys([ONE, TWO, THREE, Node("m")], "t"), ["once"])
-    envoy.check(render(every, client_token="secret"))
-    with pytest.raises(InvalidRequest, match="Envoy refuses"):
+    models = {ONE: ["y", "1e5", "null", "0x1F", "on"], THREE: ["y"]}  # what some YAML would take for no text
+    tokens = dict.fromkeys([ONE, TWO, THREE, Node("n")], "y")
+    every = Fleet([ONE, TWO], {THREE: 10}, Node("n"), tokens, ["once", "n"], models)
+    envoy.check(render(every, client_token="1e5"))
+    with pytest.raises(InvalidRequest, match="Envoy refuses") as caught:
         envoy.check(render(every).replace("LEAST", "MOST").replace("least_request", "most_request"))
+    assert len(str(caught.value)) < 1000, "Envoy prints the configuration behind its reason"

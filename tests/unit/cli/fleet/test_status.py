@@ -77,7 +77,7 @@ def test_what_differs_is_said(served: Any) -> None:
     assert [entry["health"] for entry in found["nodes"]] == ["ready", "not ready", "unreachable"]
     assert (found["differ"], found["missing"]) == (["m"], ["n"])
     text = "\n".join(as_text(found))
-    for words in ("it is loading", "n (once)", "m: nodes serve different files", "n: not every node serves it"):
+    for words in ("it is loading", "n (once)", "m: nodes serve different files", "n: not every node serves it that should"):
         assert words in text
 
 
