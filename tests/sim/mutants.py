@@ -76,7 +76,7 @@ MUTANTS = [
     Mutant("a client's result is sent twice", DELIVERY, "            reply.requests.append(request.id)\n", "            reply.requests.append(request.id)\n            reply.requests.append(request.id)\n            reply.queue_ns.append(queue_ns)\n"),
     # ---- the core: those who leave
     Mutant("a client that left keeps its arena", CORE, "            self.arenas[connection.arena].connections -= 1\n", ""),
-    Mutant("a client that left keeps its place in the queue", CORE, '            self.books.end(request, "gone")\n', "            pass\n"),
+    Mutant("a client that left keeps its place in the queue", CORE, '        self.books.end(request, "gone")\n', "        pass\n"),
     Mutant("an arena is closed under a lease", BOOKS, "if not arena.connections and not arena.requests and not arena.pinned", "if not arena.connections and not arena.pinned"),
     Mutant("a dead worker's running batch is forgotten", BOOKS, "        lane.retry([part])\n", ""),
     Mutant("a dead worker's waiting batch is forgotten", BOOKS, "            lane.push_front(part)\n            return\n        lane.retry", "            return\n        lane.retry"),
