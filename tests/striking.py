@@ -43,3 +43,8 @@ def struck(call: Callable[[], object], instruction: int) -> bool:
     finally:
         sys.settrace(before)
     return left <= 0
+
+
+def same(one: Any, other: Any) -> bool:
+    """As numpy's array_equal, which takes an exception that a signal's handler raises in it for an answer: False."""
+    return one.shape == other.shape and bool((one == other).all())

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from batchyard import Client
+from batchyard.tests.striking import same
 
 CALLS = 50  # of each verb
 SOON_S = 0.0015  # within which a call is cut off
@@ -59,9 +60,9 @@ def beside(client: Client, is_over: threading.Event, wrong: list[str]) -> None:
     """Calls of another thread, while those of the main thread are cut off."""
     while not is_over.is_set():
         try:
-            if not np.array_equal(client.infer("neg", X), -X):
+            if not same(client.infer("neg", X), -X):
                 wrong.append("a wrong answer")
-            if not np.array_equal(client.submit("neg", X).result(20), -X):
+            if not same(client.submit("neg", X).result(20), -X):
                 wrong.append("a wrong answer of submit")
         except Exception as error:
             wrong.append(f"{type(error).__name__}: {error}")
@@ -98,7 +99,7 @@ def main(url: str, seed: str, segment: str) -> None:
                     answer = verb(client)
                 finally:
                     armed = False
-                outcomes["right" if np.array_equal(answer, -X) else "wrong"] += 1
+                outcomes["right" if same(answer, -X) else "wrong"] += 1
                 del answer
             except CutOff:
                 outcomes["cut off"] += 1
@@ -108,7 +109,7 @@ def main(url: str, seed: str, segment: str) -> None:
     is_over.set()
     thread.join()
     for verb in VERBS.values():
-        outcomes["right" if np.array_equal(verb(client), -X) else "wrong"] += 1
+        outcomes["right" if same(verb(client), -X) else "wrong"] += 1
     give_up_s = time.monotonic() + COMES_BACK_S
     while time.monotonic() < give_up_s:
         gc.collect()

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from batchyard import AsyncClient, BatchyardError, Client
+from batchyard.tests.striking import same
 
 MODEL, STREAMED = "step", "many"  # y = x + state, stateN = -x; STREAMED_ANSWERS answers, each one more
 STREAMED_ANSWERS = 4
@@ -135,7 +136,7 @@ class Life:
 
     def check(self, name: str, inputs: dict[str, Any], answer: Any) -> None:
         x = inputs["x"]
-        if np.array_equal(answer["y"], x + inputs["state"]) and np.array_equal(answer["stateN"], -x):
+        if same(answer["y"], x + inputs["state"]) and same(answer["stateN"], -x):
             self.outcomes["right"] += 1
         else:
             self.fault("wrong", f"{name}: {answer['y'][:1, :3]} for {x[:1, :3]}")
@@ -265,7 +266,7 @@ def _sequence(client: Any, life: Life) -> None:
             state = np.zeros_like(inputs["x"])
             for _ in range(3):
                 y = steps.infer(inputs["x"], timeout=timeout_s)
-                if not np.array_equal(y, inputs["x"] + state):
+                if not same(y, inputs["x"] + state):
                     life.fault("wrong", "sequence")
                 state = -inputs["x"]
                 life.outcomes["right"] += 1
