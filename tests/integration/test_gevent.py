@@ -16,7 +16,7 @@ pytest.importorskip("gevent", reason="gevent is not installed")
 
 PATCHED = """
 from gevent import monkey; monkey.patch_all()
-import select, sys, gevent
+import select, sys, time, gevent
 assert not hasattr(select, "epoll")
 import batchyard
 import numpy as np
@@ -30,16 +30,18 @@ def others():
         gevent.sleep(0)
 gevent.spawn(others)
 with batchyard.Client(url) as client:
-    if verb == "infer":
-        found = client.infer("neg", x)
-    elif verb == "submit":
-        found = client.submit("neg", x).result(30)
-    elif verb == "map":
-        found = list(client.map("neg", [x] * 20))[-1]
-    else:
-        calls = [gevent.spawn(lambda: [client.infer("neg", x) for _ in range(5)]) for _ in range(10)]
-        gevent.joinall(calls, raise_error=True)
-        found = calls[-1].value[-1]
+    give_up_s = time.monotonic() + 20
+    while turns < 2 and time.monotonic() < give_up_s:  # an answer may be there before anybody has to wait
+        if verb == "infer":
+            found = client.infer("neg", x)
+        elif verb == "submit":
+            found = client.submit("neg", x).result(30)
+        elif verb == "map":
+            found = list(client.map("neg", [x] * 20))[-1]
+        else:
+            calls = [gevent.spawn(lambda: [client.infer("neg", x) for _ in range(5)]) for _ in range(10)]
+            gevent.joinall(calls, raise_error=True)
+            found = calls[-1].value[-1]
 print(found.tolist(), turns > 1)
 """
 

@@ -41,6 +41,9 @@ class Behind:
     def async_client(self, **options: Any) -> AsyncClient:
         return AsyncClient(self.url, **options)
 
+    def wait_ready(self, client: Client, model: str, give_up_s: float) -> None:
+        client.wait_ready(model, give_up_s - time.monotonic())
+
 
 @pytest.fixture(scope="module", params=["ipc", "ipc frames", "tcp", "http", "grpc"])
 def yard(request: pytest.FixtureRequest, onnx_models: Any, tools: Any) -> Iterator[Any]:

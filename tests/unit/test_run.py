@@ -156,6 +156,7 @@ def test_either_run_of_the_tests_can_fail_it_and_one_may_have_nothing_to_do(
 
     for name in ("MYPYPATH", "MYPY_CACHE_DIR", "PATH"):
         monkeypatch.setenv(name, "")
+    monkeypatch.delenv(run.AGAIN_VARIABLE, raising=False)
     monkeypatch.setattr(run, "link_for_mypy", lambda: None)
     monkeypatch.setattr(run.subprocess, "run", played)
     monkeypatch.setattr(run.subprocess, "Popen", Beside)
@@ -165,3 +166,23 @@ def test_either_run_of_the_tests_can_fail_it_and_one_may_have_nothing_to_do(
     made.clear()
     run.test(["tests/unit/test_run.py"])
     assert sum("pytest" in command for command in made) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "wanted", "second", "found"),
+    [(1, "1", 0, 0), (1, "1", 1, 1), (1, "", 0, 1), (0, "1", 1, 0), (2, "1", 0, 2), (5, "1", 0, 5)],
+)
+def test_what_failed_runs_once_more_only_where_that_is_wanted(
+    status: int, wanted: str, second: int, found: int, run: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def played(command: list[str], **options: Any) -> Any:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, second)
+
+    monkeypatch.setenv(run.AGAIN_VARIABLE, wanted)
+    monkeypatch.setattr(run.subprocess, "run", played)
+    assert run.again(["pytest", "tests"], status) == found
+    assert bool(commands) is (status == 1 and bool(wanted))
+    assert all("--last-failed" in command for command in commands)
