@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from batchyard import serve
 
-distributed = pytest.importorskip("distributed", reason="pip install dask distributed")
+from ..required import module
+
+distributed = module("distributed", "dask")
 from batchyard.examples.bulk import rows_dask  # noqa: E402
 
 CODE = """

@@ -32,5 +32,5 @@ def test_what_is_missing_and_required_fails(wanted: str, monkeypatch: pytest.Mon
 
 def test_a_name_that_requires_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "promethius")
-    with pytest.raises(pytest.UsageError, match="names 'promethius'; there is: chromium, crds, envoy, models, openvino, perf_analyzer"):
+    with pytest.raises(pytest.UsageError, match="names 'promethius'; there is: chromium, crds, dask, envoy, models, openvino, perf_analyzer"):
         required()
