@@ -40,6 +40,7 @@ OURS = "batchyard"
 SYSTEM_PYTHON = "/usr/bin/python3"
 IN_FLIGHT = (1, 16, 64)
 PORT = 18_300
+SHARED_MEMORY = Path("/dev/shm")
 START_S = 60.0
 MAX_BATCH = 8
 TOLERANCE = 1e-4
@@ -85,6 +86,7 @@ def started(name: str, python: Path, model: Path, port: int, log: Path) -> Itera
     }
     script = SERVERS / ("naive.py" if name == "naive" else f"{name}_server.py")
     variables = os.environ | {"MODEL": str(model), "PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    before = set(SHARED_MEMORY.glob("psm_*"))
     with log.open("w") as output:
         command = [str(python), str(script), *own.get(name, [])]
         server = subprocess.Popen(command, env=variables, stdout=output, stderr=output, start_new_session=True)
@@ -101,6 +103,8 @@ def started(name: str, python: Path, model: Path, port: int, log: Path) -> Itera
                 server.wait(10)
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+        for left in set(SHARED_MEMORY.glob("psm_*")) - before:  # pytriton leaves what its processes shared
+            left.unlink(missing_ok=True)
 
 
 def connected(name: str, server: subprocess.Popen[bytes], address: str, port: int, log: Path) -> Any:
