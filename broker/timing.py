@@ -26,7 +26,9 @@ CLAIM_FLAT_MAX = 8  # nor, so many times cheaper: a batch may be kept for 20 tim
 # Two batches instead of one: what the second costs beside its run, and how much longer both may take.
 OWN_COST_NS = 100_000
 HALVES_SHARE = 1.15
-HALVED_NS_MAX = 10_000_000  # in a longer run what clients do between two requests counts for little
+HALVED_ROW_NS_MAX = 250_000  # where a row takes longer, what clients do between two requests counts for little
+TRIED_AFTER = 16  # batches that were not halved for a measurement's sake; then it is taken anew
+TRIED_AFTER_MAX = 1024  # twice as many each time, if it was right
 
 # A run is a surprise when it took longer than so many times its expected time, and so long at all.
 SURPRISE_FACTOR = 4
@@ -59,7 +61,7 @@ class TimeModel:
     the only sizes that are run, rising; smaller batches are padded. Empty: any size. `claims`: {rows: ns}
     that the model's file says of itself."""
 
-    __slots__ = ("_claims", "_measured", "_ns", "_rows", "buckets", "longest_ns")
+    __slots__ = ("_claims", "_measured", "_ns", "_rows", "_tried_after", "_unhalved", "buckets", "longest_ns")
 
     worth: float = 0.0  # elements of padding that cost no more than a run of one's own; see elements.py
     whole: bool = False  # whether batches are padded to sizes of the configuration
@@ -75,6 +77,8 @@ class TimeModel:
         self._measured = set(self._ns)
         self._rows = sorted(self._ns)
         self.longest_ns = int(max(self._ns.values(), default=0))  # that was ever seen, or claimed
+        self._unhalved = 0  # batches in a row
+        self._tried_after = TRIED_AFTER
         usable = {rows: min(ns, CLAIM_NS_MAX) for rows, ns in (claims or {}).items() if ns > 0}
         self._claims = TimeModel(usable) if usable else None
         self._heed_claims()
@@ -176,13 +180,31 @@ class TimeModel:
         """Of so many rows that wait for an idle worker, how many to run first: half of them, where two runs
         take hardly longer than one. Their answers come in half the time, and while their clients make the
         next requests, the worker runs the other half."""
-        half = (rows + 1) // 2
         whole_ns = self.predict_ns(rows)
-        if self.buckets or whole_ns > HALVED_NS_MAX:
+        if self.buckets or whole_ns > rows * HALVED_ROW_NS_MAX:
             return rows
-        # One slow run must not rule a size out for ever: it is expected to take no longer than its halves.
-        half_ns = min(self.predict_ns(half), 2 * self.predict_ns((half + 1) // 2))
-        return half if 2 * half_ns + OWN_COST_NS <= HALVES_SHARE * whole_ns else rows
+        half = (rows + 1) // 2
+        half_ns_max = (HALVES_SHARE * whole_ns - OWN_COST_NS) / 2
+        if self.predict_ns(half) <= half_ns_max:
+            self._tried_after = TRIED_AFTER
+        # Otherwise nothing would correct the time of a half that was measured at a bad moment.
+        elif not self._is_half_worth_trying(half, (whole_ns + self.predict_ns(1)) / 2, half_ns_max):
+            return rows
+        self._unhalved = 0
+        return half
+
+    def _is_half_worth_trying(self, half: int, evenly_ns: float, half_ns_max: float) -> bool:
+        """Against what was measured, now and then: where time that grows evenly with the rows would allow it."""
+        if evenly_ns > half_ns_max or not self._measured:
+            return False
+        self._unhalved += 1
+        if self._unhalved < self._tried_after:
+            return False
+        self._tried_after = min(2 * self._tried_after, TRIED_AFTER_MAX)
+        self.learn(half, int(evenly_ns))  # enters the size
+        if half in self._measured:
+            self._ns[half] = evenly_ns
+        return True
 
     def _cheapest(self, rows: int) -> tuple[int, int]:
         """(time for all these rows, how many of them to run first)."""

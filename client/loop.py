@@ -1,5 +1,6 @@
 """An event loop's driver. The loop watches the socket's descriptor (`loop.add_reader`); there is no helper
-thread, but for loops that can't watch one (readers.py). What tasks ask for in one pass leaves as one message.
+thread, but for loops that can't watch one (readers.py). What tasks ask for in one pass leaves as one message,
+or as several if the pass is long.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .session import Sessions
 
 LOOK_AROUND_S = 0.1  # how often the end of a connection is looked for beside its own event
 CONNECT_LOOK_S = 0.002  # how often a new connection is asked whether it is welcome
+GATHER_NS = 2_000_000  # of one pass: what is asked for then has waited long enough for the rest
 GUARD_S = 0.1  # how often a lost timer is looked for, while anybody waits
 LOST_S = 0.03  # after which a timer that was due counts as lost
 STRUCK = "an exception of a signal's handler interrupted the connection"
@@ -37,6 +39,7 @@ class LoopLink(Link):
         self.loop = loop
         self._asked: dict[Request, Any] = {}  # whoever waits: a future, or what is called
         self._planned: asyncio.Handle | None = None  # `_act` is about to be called
+        self._gathers_until_ns = 0
         self._timer: asyncio.Handle | None = None
         self._guard: asyncio.Handle | None = None
         self._timer_s = self._guard_s = inf  # when; uvloop's handle of a time that is near does not say
@@ -91,7 +94,21 @@ class LoopLink(Link):
             self.engine.submit(request, request.began_ns)
         if self._guard is None:
             self._plan_guard()
-        self.plan()
+        if self._planned is None:
+            self._gathers_until_ns = request.began_ns + GATHER_NS
+            self.plan()
+        elif request.began_ns > self._gathers_until_ns:
+            self._gathers_until_ns = request.began_ns + GATHER_NS
+            self._send_early()
+
+    def _send_early(self) -> None:
+        """In the middle of a long pass: a worker may have nothing to do."""
+        try:
+            if self.connection is not None and not self._is_struck:
+                self.send()
+        except BaseException:
+            self._mend()
+            raise
 
     def _plan_guard(self) -> None:
         self._guard_s = self.loop.time() + GUARD_S

@@ -1,8 +1,8 @@
 """`map`: a window of requests under way on one line, results in order.
 
 No futures and no thread: the caller's own thread fills the window, waits, and hands results out. Places that
-have come free are filled together, so that requests leave as one message. `Window` is pure; the simulator
-drives it, too.
+have come free are filled together, so that requests leave as one message; at most half of the window does,
+so that a worker has something to do while the others are made. `Window` is pure; the simulator drives it, too.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _END = object()
 REFILL_SHARE = 8  # refill when an eighth of the window is free: one message for many requests
+SEND_SHARE = 2  # send at the latest when half of it is filled, to a worker that may have nothing to do
 
 
 class Window:
@@ -53,27 +54,28 @@ class Window:
         """Whether `fill` has something to do: enough room, or else nothing to do but to wait."""
         return len(self.under_way) <= self.refill_at or (self.refill_at >= 0 and self.waits)
 
-    def fill(self, now_ns: int) -> None:
-        """Submit until the window is full, or one of its requests has to wait: what was given to it is the
-        caller's, who may change it when the next is asked for."""
+    def fill(self, now_ns: int) -> bool:
+        """Submit what may leave as one message. Whether there is room for more: not when a request has to
+        wait, since what was given to it is the caller's, who may change it when the next is asked for."""
         under_way = self.under_way
         submit, make, source = self._engine.submit, self._make, self._source
-        if under_way and not _is_placed(under_way[-1]):
-            return
-        while len(under_way) < self._size and self.refill_at >= 0:
+        if self.refill_at < 0 or (under_way and not _is_placed(under_way[-1])):
+            return False
+        for _ in range(min(-(-self._size // SEND_SHARE), self._size - len(under_way))):
             self.is_asking = True
             entry = next(source, _END)
             self.is_asking = False
             if entry is _END:
                 self.refill_at = -1
-                return
+                return False
             request = make(entry)
             under_way.append(request)
             submit(request, now_ns)
             if request.message is None:
                 if request.outcome is not None:
                     self.refill_at = -1  # the first error ends it
-                return
+                return False
+        return len(under_way) < self._size
 
     def leave(self) -> None:
         """Nobody wants the rest."""
@@ -121,8 +123,9 @@ def results(
         while True:
             while len(under_way) > window.refill_at and under_way and under_way[0].outcome is not None:
                 yield window.take().value  # the quick way
-            if window.wants_filling:
-                window.fill(time.monotonic_ns())
+            has_room = window.wants_filling
+            while has_room:
+                has_room = window.fill(time.monotonic_ns())
                 options.since_ns = None
                 if line.connection is not None:
                     line.send()

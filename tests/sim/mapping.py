@@ -77,8 +77,9 @@ class SimMap:
                     raise outcome
                 Signature(outcome[0])  # type: ignore[index]
             while True:
-                if window.wants_filling:
-                    window.fill(client.world.clock.now_ns)
+                has_room = window.wants_filling
+                while has_room:
+                    has_room = window.fill(client.world.clock.now_ns)
                 if window.waits:
                     return
                 if not window.under_way:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from batchyard.broker.leases import HUNG_FACTOR
-from batchyard.broker.timing import CLAIM_BENT_MAX, CLAIM_NS_MAX, POINTS_MAX, TimeModel
+from batchyard.broker.timing import CLAIM_BENT_MAX, CLAIM_NS_MAX, POINTS_MAX, TRIED_AFTER, TimeModel
 
 
 def test_the_warm_up_is_the_first_prediction_and_the_rest_is_interpolated() -> None:
@@ -188,4 +188,19 @@ def test_short_batches_and_long_ones_are_not_halved() -> None:
 
 def test_one_slow_run_does_not_rule_a_size_out() -> None:
     times = TimeModel({1: 100_000, 16: 500_000, 32: 12_000_000, 64: 2_000_000})
-    assert times.worth_halving(64) == 32
+    first = [times.worth_halving(64) for _ in range(TRIED_AFTER)]
+    assert first == [64] * (TRIED_AFTER - 1) + [32]
+    for _ in range(100):
+        times.learn(32, 1_000_000)
+        assert times.worth_halving(64) == 32
+
+
+def test_a_half_that_is_slow_is_tried_ever_more_rarely() -> None:
+    times = TimeModel({1: 100_000, 32: 2_000_000, 64: 2_000_000})  # runs of 32 at least
+    halved = []
+    for number in range(1_000):
+        if times.worth_halving(64) == 32:
+            halved.append(number)
+            times.learn(32, 2_000_000)
+        times.learn(64, 2_000_000)
+    assert halved == [15, 47, 111, 239, 495]

@@ -27,8 +27,9 @@ class Mapped(Side):
         return request
 
     def fill(self) -> list[Any]:
-        if self.window.wants_filling:
-            self.window.fill(self.now_ns)
+        has_room = self.window.wants_filling
+        while has_room:
+            has_room = self.window.fill(self.now_ns)
         return self.sent()
 
     def answer(self, *submits: m.Submit) -> None:
@@ -191,3 +192,12 @@ def test_the_patience_is_each_requests_own(made: Any) -> None:
     assert side.window.waits
     side.wait(200 * MS)
     assert not side.window.waits
+
+
+def test_half_a_window_leaves_before_the_rest_is_made(made: Any) -> None:
+    """A worker has something to do meanwhile."""
+    side = made(rows(*range(20)), size=16)
+    assert side.window.fill(side.now_ns)
+    assert len(side.sent()) == 8
+    assert len(side.fill()) == 8
+    assert not side.window.fill(side.now_ns)
