@@ -82,7 +82,7 @@ def _are_alike(leader: Request, request: Request) -> bool:
         or not signature.is_uniform
     ):
         return False
-    if signature.has_one_shape and request.rows:
+    if request.kind is leader.kind is not None or (signature.has_one_shape and request.rows):
         return True
     for mine, other in zip(request.message.inputs, leader.message.inputs, strict=True):
         if mine.dtype != other.dtype or mine.shape != other.shape:

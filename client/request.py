@@ -18,7 +18,7 @@ from ..transport.tensors import ABSENT, Slot, Tensor
 from .encoding import decode, encode
 from .memory import SlotMemory, Want
 from .reply import Reply
-from .signature import Array, Signature
+from .signature import Array, Kind, Signature
 
 if TYPE_CHECKING:
     from .spans import RequestSpan
@@ -49,7 +49,7 @@ class Request:
 
     __slots__ = (
         "arrays", "began_ns", "due_ns", "expect", "frames", "given", "inputs", "is_patient", "is_question",
-        "is_sent", "layout", "lost", "lost_ns", "message", "model", "outcome", "outputs", "priority", "rows",
+        "is_sent", "kind", "layout", "lost", "lost_ns", "message", "model", "outcome", "outputs", "priority", "rows",
         "sent_ns", "signature", "span", "stream", "traceparent", "until_ns", "waiter", "want",
     )  # fmt: skip
 
@@ -70,6 +70,7 @@ class Request:
         self.is_patient = True  # it waits for room
         self.expect: Callable[[Signature], Signature] | None = None  # outputs' sizes that the caller foresees
         self.signature: Signature | None = None
+        self.kind: Kind | None = None  # once it has been placed in an arena
         self.rows = 0
         self.inputs: Sequence[int] = ()  # slots that we made for it
         self.outputs: Sequence[int] = ()
@@ -115,24 +116,26 @@ class Request:
         self.signature = signature
         self.check_answers(signature)
         try:
-            arrays, rows = signature.arrays(self.given)
+            arrays, kind = signature.sorted_out(self.given)
         except errors.InvalidRequest:
             signature.doubt()
             raise
-        self.rows = rows
+        self.rows = kind.rows
         if memory is None:
             self.arrays, tensors, self.frames = _as_frames(signature, arrays)
             self.layout = tensors, [], [], 0
             self.fill(None, [], number, now_ns)
             return True
+        self.kind = kind
+        self.signature = kind.signature or signature.foresee(kind, memory.segment.nbytes // FORESEEN_SHARE)
         tensors = []
         sizes = []
         fresh: Fresh = []
-        for want, array in zip(signature.inputs, arrays, strict=True):
-            if array is None:
+        for want, array, shape in zip(signature.inputs, arrays, kind.shapes, strict=True):
+            if array is None or shape is None:
                 tensors.append(Tensor(ABSENT, [], 0))
                 continue
-            tensor = Tensor(want.code, list(array.shape), 0)
+            tensor = Tensor(want.code, shape, 0)
             tensors.append(tensor)
             if want.is_plain:
                 offset = memory.offset_of(array) if array.base is not None else None
@@ -147,13 +150,7 @@ class Request:
                 tensor.offset = offset
                 self.arrays = arrays
         copied = len(sizes)
-        if signature.output_tails is None:
-            shapes = signature.foreseen(tensors, rows)
-            if shapes is not None:
-                expecting = signature.giving(shapes)
-                if sum(expecting.output_nbytes(rows)) <= memory.segment.nbytes // FORESEEN_SHARE:
-                    self.signature = signature = expecting
-        sizes += signature.output_nbytes(rows)
+        sizes += kind.output_nbytes
         self.layout = tensors, fresh, sizes, copied
         offsets = memory.take(sizes)
         if offsets is None:
@@ -176,9 +173,9 @@ class Request:
             except BaseException:
                 self.give_back(memory)
                 raise
-            expected = self.signature.expected if self.signature is not None else None
+            expected = self.kind.expected if self.kind is not None else None
             for index, (offset, nbytes) in enumerate(zip(self.outputs, sizes[copied:], strict=True)):
-                slots.append(Slot(offset, nbytes, None if expected is None else list(expected[index])))
+                slots.append(Slot(offset, nbytes, None if expected is None else expected[index]))
         left_ns = self.until_ns - now_ns
         if left_ns < 1:
             left_ns = 1

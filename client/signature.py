@@ -15,7 +15,7 @@ import numpy as np
 from ..transport import dtypes
 from ..transport.errors import InvalidRequest, ModelFailed, shown
 from ..transport.messages import ModelInfo, ModelState
-from ..transport.tensors import Tensor, TensorSpec, nbytes_of
+from ..transport.tensors import ABSENT, Tensor, TensorSpec, nbytes_of
 from .encoding import plain
 
 Array = np.ndarray[Any, Any]
@@ -51,6 +51,23 @@ class _Input:
         tail = without(spec.shape or (), axis)
         self.tail = None if spec.shape is None else tuple(n if isinstance(n, int) else None for n in tail)
         self.fixed = self.tail is not None and None not in self.tail
+
+
+class Kind:
+    """Requests whose inputs have the same shapes; what was found out for the first serves the others.
+
+    shapes: of the inputs; None: left out. rows: 0: it runs alone.
+    signature, output_nbytes, expected: set by `Signature.foresee`. What the outputs' slots are for.
+    """
+
+    __slots__ = ("expected", "output_nbytes", "rows", "shapes", "signature")
+
+    def __init__(self, shapes: tuple[tuple[int, ...] | None, ...], rows: int) -> None:
+        self.shapes = [None if shape is None else list(shape) for shape in shapes]
+        self.rows = rows
+        self.signature: Signature | None = None
+        self.output_nbytes: list[int] = []
+        self.expected: list[list[int]] | None = None
 
 
 class Signature:
@@ -96,6 +113,10 @@ class Signature:
         self._nbytes_by_rows: dict[int, list[int]] = {}
         self._shapes_by_rows: dict[int, list[tuple[int, ...]]] = {}
         self._only = self.inputs[0] if count == 1 else None
+        self._kinds: dict[Any, Kind] = {}  # by the inputs' shapes
+        self._named = [(entry.spec.name, entry.dtype) for entry in self.inputs]
+        self._names = {entry.spec.name for entry in self.inputs}
+        self._needed = {entry.spec.name for entry in self.inputs if not entry.spec.optional}
         self._known = known
         self._max_batch = info.max_batch
         sized = all(dtypes.BY_CODE[spec.dtype].itemsize for spec in info.outputs)
@@ -114,24 +135,62 @@ class Signature:
             del self._known[self.name]
 
     def arrays(self, inputs: Any) -> tuple[list[Array | None], int]:
-        """(arrays in the model's order, rows) of what the caller passed: one array, or a mapping; None for
-        an optional input that is left out. Rows 0: it runs alone, because the model has no batch axis, or
-        because its inputs differ on it.
+        """`sorted_out`, with only the rows of its kind."""
+        arrays, kind = self.sorted_out(inputs)
+        return arrays, kind.rows
+
+    def sorted_out(self, inputs: Any) -> tuple[list[Array | None], Kind]:
+        """(arrays in the model's order, their kind) of what the caller passed: one array, or a mapping; None
+        for an optional input that is left out. Its rows are 0 when it runs alone, because the model has no
+        batch axis, or because its inputs differ on it.
 
         Raises InvalidRequest that shows what is expected and what to write instead.
         """
+        arrays: list[Array | None] = []
         only = self._only
         if only is not None and type(inputs) is np.ndarray:
-            array = self._check(only, inputs)
-            assert array is not None
-            return [array], (array.shape[only.axis] if only.axis >= 0 else 0)
-        arrays = [self._check(want, given) for want, given in self._pairs(inputs)]
-        counts = {
-            array.shape[want.axis]
-            for want, array in zip(self.inputs, arrays, strict=True)
-            if want.axis >= 0 and array is not None
-        }
-        return arrays, (counts.pop() if len(counts) == 1 else 0)
+            if inputs.dtype is only.dtype:
+                kind = self._kinds.get((inputs.shape,))
+                if kind is not None:
+                    return [inputs], kind
+            arrays.append(self._check(only, inputs))
+        else:
+            if type(inputs) is dict and len(inputs) == len(self._named):
+                shapes = []
+                for name, dtype in self._named:
+                    given = inputs.get(name)
+                    if type(given) is not np.ndarray or given.dtype is not dtype:
+                        break
+                    arrays.append(given)
+                    shapes.append(given.shape)
+                kind = self._kinds.get(tuple(shapes)) if len(shapes) == len(self._named) else None
+                if kind is not None:
+                    return arrays, kind
+            arrays = [self._check(want, given) for want, given in self._pairs(inputs)]
+        key = tuple(None if array is None else array.shape for array in arrays)
+        kind = self._kinds.get(key)
+        if kind is None:
+            counts = {
+                array.shape[want.axis]
+                for want, array in zip(self.inputs, arrays, strict=True)
+                if want.axis >= 0 and array is not None
+            }
+            kind = Kind(key, counts.pop() if len(counts) == 1 else 0)
+            _keep(self._kinds, key, kind)
+        return arrays, kind
+
+    def foresee(self, kind: Kind, nbytes_max: int) -> Signature:
+        """The signature for requests of this kind, which may foresee outputs up to so many bytes."""
+        rows, found = kind.rows, self
+        if self.output_tails is None:
+            shapes = self.foreseen(kind.shapes, rows)
+            expecting = None if shapes is None else self.giving(shapes)
+            if expecting is not None and sum(expecting.output_nbytes(rows)) <= nbytes_max:
+                found = expecting
+        kind.output_nbytes = found.output_nbytes(rows)
+        kind.expected = None if found.expected is None else list(map(list, found.expected))
+        kind.signature = found
+        return found
 
     def output_nbytes(self, rows: int) -> list[int]:
         """Bytes of every output for so many rows (0: it runs alone); empty when not known before the run."""
@@ -166,7 +225,7 @@ class Signature:
         """A request with these inputs was answered in frames. `missed`: it had slots of other sizes."""
         if not self._learns or (self.batchable and rows > self._max_batch):
             return
-        key = self._shapes_key(inputs, rows)
+        key = self._shapes_key([None if tensor.dtype == ABSENT else tensor.shape for tensor in inputs], rows)
         _, misses = self._learned.get(key, ((), 0))
         if len(self._learned) >= ROWS_KEPT_MAX:
             self._learned.clear()
@@ -174,7 +233,9 @@ class Signature:
             without(array.shape, axis if rows else -1)
             for array, axis in zip(outputs, self.output_axes, strict=True)
         ]
-        self._learned[key] = tails, misses + missed
+        if self._learned.get(key) != (learned := (tails, misses + missed)):
+            self._learned[key] = learned
+            self._kinds.clear()
 
     def giving(self, shapes: Sequence[tuple[int, ...]]) -> Expecting:
         """The signature of requests whose outputs are expected to have these shapes: one and the same for all
@@ -186,9 +247,9 @@ class Signature:
             _keep(self._expecting, key, found)
         return found
 
-    def foreseen(self, inputs: Sequence[Tensor], rows: int) -> list[tuple[int, ...]] | None:
-        """The shapes of the outputs, as they were for inputs like these; None: not known, or they vary."""
-        found = self._learned.get(self._shapes_key(inputs, rows)) if self._learned else None
+    def foreseen(self, shapes: Sequence[Sequence[int] | None], rows: int) -> list[tuple[int, ...]] | None:
+        """The shapes of the outputs, as they were for inputs of these; None: not known, or they vary."""
+        found = self._learned.get(self._shapes_key(shapes, rows)) if self._learned else None
         if found is None or found[1] >= MISSES_MAX or (self.batchable and rows > self._max_batch):
             return None
         return [
@@ -196,19 +257,18 @@ class Signature:
             for tail, axis in zip(found[0], self.output_axes, strict=True)
         ]
 
-    def _shapes_key(self, inputs: Sequence[Tensor], rows: int) -> Any:
+    def _shapes_key(self, shapes: Sequence[Sequence[int] | None], rows: int) -> Any:
         return bool(rows), tuple(
-            without(tensor.shape, want.axis if rows else -1)
-            for tensor, want in zip(inputs, self.inputs, strict=True)
+            None if shape is None else without(shape, want.axis if rows else -1)
+            for shape, want in zip(shapes, self.inputs, strict=True)
         )
 
     def _pairs(self, inputs: Any) -> list[tuple[_Input, Any]]:
-        names = [entry.spec.name for entry in self.inputs]
-        if inputs is None and not any(not entry.spec.optional for entry in self.inputs):
+        names = [name for name, _ in self._named]
+        if inputs is None and not self._needed:
             inputs = {}
         if isinstance(inputs, Mapping):
-            needed = {entry.spec.name for entry in self.inputs if not entry.spec.optional}
-            if not needed <= set(inputs) <= set(names):
+            if not self._needed <= inputs.keys() <= self._names:
                 raise InvalidRequest(
                     f"{self.name!r} has {_list('input', names)}; the request has {_list('input', inputs)}"
                 )
@@ -290,6 +350,7 @@ class Expecting(Signature):
         self._base = base
         self._shapes = list(shapes)
         self.output_tails = [()] * len(shapes)  # known
+        self._kinds = {}
 
     def doubt(self) -> None:
         self._base.doubt()
