@@ -1,8 +1,8 @@
 """`map`: a window of requests under way on one line, results in order.
 
 No futures and no thread: the caller's own thread fills the window, waits, and hands results out. Places that
-have come free are filled together, so that requests leave as one message; at most half of the window does,
-so that a worker has something to do while the others are made. `Window` is pure; the simulator drives it, too.
+have come free are filled together, so that requests leave as one message; at most half of the window does, so
+that a worker has something to do while the others are made. `Window` is pure; the simulator drives it, too.
 """
 
 from __future__ import annotations

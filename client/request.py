@@ -49,8 +49,8 @@ class Request:
 
     __slots__ = (
         "arrays", "began_ns", "due_ns", "expect", "frames", "given", "inputs", "is_patient", "is_question",
-        "is_sent", "kind", "layout", "lost", "lost_ns", "message", "model", "outcome", "outputs", "priority", "rows",
-        "sent_ns", "signature", "span", "stream", "traceparent", "until_ns", "waiter", "want",
+        "is_sent", "kind", "layout", "lost", "lost_ns", "message", "model", "outcome", "outputs", "priority",
+        "rows", "sent_ns", "signature", "span", "stream", "traceparent", "until_ns", "waiter", "want",
     )  # fmt: skip
 
     def __init__(
