@@ -26,7 +26,7 @@ CLAIM_FLAT_MAX = 8  # nor, so many times cheaper: a batch may be kept for 20 tim
 # Two batches instead of one: what the second costs beside its run, and how much longer both may take.
 OWN_COST_NS = 100_000
 HALVES_SHARE = 1.15
-HALVED_ROW_NS_MAX = 250_000  # where a row takes longer, what clients do between two requests counts for little
+HALVED_ROW_NS_MAX = 250_000  # beside a longer one, what clients do between two requests counts for little
 TRIED_AFTER = 16  # batches that were not halved for a measurement's sake; then it is taken anew
 TRIED_AFTER_MAX = 1024  # twice as many each time, if it was right
 
@@ -194,7 +194,7 @@ class TimeModel:
         return half
 
     def _is_half_worth_trying(self, half: int, evenly_ns: float, half_ns_max: float) -> bool:
-        """Against what was measured, now and then: where time that grows evenly with the rows would allow it."""
+        """Now and then, against what was measured: if time that grows evenly with the rows would allow it."""
         if evenly_ns > half_ns_max or not self._measured:
             return False
         self._unhalved += 1
