@@ -50,6 +50,7 @@ from .serving import Batch, Worker
 from .sharing import key_of
 
 ENDED_MAX = 128  # requests that expire in one turn, and as many of clients that are gone: some 10 us each
+LARGE_BYTES = 1 << 16  # requests that are worth a look at where they lie
 _CODES = frozenset(map(int, Code))
 
 
@@ -411,6 +412,8 @@ class Core:
             parts = self._timely(lane, parts, now_ns)
             if not parts:
                 return  # the next turn comes at once
+        if len(parts) > 1 and parts[0].request.nbytes >= LARGE_BYTES:
+            parts.sort(key=_place)  # neighbours in memory are run there, and not copied together
         rows = 0
         for part in parts:
             taken = part.stop - part.start
@@ -547,3 +550,10 @@ class Core:
         for half in (live[middle:], live[:middle]):
             if half:
                 lane.retry(half)
+
+
+def _place(part: Part) -> tuple[int, int, int]:
+    """Where a part begins, by its first input."""
+    request = part.request
+    offsets = request.offsets
+    return request.arena, offsets[0] if offsets else 0, part.start

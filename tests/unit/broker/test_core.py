@@ -51,6 +51,19 @@ def test_a_batch_is_filled_up_to_the_maximum_in_order_of_arrival(world: World) -
     assert batch.rows == 4
 
 
+@pytest.mark.parametrize(("large_bytes", "order"), [(1, [1, 2, 3]), (1 << 16, [3, 1, 2])])
+def test_large_neighbours_in_memory_are_neighbours_in_a_batch(
+    world: World, monkeypatch: pytest.MonkeyPatch, large_bytes: int, order: list[int]
+) -> None:
+    monkeypatch.setattr("batchyard.broker.core.LARGE_BYTES", large_bytes)
+    for number in (3, 1, 2):
+        world.submit(1, number)
+    (batch,) = world.turn()
+    assert numbers(batch) == order
+    world.done(1, batch)
+    assert world.outcomes(1) == dict.fromkeys(order, "ok")
+
+
 def test_two_idle_workers_share_what_waits_before_one_is_given_more() -> None:
     world = World()
     world.client(1)
