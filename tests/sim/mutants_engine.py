@@ -8,6 +8,7 @@ REQUEST = "client/request.py"
 RESUBMIT = "client/resubmit.py"
 MEMORY = "client/memory.py"
 MAP = "client/map.py"
+SIGNATURE = "client/signature.py"
 ROOM = "client/room.py"
 OUTBOX = "client/outbox.py"
 ARRIVALS = "broker/arrivals.py"
@@ -101,7 +102,11 @@ ENGINE = [
     ("what was learned of a model is forgotten with each question", EIN, "not known[model].still_holds(message.models[0])", "True"),
     ("what was learned of a model outlives it", EIN, "not known[model].still_holds(message.models[0])", "False"),
     # ---- map
-    ("a map asks for the next input while the last one waits", MAP, "        if under_way and not _is_placed(under_way[-1]):\n            return\n", ""),
+    ("a map asks for the next input while the last one waits", MAP, "if self.refill_at < 0 or (under_way and not _is_placed(under_way[-1])):", "if self.refill_at < 0:"),
+    ("all of a window leaves at once", MAP, "min(-(-self._size // SEND_SHARE), self._size - len(under_way))", "self._size - len(under_way)"),
+    # ---- kinds of requests
+    ("requests of other shapes are taken for the first's kind", SIGNATURE, "self._kinds.get((inputs.shape,))", "next(iter(self._kinds.values()), None)"),
+    ("what is learned does not reach known kinds", SIGNATURE, "            self._learned[key] = learned\n            self._kinds.clear()\n", "            self._learned[key] = learned\n"),
     ("a map hands out results in another order", MAP, "self.under_way.popleft().take()", "(self.under_way.popleft() if len(self.under_way) < 2 or self.under_way[1].outcome is None else self.under_way.pop()).take()"),
     ("a map asks in another place", MAP, "            under_way.append(request)\n", "            under_way.insert(len(under_way) // 2, request)\n"),
     ("a map's input that had no room is lost", MAP, "                if request.outcome is not None:\n                    self.refill_at = -1  # the first error ends it\n", "                if request.outcome is None:\n                    under_way.pop()\n"),
