@@ -14,7 +14,7 @@ import pytest
 from batchyard import serve
 from batchyard.client import Yard
 from batchyard.tests.campaigns.reliability.hour import MANY
-from batchyard.tests.campaigns.reliability.hour_life import MODEL, STREAMED
+from batchyard.tests.campaigns.reliability.hour_verbs import MODEL, STREAMED
 from batchyard.tests.campaigns.reliability.patience import written
 
 from .signals_program import MORE_MAX

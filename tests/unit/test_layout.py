@@ -218,6 +218,26 @@ def test_the_ban_leaves_alone_what_only_looks_like_it() -> None:
     assert banned(Path("broker/core.py"), ast.parse(innocent)) == []
 
 
+def sleeps(path: Path, code: ast.Module) -> list[str]:
+    """Where a test waits for time to pass. `asyncio.sleep(0)` lets the others run, and waits for none."""
+    calls = [node for node in ast.walk(code) if isinstance(node, ast.Call)]
+    return [
+        f"{path}:{call.lineno}: {ast.unparse(call)}"
+        for call in calls
+        if dotted(call.func).endswith("sleep") and ast.unparse(call) != "asyncio.sleep(0)"
+    ]
+
+
+def test_unit_tests_and_the_simulator_never_sleep() -> None:
+    files = [path for folder in ("unit", "sim") for path in (ROOT / "tests" / folder).rglob("*.py")]
+    assert [wrong for path in files for wrong in sleeps(path.relative_to(ROOT), tree(path))] == []
+
+
+@pytest.mark.parametrize("line", ["time.sleep(0)", "sleep(0.1)", "asyncio.sleep(0.1)"])
+def test_the_search_for_sleeps_itself_sees_what_it_must(line: str) -> None:
+    assert len(sleeps(Path("tests/unit/test_core.py"), ast.parse(line))) == 1
+
+
 def test_the_run_script_needs_nothing_but_python() -> None:
     tops = {name.split(".")[0] for name in imported(Path("run"), tree(Path("run")))}
     assert tops <= sys.stdlib_module_names

@@ -120,31 +120,34 @@ def test_a_package_index_that_is_out_of_reach_is_told_from_a_package_that_is_bro
         assert f"run: could not install x{why}" in capsys.readouterr().err
 
 
-def test_every_test_is_in_one_of_the_two_runs_that_are_made_at_one_time(run: ModuleType) -> None:
+def test_every_test_is_in_one_of_the_parts_that_run_at_one_time(run: ModuleType) -> None:
     files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py")]
+    left_out = [
+        [word.partition("=")[2] for word in command if word.startswith("--ignore-glob=")]
+        for command in run.parts([])
+    ]
 
-    def is_run(name: str, left_out: tuple[str, ...]) -> bool:
-        folders = [str(folder) for folder in Path(name).parents]
-        return not any(fnmatch(path, pattern) for path in (name, *folders) for pattern in left_out)
+    def is_run(name: str, patterns: list[str]) -> bool:
+        paths = [name, *(str(folder) for folder in Path(name).parents)]
+        return not any(fnmatch(path, pattern) for path in paths for pattern in patterns)
 
-    assert [name for name in files if sum(is_run(name, left_out) for left_out in run.LEFT_OUT) != 1] == []
+    assert [name for name in files if sum(is_run(name, patterns) for patterns in left_out) != 1] == []
 
 
 @pytest.mark.parametrize(
-    ("statuses", "status"),
-    [((0, 0), 0), ((1, 0), 1), ((0, 1), 1), ((5, 0), 0), ((0, 5), 0), ((5, 5), 5), ((1, 5), 1)],
+    ("in_front", "beside", "status"),
+    [(0, 0, 0), (0, 1, 1), (1, 0, 1), (0, 5, 0), (5, 0, 0), (5, 5, 5), (5, 1, 1)],
 )
-def test_either_run_of_the_tests_can_fail_it_and_one_may_have_nothing_to_do(
-    statuses: tuple[int, int], status: int, run: ModuleType, monkeypatch: pytest.MonkeyPatch
+def test_any_part_of_the_tests_can_fail_it_and_some_may_have_nothing_to_do(
+    in_front: int, beside: int, status: int, run: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beside, in_front = statuses
     made: list[list[str]] = []
 
     def played(command: list[str], **options: Any) -> Any:
         made.append(command)
         return subprocess.CompletedProcess(command, in_front if "pytest" in command else 0)
 
-    class Beside:
+    class Process:
         def __init__(self, command: list[str], **options: Any) -> None:
             made.append(command)
 
@@ -159,10 +162,10 @@ def test_either_run_of_the_tests_can_fail_it_and_one_may_have_nothing_to_do(
     monkeypatch.delenv(run.AGAIN_VARIABLE, raising=False)
     monkeypatch.setattr(run, "link_for_mypy", lambda: None)
     monkeypatch.setattr(run.subprocess, "run", played)
-    monkeypatch.setattr(run.subprocess, "Popen", Beside)
+    monkeypatch.setattr(run.subprocess, "Popen", Process)
     monkeypatch.setattr(run.sys, "stdout", io.TextIOWrapper(io.BytesIO()))
     assert run.test(["-k", "x"]) == status
-    assert sum("pytest" in command for command in made) == 2
+    assert sum("pytest" in command for command in made) == len(run.PARTS)
     made.clear()
     run.test(["tests/unit/test_run.py"])
     assert sum("pytest" in command for command in made) == 1

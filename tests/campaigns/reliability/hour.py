@@ -27,7 +27,9 @@ from batchyard.tools.processes import descendants
 
 from . import proc
 from .campaign import Campaign, Say, demand
-from .hour_life import KINDS, LATE_NS, STREAMED, STREAMED_ANSWERS
+from .hour_judge import LATE_NS
+from .hour_life import KINDS
+from .hour_verbs import STREAMED, STREAMED_ANSWERS
 from .patience import MODEL, written
 from .verdict import Figure, outcomes
 

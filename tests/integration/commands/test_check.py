@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,9 +45,17 @@ def save(
     return file
 
 
-def run(*words: Any, cwd: Path | None = None) -> Any:
+def run_alone(*words: Any, cwd: Path) -> Any:
     command = [*BATCHYARD, "check", *map(str, words), "--seconds", "1"]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+def run(*words: Any) -> Any:
+    """The same in this process, which has imported what it needs."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main.main(["check", *map(str, words), "--seconds", "1"])
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def checked(*words: Any) -> Any:
@@ -62,7 +73,7 @@ def linear(folder: Path, name: str = "linear.onnx") -> Path:
 
 def test_a_model_is_described_measured_and_has_a_table_to_paste(tmp_path: Path) -> None:
     file = linear(tmp_path)
-    done = run(file)
+    done = run_alone(file, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")  # no progress off a terminal, no lines of the runtime's
     for said in (
         "linear.onnx: can be served",
@@ -83,14 +94,14 @@ def test_a_model_is_described_measured_and_has_a_table_to_paste(tmp_path: Path) 
 
 def test_what_is_written_can_be_served(tmp_path: Path) -> None:
     linear(tmp_path)
-    done = run("linear.onnx", "--write", cwd=tmp_path)
+    done = run_alone("linear.onnx", "--write", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"added to {tmp_path / 'batchyard.toml'}" in done.stdout
-    again = run("linear.onnx", "--write", cwd=tmp_path)
+    again = run_alone("linear.onnx", "--write", cwd=tmp_path)
     assert again.returncode == 1
     assert again.stderr.count("\n") == 1
     assert "has a [models.linear] already" in again.stderr
-    assert run("linear.onnx", "--write", "--name", "other", cwd=tmp_path).returncode == 0
+    assert run_alone("linear.onnx", "--write", "--name", "other", cwd=tmp_path).returncode == 0
     listed = subprocess.run(
         [sys.executable, "-c", "import sys, pathlib; from batchyard.broker import config; "
          "print(*config.read(pathlib.Path('batchyard.toml')).models)"],

@@ -58,6 +58,7 @@ class Up:
         give_up_s = time.monotonic() + PATIENCE_S
         while self.is_ready():
             assert time.monotonic() < give_up_s
+            time.sleep(0.01)
 
     def is_ready(self) -> bool:
         return self.gateway.ask("GET", "/v2/health/ready")[0] == 200
@@ -67,6 +68,7 @@ def until_it_runs(url: str) -> None:
     give_up_s = time.monotonic() + PATIENCE_S
     while not Operator(url).snapshot()["batches_lent"]:
         assert time.monotonic() < give_up_s
+        time.sleep(0.01)
 
 
 def grpc_health(served: Gateway) -> Iterator[int]:
@@ -157,6 +159,7 @@ def test_nobody_who_looks_at_readiness_first_is_refused(up: Callable[..., Up]) -
             assert status == 200
             looks += not ready
             was_ready = ready
+            time.sleep(0.01)
         assert not was_ready, "it was refused before anybody could know"
         assert looks > 0
         (yard.folder / "go").touch()
@@ -174,6 +177,7 @@ def test_a_gateway_that_is_stopped_alone_gives_notice_too(tmp_path: Path, tools:
         give_up_s = time.monotonic() + PATIENCE_S
         while served.ask("GET", "/v2/health/ready")[0] == 200:
             assert time.monotonic() < give_up_s
+            time.sleep(0.01)
         assert served.ask("GET", "/v2/models/slow/ready")[0] == 503
         assert served.ask("POST", "/predict", {"data": [0]})[0] == 200
         with yard.client() as client:

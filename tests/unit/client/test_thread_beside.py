@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -51,25 +51,43 @@ def sessions() -> Any:
     return found
 
 
+class Sleeps:
+    """Tells when an I/O thread goes to sleep. `until` looks first: the thread may sleep already, and its next
+    sleep be a minute away."""
+
+    def __init__(self, io: IoThread) -> None:
+        self.io = io
+        self._begins = threading.Condition()
+        self._wait = io._watch.wait
+        io._watch.wait = self._tell  # type: ignore[method-assign]
+
+    def _tell(self, timeout_ms: int) -> int:
+        with self._begins:
+            self._begins.notify_all()
+        return self._wait(timeout_ms)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        with self._begins:
+            assert self._begins.wait_for(condition, SOON_S)
+
+
 @pytest.fixture
-def io(sessions: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[IoThread]:
+def sleeps(sessions: Any) -> Sleeps:
+    return Sleeps(IoThread(sessions))
+
+
+@pytest.fixture
+def io(sleeps: Sleeps, sessions: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[IoThread]:
     monkeypatch.setattr(thread, "IN_A_ROW_NS", 0)
-    io = IoThread(sessions)
+    io = sleeps.io
     io.start()
     first = submit(io)
     connection = sessions.connection(0)
     connection.say(m.Failed(connection.wait_for(m.Submit).request, 8, "no"))
     assert isinstance(first.exception(SOON_S), ModelFailed)
-    until_it_sleeps(io)
+    sleeps.until(lambda: io._lent)
     yield io
     io.close_by(time.monotonic() + SOON_S)
-
-
-def until_it_sleeps(io: IoThread) -> None:
-    give_up_s = time.monotonic() + SOON_S
-    while not io._lent:
-        assert time.monotonic() < give_up_s
-        time.sleep(0)
 
 
 def asked(connection: FakeConnection) -> list[int]:
@@ -122,11 +140,13 @@ def test_where_the_broker_does_not_read_it_is_the_threads(io: IoThread, sessions
     failed(future, connection, connection.wait_for(m.Submit, 2).request)
 
 
-def test_a_signals_exception_there_costs_the_connection_and_no_request(io: IoThread, sessions: Any) -> None:
+def test_a_signals_exception_there_costs_the_connection_and_no_request(
+    io: IoThread, sleeps: Sleeps, sessions: Any
+) -> None:
     connection = sessions.connections[0]
     beside = Beside(connection)
     first = submit(io)
-    until_it_sleeps(io)
+    sleeps.until(lambda: io._lent)
     beside.raises = Interrupt()
     with pytest.raises(Interrupt):
         submit(io)
@@ -136,12 +156,9 @@ def test_a_signals_exception_there_costs_the_connection_and_no_request(io: IoThr
     assert connection.closed
 
 
-def test_the_thread_looks_up_in_time(io: IoThread, sessions: Any) -> None:
+def test_the_thread_looks_up_in_time(io: IoThread, sleeps: Sleeps, sessions: Any) -> None:
     Beside(sessions.connections[0])
     assert io._looks_up_ns > time.monotonic_ns() + 60_000_000_000  # it had nothing to look up for
     future = submit(io, 30.0)
-    give_up_s = time.monotonic() + SOON_S
-    while io._looks_up_ns > time.monotonic_ns() + 30_000_000_000:
-        assert time.monotonic() < give_up_s
-        time.sleep(0)
+    sleeps.until(lambda: io._looks_up_ns <= time.monotonic_ns() + 30_000_000_000)
     assert not future.done()

@@ -30,6 +30,7 @@ class Client:
 
     def __init__(self) -> None:
         self.running: list[tuple[np.ndarray[Any, Any], asyncio.Future[None]]] = []
+        self.runs = asyncio.Event()  # set with each request that gets room
         self.held = 0  # rows of what has ended, which a worker may still touch
         self.cancelled: list[float] = []
 
@@ -47,6 +48,7 @@ class Client:
             raise ArenaExhausted("no room")
         entry = rows, asyncio.get_running_loop().create_future()
         self.running.append(entry)
+        self.runs.set()
         try:
             await entry[1]
         except asyncio.CancelledError:
@@ -133,8 +135,8 @@ def test_a_job_waits_for_room_that_a_worker_still_holds(monkeypatch: pytest.Monk
         await settle()
         assert queue.status(second) is JobStatus.PENDING, "nothing runs, but something will be released"
         client.held = 0
-        while not client.running:
-            await asyncio.sleep(0)
+        client.runs.clear()
+        await client.runs.wait()
         assert queue.status(second) is JobStatus.RUNNING
 
     play(test)

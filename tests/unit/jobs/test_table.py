@@ -74,14 +74,21 @@ def test_the_oldest_result_makes_room_and_its_job_stays() -> None:
 
 
 def test_ends_are_forgotten_though_nobody_asks_while_the_table_is_open() -> None:
+    class Watched(Table[Job[str]]):
+        def forget(self, job: Job[str]) -> None:
+            super().forget(job)
+            if not self.ended:
+                is_empty.set()
+
+    is_empty = asyncio.Event()
+
     async def main() -> None:
-        table: Table[Job[str]] = Table(0.01)
+        table = Watched(0.01)
         table.open()
         for _ in range(2):
             table.end(table.begin(Job()), JobStatus.FAILED)
         async with asyncio.timeout(20):
-            while table.ended:
-                await asyncio.sleep(0.001)
+            await is_empty.wait()
         table.close()
 
     asyncio.run(main())

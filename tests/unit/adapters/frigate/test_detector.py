@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import zmq
+import zmq.asyncio
 from batchyard.adapters.frigate.detector import UNDER_WAY_MAX, Detector
 from batchyard.adapters.frigate.endpoint import bind
 from batchyard.adapters.frigate.uploads import Uploads
@@ -25,6 +26,7 @@ class Yard:
 
     def __init__(self) -> None:
         self.waiting: list[Callable[[Any], None]] = []
+        self._begun = asyncio.Event()  # set with each frame
         self.seen: list[Any] = []
         self.is_known = True
 
@@ -40,6 +42,13 @@ class Yard:
     def start(self, model: str, inputs: Any, done: Callable[[Any], None], *, deadline: float, timeout: float) -> None:
         self.seen.append(inputs["images"])
         self.waiting.append(done)
+        self._begun.set()
+
+    async def until(self, frames: int) -> None:
+        """Until so many frames wait."""
+        while len(self.waiting) != frames:
+            self._begun.clear()
+            await self._begun.wait()
 
 
 def detecting(folder: Path, scene: Callable[[Yard, Any], Awaitable[None]]) -> None:
@@ -50,7 +59,7 @@ def detecting(folder: Path, scene: Callable[[Yard, Any], Awaitable[None]]) -> No
         detector = Detector(yard, "yolo", "", 1.0, "yolo.onnx", Uploads(folder, []), None)  # type: ignore[arg-type]
         with zmq.Context() as context, bind(context, "inproc://detector") as socket:
             serving = asyncio.ensure_future(detector.serve(socket))
-            with context.socket(zmq.DEALER) as camera:
+            with zmq.asyncio.Context.shadow(context).socket(zmq.DEALER) as camera:
                 camera.linger = 0
                 camera.connect("inproc://detector")
                 await asyncio.wait_for(scene(yard, camera), 30)
@@ -65,15 +74,8 @@ def ask(camera: Any, head: bytes = HEAD, content: Any = PIXELS) -> None:
 
 
 async def answer(camera: Any) -> tuple[dict[str, Any], Any]:
-    while not camera.poll(0):
-        await asyncio.sleep(0)
-    _, head, rows = camera.recv_multipart()
+    _, head, rows = await camera.recv_multipart()
     return json.loads(head), np.frombuffer(rows, np.float32).reshape(20, 6)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0)
 
 
 def reply(score: float) -> Reply:
@@ -86,7 +88,7 @@ def test_answers_go_out_as_runs_end_in_whatever_order(tmp_path: Path) -> None:
     async def scene(yard: Yard, camera: Any) -> None:
         for shade in (1, 2):
             ask(camera, content=PIXELS + np.uint8(shade))
-        await until(lambda: len(yard.waiting) == 2)
+        await yard.until(2)
         assert [(frame.dtype, frame.max()) for frame in yard.seen] == [(np.float32, 1), (np.float32, 2)]
         yard.waiting[1](reply(0.75))
         head, rows = await answer(camera)
@@ -104,7 +106,7 @@ def test_answers_go_out_as_runs_end_in_whatever_order(tmp_path: Path) -> None:
 def test_outputs_that_no_rule_of_the_kind_foresees_are_answered_with_a_sentence(tmp_path: Path) -> None:
     async def scene(yard: Yard, camera: Any) -> None:
         ask(camera)
-        await until(lambda: len(yard.waiting) == 1)
+        await yard.until(1)
         few = reply(0.5)
         few.arrays[0] = few.arrays[0][:, :4]
         yard.waiting[0](few)
@@ -118,7 +120,7 @@ def test_outputs_that_no_rule_of_the_kind_foresees_are_answered_with_a_sentence(
 def test_more_frames_than_may_be_under_way_are_refused_until_some_have_ended(tmp_path: Path) -> None:
     async def scene(yard: Yard, camera: Any) -> None:
         ask(camera)
-        await until(lambda: len(yard.waiting) == 1)
+        await yard.until(1)
         for _ in range(UNDER_WAY_MAX):
             ask(camera)
         head, _ = await answer(camera)
@@ -127,7 +129,7 @@ def test_more_frames_than_may_be_under_way_are_refused_until_some_have_ended(tmp
         yard.waiting.pop()(reply(0.5))
         await answer(camera)
         ask(camera)
-        await until(lambda: len(yard.waiting) == UNDER_WAY_MAX)
+        await yard.until(UNDER_WAY_MAX)
 
     detecting(tmp_path, scene)
 
@@ -139,7 +141,7 @@ def test_a_frame_of_a_model_that_is_not_there_is_refused_and_the_next_one_tried(
         assert (await answer(camera))[0]["error"] == "no such model"
         yard.is_known = True
         ask(camera)
-        await until(lambda: len(yard.waiting) == 1)
+        await yard.until(1)
 
     detecting(tmp_path, scene)
 
@@ -154,6 +156,6 @@ def test_a_mistake_and_what_is_no_req_socket_disturb_no_frame(tmp_path: Path) ->
         errors = [(await answer(camera))[0]["error"] for _ in range(2)]
         assert "not the JSON" in errors[0]
         assert "has 192 bytes, and 168 came" in errors[1]
-        await until(lambda: len(yard.waiting) == 1)
+        await yard.until(1)
 
     detecting(tmp_path, scene)
