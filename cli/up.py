@@ -207,7 +207,8 @@ def said_of(model: ModelInfo, workers: int) -> str:
 def said_of_gateway(options: argparse.Namespace) -> str:
     host = f"[{options.host}]" if ":" in options.host else options.host
     grpc = options.port + 1 if options.grpc_port is None else options.grpc_port
-    return f"HTTP at http://{host}:{options.port}" + (f", gRPC at port {grpc}" if grpc else "")
+    http = "http" if options.tls_cert is None else "https"
+    return f"HTTP at {http}://{host}:{options.port}" + (f", gRPC at port {grpc}" if grpc else "")
 
 
 def _broker_answers(yard: Yard, stop: Flag) -> bool:

@@ -30,6 +30,7 @@ CONNECTIONS_PER_REQUEST = 2  # of HTTP and of gRPC each, for every request that 
 GRPC_IDLE_MS = 300_000  # a connection without calls is closed then; clients open it again
 CANCEL_S = STOP_S  # what has no answer by then is answered with CANCELLED
 GRACE_S = CANCEL_S + 1  # for requests that are under way at the end: uvicorn's own end is a bare 500
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; uvicorn's own choice has none that Envoy takes
 MIB = 1 << 20
 
 
@@ -125,6 +126,9 @@ async def _serve(options: argparse.Namespace, token: str | None) -> None:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(GRACE_S),
         ws="none",
+        ssl_certfile=options.tls_cert,
+        ssl_keyfile=options.tls_key,
+        ssl_ciphers=CIPHERS,
     )
     server = uvicorn.Server(config)
 
@@ -161,7 +165,8 @@ async def _serve(options: argparse.Namespace, token: str | None) -> None:
             if options.lifeline:
                 lifeline.hold(end)
             port = listening.getsockname()[1]
-            log.info("serving at http://%s:%d", options.host, port)
+            scheme = "http" if options.tls_cert is None else "https"
+            log.info("serving at %s://%s:%d", scheme, options.host, port)
             try:
                 await server.serve([listening])
             finally:
@@ -198,7 +203,11 @@ async def _start_grpc(
     host = f"[{options.host}]" if ":" in options.host else options.host
     port = options.port + 1 if options.grpc_port is None else options.grpc_port
     try:
-        server.add_insecure_port(f"{host}:{port}")
+        if options.tls_cert is None:
+            server.add_insecure_port(f"{host}:{port}")
+        else:
+            pair = options.tls_key.read_bytes(), options.tls_cert.read_bytes()
+            server.add_secure_port(f"{host}:{port}", grpc.ssl_server_credentials([pair]))
     except RuntimeError:
         raise OSError(f"cannot listen at {host}:{port} for gRPC; --grpc-port 0 leaves it out") from None
     await server.start()

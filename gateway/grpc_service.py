@@ -27,7 +27,6 @@ from .grpc_questions import Questions
 from .http_guard import GONE
 from .inference import (
     RECEIPT,
-    TIMEOUT_MAX_S,
     Answered,
     Asked,
     answers,
@@ -117,8 +116,7 @@ class Service:
         return CLASSES["ServerLiveResponse"](live=True)
 
     async def _infer(self, message: Any, context: Context) -> Any:
-        left_s = context.time_remaining()
-        asked = await self._asked(message, context, TIMEOUT_MAX_S if left_s is None else left_s)
+        asked = await self._asked(message, context)
         response = await self._run(asked, message.id)
         if told := await load.header(self._rooms.yard, _metadata(context, load.FORMAT)):
             context.set_trailing_metadata(tuple(told.items()))
@@ -133,7 +131,7 @@ class Service:
                 with self._parsed("ModelInferRequest", raw) as message:
                     # Its id is how the client knows what has failed.
                     empty = CLASSES["ModelInferResponse"](id=message.id, model_name=message.model_name)
-                    asked = await self._asked(message, context, TIMEOUT_MAX_S)
+                    asked = await self._asked(message, context)
                     if asked.info.streams:
                         wants_end = message.parameters[ENABLE_END].bool_param
                         async with aclosing(answers(self._rooms.yard, asked, self._rooms.regions)) as several:
@@ -153,7 +151,7 @@ class Service:
     async def _run(self, asked: Asked, request_id: str) -> Any:
         return _response(await run(self._rooms.yard, asked, self._rooms.regions), request_id)
 
-    async def _asked(self, message: Any, context: Context, left_s: float) -> Asked:
+    async def _asked(self, message: Any, context: Context) -> Asked:
         rooms = self._rooms
         info = await model_of(rooms.yard, message.model_name, message.model_version)
         parameters = _parameters(message.parameters)
@@ -163,9 +161,11 @@ class Service:
             for output in message.outputs
         ]
         inputs = await self._inputs(info, message)
-        timeout_s = max(0.001, min(timeout_s, left_s))
         traceparent, receipt = _metadata(context, "traceparent"), parameters.get(RECEIPT) is True
-        return Asked(info, inputs, priority, timeout_s, wanted or None, traceparent, receipt)
+        asked = Asked(info, inputs, priority, timeout_s, wanted or None, traceparent, receipt)
+        if (left_s := context.time_remaining()) is not None:  # of a stream: for all of its requests
+            asked.end_by(time.monotonic() + left_s)
+        return asked
 
     async def _inputs(self, info: ModelInfo, message: Any) -> dict[str, Array]:
         """Raises Refusal."""

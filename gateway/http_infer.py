@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from .. import ModelInfo
-from ..client.remote.calls import bytes_of
+from ..client.remote.calls import LEFT_HEADER, bytes_of
 from . import load
 from .datatypes import RANK_MAX, Array, check_count, from_bytes, from_json, is_finite, to_json
 from .errors import Refusal, invalid, refusal_of
@@ -38,6 +38,7 @@ from .inference import (
     options_of,
     place_of,
     run,
+    until_s_of,
     wanted_of,
 )
 from .rooms import Rooms
@@ -102,6 +103,7 @@ def _request_of(raw: bytes, bytes_max: int) -> tuple[InferRequest, bool]:
 async def infer(request: Request, rooms: Rooms) -> Response:
     """POST v2/models/M/infer, or with a version. Raises Refusal, ClientGone, and the client's errors."""
     limits = rooms.limits
+    until_s = until_s_of(request.headers.get(LEFT_HEADER))
     model, version = request.path_params["model"], request.path_params.get("version", "")
     with Body(request, limits.body_bytes_max, rooms.budget) as body:
         told = request.headers.get(HEADER_LENGTH)
@@ -120,6 +122,7 @@ async def infer(request: Request, rooms: Rooms) -> Response:
                 binary = _Gathered(memoryview(raw)[length:])
         info = await model_of(rooms.yard, model, version)
         ready = await _asked(asked, words, info, binary, rooms)
+        ready.end_by(until_s)
         ready.traceparent = request.headers.get("traceparent")
         if info.streams and EVENTS in request.headers.get("accept", ""):
             several = answers(rooms.yard, ready, rooms.regions)

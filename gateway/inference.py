@@ -6,13 +6,15 @@ here.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .. import ModelInfo, Priority
-from ..client.remote.calls import bytes_of
+from ..client.remote.calls import LEFT_HEADER, bytes_of
 from .classification import classes, labels_of
 from .datatypes import BY_NAME, Array, Datatype, check_shape, datatype_of, from_bytes
 from .described import batches_as_triton
@@ -54,6 +56,10 @@ class Asked:
     outputs: list[Wanted] | None  # None: all of them
     traceparent: str | None = None  # whose trace it belongs to, as W3C writes it
     receipt: bool = False  # whether the answer says where its time went
+
+    def end_by(self, until_s: float) -> None:
+        """Its sender waits no longer than this: what it has waited for until now is part of its time."""
+        self.timeout_s = max(0.001, min(self.timeout_s, until_s - time.monotonic()))
 
 
 @dataclass(slots=True)
@@ -113,6 +119,17 @@ def options_of(parameters: Mapping[str, Any]) -> tuple[int, float]:
         raise invalid(f"timeout is a number of microseconds, not {str(timeout)[:40]!r}")
     timeout_s = min(timeout, TIMEOUT_MAX_S * 1e6) / 1e6 if timeout else TIMEOUT_S
     return priority_of(parameters.get("priority", 0)), timeout_s
+
+
+def until_s_of(header: str | None) -> float:
+    """When a request ends whose sender waits for so many milliseconds from now on, by time.monotonic.
+    Raises Refusal."""
+    if header is None:
+        return math.inf
+    if not header.isdecimal() or not 0 < int(header[:12]) <= DEADLINE_MS_MAX or len(header) > 12:
+        allowed = f"a whole number of milliseconds, 1 to {DEADLINE_MS_MAX:.0f}"
+        raise invalid(f"{LEFT_HEADER} is {allowed}, not {header[:40]!r}")
+    return time.monotonic() + int(header) / 1e3
 
 
 def place_of(parameters: Mapping[str, Any], regions: Regions | None, what: str) -> Place | None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .. import InvalidRequest
 from ..transport.arguments import PORT_MAX, add_process, add_yard, notice, whole
@@ -57,6 +57,9 @@ OPTIONS = (
     Option("port", "port", f"HTTP port (default: ${PORT_VARIABLE}, else {PORT})"),
     Option("grpc_port", "port", "gRPC port (default: the one after --port; 0: no gRPC)"),
     Option("token_file", "file", f"a file with the token (default: ${TOKEN_VARIABLE})", metavar="FILE"),
+    Option("tls_cert", "file", "TLS over HTTP and gRPC: a PEM file with the certificate and its chain",
+           metavar="FILE"),
+    Option("tls_key", "file", "a PEM file with the certificate's key, not encrypted", metavar="FILE"),
     Option("shared_memory", "flag", "let clients on this machine register shared memory", False),
     Option("model_control", "flag", "let clients load and unload models", False),
     Option("arena_mib", "count", "shared memory for tensors in flight, in MiB (%(default)s)", 256),
@@ -152,6 +155,23 @@ def check(options: argparse.Namespace, token: str | None) -> None:
         raise InvalidRequest("--shared-memory is for clients on this machine: only with a loopback --host")
     if options.shared_memory and sys.platform != "linux":
         raise InvalidRequest("--shared-memory is for Linux: it opens clients' memory in /dev/shm")
+    _check_certificate(options.tls_cert, options.tls_key)
+
+
+def _check_certificate(cert: Path | None, key: Path | None) -> None:
+    if (cert is None) != (key is None):
+        raise InvalidRequest("--tls-cert and --tls-key go together: a certificate and its key, in PEM")
+    if cert is None:
+        return
+    import ssl
+
+    for file in (cert, key):
+        cast(Path, file).read_bytes()  # ssl's own error does not name it
+    try:
+        # A password: else ssl asks for it at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
+    except (ssl.SSLError, ValueError) as error:
+        raise InvalidRequest(f"{cert} and {key} are no certificate and its key in PEM: {error}") from None
 
 
 def is_loopback(host: str) -> bool:

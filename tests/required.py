@@ -17,8 +17,8 @@ Found = TypeVar("Found")
 VARIABLE = "BATCHYARD_REQUIRE"
 HOW_TO_GET = {
     "chromium": "apt-get install chromium",
-    "crds": "BATCHYARD_CRDS=FOLDER of the custom resource definitions in KEDA's and Prometheus' operator's releases",
-    "dask": "pip install dask distributed",  # bulk work
+    "crds": "pip install cloudcoil-models-keda cloudcoil-models-prometheus-operator",
+    "dask": "pip install distributed",  # bulk work
     "envoy": "pip install 'batchyard[fleet]'",
     "models": "python3 run test --models",  # real models, as others publish them
     "openvino": "python3 run test --openvino, on Intel's hardware or on Debian after python3 run tools intel",

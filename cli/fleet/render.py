@@ -200,6 +200,8 @@ def _cluster(
         subset = deepcopy(template["subset"])
         subset["typed_extension_config"]["typed_config"]["subset_lb_policy"] = made["load_balancing_policy"]
         made["load_balancing_policy"] = {"policies": [subset]}
+    if not over_grpc:
+        protocol["http_filters"].insert(0, template["deadline_left"])
     if fleet.tokens:
         protocol["http_filters"].insert(0, template["node_token"])
     localities: dict[str, list[Node]] = {}

@@ -22,7 +22,10 @@ from ..reply import Reply
 from ..request import Request
 from ..signature import Array, Signature
 
-TIMEOUT_US_MAX = 3_600_000_000  # a gateway knows no longer one
+LEFT_S_MAX = 3600.0  # a gateway knows no longer one
+# Over HTTP: milliseconds left of the deadline when the request is sent. The parameter `timeout` is in
+# the body, which stays the same when it is sent again.
+LEFT_HEADER = "Batchyard-Timeout-Ms"
 DESCRIBED = "batchyard"  # the parameter of a model's configuration that holds its ModelInfo
 # The protocol's names of what it can carry, by ONNX code.
 NAMES = {
@@ -46,6 +49,11 @@ class Packed:
     body: bytes
     head_nbytes: int = 0
 
+    @property
+    def left_s(self) -> float:
+        """What is left of the deadline now, and never nothing."""
+        return min(max(0.001, (self.until_ns - time.monotonic_ns()) / 1e9), LEFT_S_MAX)
+
 
 @dataclass(slots=True)
 class Call:
@@ -66,7 +74,7 @@ class Call:
         left_us = (self.until_ns - time.monotonic_ns()) // 1000
         return {
             "priority": self.priority + 1,
-            "timeout": min(max(left_us, 1), TIMEOUT_US_MAX),
+            "timeout": min(max(left_us, 1), int(LEFT_S_MAX * 1e6)),
             "receipt": True,
         }
 

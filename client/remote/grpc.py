@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator
 from typing import Any
 from urllib.parse import quote
@@ -75,14 +74,14 @@ class GrpcCarrier:
         return call.packed(b"".join(parts))
 
     async def infer(self, packed: Packed) -> Answer:
-        metadata, left_s = _named(packed.model, packed.traceparent), _left_s(packed)
-        return _answer(memoryview(await self._ask("ModelInfer", packed.body, metadata, left_s)))
+        metadata = _named(packed.model, packed.traceparent)
+        return _answer(memoryview(await self._ask("ModelInfer", packed.body, metadata, packed.left_s)))
 
     async def stream(self, packed: Packed) -> AsyncGenerator[Answer, None]:
         """The answers of a model that gives several."""
         message = packed.body + pb.parameter(4, "triton_enable_empty_final_response", True)
         metadata = (*self._metadata, *_named(packed.model, packed.traceparent))
-        call = self._method(STREAM)(iter([message]), metadata=metadata, timeout=_left_s(packed))
+        call = self._method(STREAM)(iter([message]), metadata=metadata, timeout=packed.left_s)
         try:
             async for raw in call:
                 found = dict(pb.fields(memoryview(raw)))
@@ -130,10 +129,6 @@ def _named(model: str, traceparent: str | None = None) -> tuple[tuple[str, str],
     """The model as a header: gRPC's path does not say it, and a fleet's proxy sees no message."""
     traced = () if traceparent is None else (("traceparent", traceparent),)
     return (MODEL, quote(model, safe="")), *traced
-
-
-def _left_s(packed: Packed) -> float:
-    return min(max(0.001, (packed.until_ns - time.monotonic_ns()) / 1e9), 1e6)
 
 
 def _error(error: Any) -> Exception:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 import warnings
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from importlib import import_module
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +16,7 @@ import msgspec
 
 from ...transport.errors import BatchyardError
 from ...transport.messages import ModelInfo
-from .calls import DESCRIBED, Answer, Call, Packed, array_of, array_of_json, info_of
+from .calls import DESCRIBED, LEFT_HEADER, Answer, Call, Packed, array_of, array_of_json, info_of
 from .failures import Interrupted, Unreachable, error_of
 from .turns import Turns
 
@@ -83,10 +84,8 @@ class HttpCarrier:
 
     async def stream(self, packed: Packed) -> AsyncGenerator[Answer, None]:
         """The answers of a model that gives several, as server-sent events."""
-        asked = _inference(packed)
-        asked["headers"]["Accept"] = EVENTS
         try:
-            async with self._turns.turn(packed.priority), self._http.stream("POST", **asked) as answer:
+            async with self._turns.turn(packed.priority), self._streaming(packed) as answer:
                 if answer.status_code != 200 or not answer.headers["content-type"].startswith(EVENTS):
                     await answer.aread()
                     if answer.status_code != 200:
@@ -102,6 +101,11 @@ class HttpCarrier:
                         yield _event(rest, failed)
         except httpx.HTTPError as error:
             raise _broken(error) from None
+
+    def _streaming(self, packed: Packed) -> AbstractAsyncContextManager[httpx.Response]:
+        asked = _inference(packed)
+        asked["headers"]["Accept"] = EVENTS
+        return self._http.stream("POST", **asked)
 
     async def describe(self, model: str) -> ModelInfo:
         answer = await self._ask("GET", f"/v2/models/{quote(model, safe='')}/config")
@@ -125,7 +129,11 @@ class HttpCarrier:
 
 
 def _inference(packed: Packed) -> dict[str, Any]:
-    headers = {HEADER_LENGTH: str(packed.head_nbytes), "Content-Type": "application/octet-stream"}
+    headers = {
+        HEADER_LENGTH: str(packed.head_nbytes),
+        LEFT_HEADER: str(math.ceil(packed.left_s * 1000)),
+        "Content-Type": "application/octet-stream",
+    }
     if packed.traceparent is not None:
         headers["traceparent"] = packed.traceparent
     path = f"/v2/models/{quote(packed.model, safe='')}/infer"

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ..certificates import certificate
 from .gateways import Gateway, gateway
 
 if sys.platform != "linux":
@@ -221,6 +222,12 @@ def address(request: pytest.FixtureRequest) -> str:
         return str(request.getfixturevalue("yard").url)
     pytest.importorskip("httpx" if way == "http" else "grpc", reason="pip install 'batchyard[fleet]'")
     return f"{way}://{getattr(request.getfixturevalue('served'), way)}"
+
+
+@pytest.fixture(scope="session")
+def pair(run_folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and its key. One for all tests: grpc reads its roots once in a process."""
+    return certificate(run_folder)
 
 
 @pytest.fixture(scope="session")

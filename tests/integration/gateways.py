@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -26,7 +27,10 @@ END_WITHIN_S = 60.0
 class Gateway:
     """Where it is, and a plain HTTP client for it: what a library would mend, these tests want to send."""
 
-    def __init__(self, port: int, process: subprocess.Popen[bytes], token: str | None) -> None:
+    def __init__(
+        self, port: int, process: subprocess.Popen[bytes], token: str | None, ca: Path | None = None
+    ) -> None:
+        self._tls = None if ca is None else ssl.create_default_context(cafile=ca)
         self.port = port
         self.process = process
         self.http = f"127.0.0.1:{port}"
@@ -40,7 +44,11 @@ class Gateway:
         if isinstance(body, dict | list):
             body = json.dumps(body)
             headers = {"Content-Type": "application/json", **(headers or {})}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = (
+            http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+            if self._tls is None
+            else http.client.HTTPSConnection("127.0.0.1", self.port, timeout=30, context=self._tls)
+        )
         try:
             connection.request(method, path, body, {**self.headers, **(headers or {})})
             answer = connection.getresponse()
@@ -61,16 +69,21 @@ class Gateway:
 
 
 @contextmanager
-def starting(url: str, port: int, *arguments: str, token: str | None = None) -> Iterator[Gateway]:
-    """Start it and wait until it answers; it must end in order, and gives no notice unless it is told to."""
+def starting(
+    url: str, port: int, *arguments: str, token: str | None = None, tls: tuple[Path, Path] | None = None
+) -> Iterator[Gateway]:
+    """Start it and wait until it answers; it must end in order, and gives no notice unless it is told to.
+    `tls`: its certificate and key."""
     environment = dict(os.environ)
     if token is not None:
         environment["BATCHYARD_GATEWAY_TOKEN"] = token
     command = [sys.executable, "-m", "batchyard.gateway", "--url", url, "--port", str(port), "-q"]
     command += ["--notice", "0", *arguments]
+    if tls is not None:
+        command += ["--tls-cert", str(tls[0]), "--tls-key", str(tls[1])]
     process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parent)
     try:
-        started = Gateway(port, process, token)
+        started = Gateway(port, process, token, None if tls is None else tls[0])
         until_it_says_yes(started, "live")
         yield started
     finally:
@@ -79,9 +92,9 @@ def starting(url: str, port: int, *arguments: str, token: str | None = None) -> 
 
 
 @contextmanager
-def gateway(url: str, port: int, *arguments: str, token: str | None = None) -> Iterator[Gateway]:
+def gateway(url: str, port: int, *arguments: str, **how: Any) -> Iterator[Gateway]:
     """As `starting`, and wait until the yard is ready."""
-    with starting(url, port, *arguments, token=token) as started:
+    with starting(url, port, *arguments, **how) as started:
         until_it_says_yes(started, "ready")
         yield started
 

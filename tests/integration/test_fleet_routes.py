@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -221,30 +220,17 @@ def test_a_node_that_is_stopped_is_missed_by_nobody_though_nothing_is_repeated(t
 # ---- TLS ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """One for 127.0.0.1 that signs itself: (chain, key)."""
-    chain, key = folder / "chain.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-keyout", str(key), "-out", str(chain), "-days", "2", "-subj", "/CN=fleet"]
-    try:
-        subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("openssl is not installed")
-    return chain, key
-
-
 def test_tls_from_the_client_to_the_node(
-    two: list[Node], certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    two: list[Node], pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice the same Envoy: beside a node it ends TLS for it, in front of all it ends that of clients."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-    monkeypatch.setenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", str(certificate[0]))
+    monkeypatch.setenv("SSL_CERT_FILE", str(pair[0]))
+    monkeypatch.setenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", str(pair[0]))
     with ExitStack() as stack:
         own = fleet_of(two[:1])
-        beside = stack.enter_context(front(own, client_token=TOKEN, certificate=certificate))
-        fleet = Fleet([Address("127.0.0.1", beside.port)], ca=certificate[0])
-        before = stack.enter_context(front(fleet, client_token="the-fleets-own-token", certificate=certificate))
+        beside = stack.enter_context(front(own, client_token=TOKEN, certificate=pair))
+        fleet = Fleet([Address("127.0.0.1", beside.port)], ca=pair[0])
+        before = stack.enter_context(front(fleet, client_token="the-fleets-own-token", certificate=pair))
         for url in (before.http.replace("http", "https"), before.grpc.replace("grpc", "grpcs")):
             with Client(url, token="the-fleets-own-token") as client:
                 client.wait_ready("a")

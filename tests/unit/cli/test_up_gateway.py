@@ -11,6 +11,7 @@ from batchyard.broker.config import ConfigError
 from batchyard.cli.up import _parser
 from batchyard.cli.up_gateway import gateway_of
 from batchyard.gateway.options import OPTIONS, TOKEN_VARIABLE, parser
+from batchyard.tests.certificates import certificate
 from batchyard.transport.errors import InvalidRequest
 
 pytest.importorskip("fastapi", reason="pip install 'batchyard[gateway]'")
@@ -21,6 +22,8 @@ VALUES: dict[str, tuple[list[str], Any, Any]] = {
     "port": (["9001"], 9001, 9001),
     "grpc_port": (["0"], 0, 0),
     "token_file": (["{folder}/token"], "token", Path("{folder}/token")),
+    "tls_cert": (["{folder}/chain-127.0.0.1.pem"], "chain-127.0.0.1.pem", Path("{folder}/chain-127.0.0.1.pem")),
+    "tls_key": (["{folder}/key-127.0.0.1.pem"], "key-127.0.0.1.pem", Path("{folder}/key-127.0.0.1.pem")),
     "shared_memory": ([], True, True),
     "model_control": ([], True, True),
     "arena_mib": (["32"], 32, 32),
@@ -31,6 +34,7 @@ VALUES: dict[str, tuple[list[str], Any, Any]] = {
     "text_model": (["s={folder}/texts"], {"s": "texts"}, [("s", Path("{folder}/texts"))]),
     "job_ttl": (["7"], 7, 7),
 }
+TOGETHER = {"tls_cert", "tls_key"}
 
 
 @pytest.fixture
@@ -58,9 +62,14 @@ def placed(value: Any, folder: Path) -> Any:
 def test_every_option_is_reached_from_up_and_from_the_file(option: Any, folder: Path) -> None:
     line, written, expected = VALUES[option.name]
     flag = "--gateway" if option.name == "port" else option.flag("gateway-")
+    beside: dict[str, Any] = {}
+    if option.name in TOGETHER:
+        certificate(folder)
+        (other,) = TOGETHER - {option.name}
+        beside = {other: VALUES[other][1]}
     for arguments, table in (
-        ([flag, *(part.format(folder=folder) for part in line)], None),
-        ([], {option.toml: written}),
+        ([flag, *(part.format(folder=folder) for part in line)], beside or None),
+        ([], {option.toml: written, **beside}),
     ):
         assert getattr(read(folder, arguments, table), option.name) == placed(expected, folder)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import pytest
 from batchyard import ModelInfo
@@ -10,11 +12,13 @@ from batchyard.gateway.errors import Refusal
 from batchyard.gateway.inference import (
     TIMEOUT_MAX_S,
     TIMEOUT_S,
+    Asked,
     deadline_s_of,
     declared,
     options_of,
     place_of,
     priority_of,
+    until_s_of,
     wanted_of,
 )
 from batchyard.transport.messages import ModelState
@@ -43,6 +47,25 @@ def test_what_is_no_priority_is_refused(given: object) -> None:
 def test_what_is_no_deadline_is_refused(given: object) -> None:
     with pytest.raises(Refusal, match="deadline_ms"):
         deadline_s_of(given)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "1.5", "", "3600001", "9" * 5000, "1e3", " 5"])
+def test_what_is_no_rest_of_a_deadline_is_refused(given: str) -> None:
+    with pytest.raises(Refusal, match="Batchyard-Timeout-Ms is a whole number of milliseconds, 1 to 3600000"):
+        until_s_of(given)
+
+
+def test_the_shorter_of_a_timeout_and_what_its_sender_waits_for_counts() -> None:
+    def asked(header: str | None) -> float:
+        made = Asked(INFO, {}, 2, 5.0, None)
+        made.end_by(until_s_of(header))
+        return made.timeout_s
+
+    assert asked(None) == asked("60000") == 5.0
+    assert 1.0 < asked("2000") <= 2.0
+    made = Asked(INFO, {}, 2, 5.0, None)
+    made.end_by(time.monotonic() - 1)  # it has waited too long already
+    assert 0 < made.timeout_s < 0.01
 
 
 def test_a_timeout_counts_microseconds() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from batchyard.gateway import __main__ as gateway
 from batchyard.gateway import http_page as page
 from batchyard.gateway import options
+from batchyard.tests.certificates import certificate
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,13 @@ from batchyard.gateway import options
         (["--token-file", "SHORT"], "16 or more"),
         (["--token-file", "NONE"], "NONE"),
         (["--host", "0.0.0.0", "--token-file", "GOOD", "--shared-memory"], "loopback"),
+        (["--tls-cert", "GOOD"], "go together"),
+        (["--tls-key", "GOOD"], "go together"),
+        (["--tls-cert", "NONE", "--tls-key", "GOOD"], "NONE"),
+        (["--tls-cert", "GOOD", "--tls-key", "NONE"], "NONE"),
+        (["--tls-cert", "GOOD", "--tls-key", "SHORT"], "no certificate and its key in PEM"),
+        (["--tls-cert", "CHAIN", "--tls-key", "OTHER"], "mismatch"),
+        (["--tls-cert", "CHAIN", "--tls-key", "LOCKED"], "no certificate and its key in PEM"),
     ],
 )
 def test_what_is_not_safe_does_not_start(
@@ -35,6 +44,12 @@ def test_what_is_not_safe_does_not_start(
     monkeypatch.delenv(options.TOKEN_VARIABLE, raising=False)
     (tmp_path / "SHORT").write_text("123\n")
     (tmp_path / "GOOD").write_text("0123456789abcdef\n")
+    if "CHAIN" in arguments:
+        chain, key = certificate(tmp_path)
+        chain.rename(tmp_path / "CHAIN")
+        lock = ["openssl", "pkey", "-in", str(key), "-aes128", "-passout", "pass:secret", "-out", str(tmp_path / "LOCKED")]
+        subprocess.run(lock, check=True)
+        certificate(tmp_path)[1].rename(tmp_path / "OTHER")
     files = [str(tmp_path / one) if one.isupper() else one for one in arguments]
     assert gateway.main(files) == 1
     told = capsys.readouterr().err

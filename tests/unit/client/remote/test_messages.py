@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ import httpx
 from batchyard import BatchyardError
 from batchyard.client.remote import protobuf
 from batchyard.client.remote.calls import Answer, Call, array_of, bytes_of
+from batchyard.client.remote.failures import Interrupted
 from batchyard.client.remote.grpc import GrpcCarrier
 from batchyard.client.remote.grpc import _answer as grpc_answer
 from batchyard.client.remote.http import HttpCarrier
@@ -46,6 +48,32 @@ def test_a_grpc_request_is_protobufs() -> None:
     assert message.parameters["priority"].int64_param == 1
     assert 0 < message.parameters["timeout"].int64_param <= 1_000_000
     assert message.parameters["receipt"].bool_param is True
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_http_request_that_is_sent_again_says_what_is_left_of_its_deadline(several: bool) -> None:
+    """Its body is the same: the deadline would start anew."""
+    heads = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        heads.append(int(head.split("batchyard-timeout-ms: ")[1].split()[0]))
+        writer.close()
+
+    async def main() -> None:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            carrier = HttpCarrier("http://{}:{}".format(*server.sockets[0].getsockname()), None)
+            packed = carrier.pack(call())
+            for left_s in (3000, 1000, -1):
+                packed.until_ns = time.monotonic_ns() + left_s * 10**9
+                with pytest.raises(Interrupted):
+                    await (anext(carrier.stream(packed)) if several else carrier.infer(packed))
+            await carrier.close()
+
+    asyncio.run(main())
+    assert 2_900_000 < heads[0] <= 3_000_000
+    assert 900_000 < heads[1] <= 1_000_000
+    assert heads[2] == 1, "0 would be no deadline to Envoy"
 
 
 def test_an_http_request_is_the_gateways() -> None:
