@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import batchyard
@@ -192,7 +193,7 @@ def test_a_stream_ends_in_time(yard: Any, answers: int) -> None:
             for _ in range(answers):
                 assert (next(stream) == 1).all()
             with stopped(made) as stop:
-                assert ends_meanwhile(lambda: list(stream), stop)
+                assert ends_meanwhile(partial(list, stream), stop)
         check(client)
 
 
