@@ -337,6 +337,10 @@ def _source(model: Table, root: Path | None) -> tuple[str, Path, Function | None
             if only in model.content:
                 model.problems.append(f"{model.at(only)}: an ONNX file says itself what it takes and gives")
         text = file = model.string("file", "the model's file, inside models_root")
+        if file is not None and python_models.is_reference(file):
+            found = shown(file)
+            model.problems.append(f"{model.at('file')}: {found} is Python: write python = {found}")
+            return None
     else:
         key, file = "python", None
         if "file" in model.content:

@@ -49,6 +49,7 @@ examples:
   batchyard infer digits input.npy
 
 `batchyard <verb> --help` shows a verb's arguments and an example."""
+MEANT = {"serve": "up", "start": "up", "run": "up", "ls": "models", "list": "models"}
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -76,8 +77,8 @@ def _main(arguments: list[str]) -> int:
         print(f"batchyard {version('batchyard')}")
         return 0
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean `batchyard {near[0]}`?" if near else f"there is: {', '.join(VERBS)}"
+        near = MEANT.get(verb) or next(iter(difflib.get_close_matches(verb, VERBS, n=1)), "")
+        hint = f"did you mean `batchyard {near}`?" if near else f"there is: {', '.join(VERBS)}"
         return _fail(f"no verb {verb!r}; {hint}", 2)
     return _verb(VERBS[verb][0], arguments[1:])
 

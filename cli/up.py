@@ -56,11 +56,18 @@ NO_CONFIG = """there is no {path}. A yard is told what to serve; the least that 
   max_batch = 32           # rows in one run
 
 Write that, or pass --config FILE. `batchyard demo` needs no file."""
+NO_MODELS = (
+    "{model!r}: `up` serves what a batchyard.toml names, as file = {model!r} in a table [models.NAME]; "
+    "pass that as --config FILE"
+)
 
 
 def main(argv: list[str]) -> int:
     """Return 0 after Ctrl-C or SIGTERM; if the yard cannot start, raises and leaves nothing behind."""
-    options = _parser().parse_args(argv)
+    line = _parser()
+    options = line.parse_args(argv)
+    if options.models:
+        line.error(NO_MODELS.format(model=options.models[0]))
     if not options.config.exists():
         raise InvalidRequest(NO_CONFIG.format(path=options.config))
     config = configuration.read(options.config)
@@ -305,6 +312,7 @@ def _say(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     arguments = parser("up", "Run a yard, a broker and its workers, on this machine until Ctrl-C.", EXAMPLES)
+    arguments.add_argument("models", nargs="*", help=argparse.SUPPRESS)  # which newcomers pass
     arguments.add_argument(
         "-c",
         "--config",

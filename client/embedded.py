@@ -15,6 +15,7 @@ from .operator import plain
 from .yard import Yard, check_count
 
 START_TIMEOUT_S = 60.0
+_MODELS = 'models is a file, a function, or a mapping such as {"name": "file.onnx"}'
 # An ONNX file, or a Python function.
 Source = str | os.PathLike[str] | Callable[..., Any] | python_models.Named
 
@@ -107,12 +108,11 @@ def begin(
 ) -> tuple[Yard, list[str]]:
     """`serve` without the wait: (the yard, its models' names), for `Yard.await_models`."""
     check_count("max_batch", max_batch)
+    if not isinstance(models, Mapping | str | os.PathLike) and not python_models.is_source(models):
+        raise InvalidRequest(f"{_MODELS}, not {shown(models)}")
     named = models if isinstance(models, Mapping) else {_name_of(models): models}
     if not named and models_root is None:
-        raise InvalidRequest(
-            'models is a file, a function, or a mapping such as {"name": "file.onnx"}; none at all only with '
-            "models_root, to be loaded later"
-        )
+        raise InvalidRequest(f"{_MODELS}; none at all only with models_root, to be loaded later")
     arguments = [*_model_arguments(named), "--max-batch", str(max_batch)]
     if models_root is not None:
         arguments += ["--models-root", os.path.abspath(models_root)]

@@ -32,7 +32,12 @@ def plain(given: Any, dtype: Any = None) -> Array:
             return np.from_dlpack(given)
         return np.asarray(given, dtype=dtype if untyped else None)
     except Exception as error:  # exporters raise anything: a tensor on a GPU, one that needs a gradient
-        raise InvalidRequest(f"{type(given).__name__} can't be read as an array: {error}") from None
+        raise InvalidRequest(f"{type(given).__name__} can't be read as an array: {why(error)}") from None
+
+
+def why(error: Exception) -> str:
+    """Why numpy makes no array of something."""
+    return "its lists have different lengths" if "inhomogeneous" in str(error) else str(error)
 
 
 def encode(dtype: int, array: Array) -> Array:

@@ -85,6 +85,8 @@ class InferFuture(Future[Any]):
                 self.set_exception(outcome)  # type: ignore[arg-type]
         except InvalidStateError:
             self.reply = None  # cancelled: its outcome is known already, and its slots are free
+        if request is not None and request.stream is not None:
+            request.stream.bell()  # no done-callback: none is called once the program is ending
 
 
 def _call(fn: Callable[[Future[Any]], object], future: Future[Any]) -> None:

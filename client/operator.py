@@ -63,7 +63,7 @@ class Operator:
         if max_batch is not None and (not isinstance(max_batch, int) or max_batch < 1):
             raise InvalidRequest(f"max_batch is a number of rows, 1 or more, not {shown(max_batch)}")
         run_ns_max = _run_ns_max(run_seconds_max)
-        order = m.LoadModel(name, os.fspath(file), max_batch, run_ns_max, plain(options or {}))
+        order = m.LoadModel(name, _path(file), max_batch, run_ns_max, plain(options or {}))
         return self._ask(order, ModelChanged, timeout)
 
     def swap(
@@ -87,7 +87,7 @@ class Operator:
         check_name(name)
         if tolerance is not None and (not isinstance(tolerance, int | float) or not tolerance >= 0):
             raise InvalidRequest(f"tolerance is a number, 0 or more, not {shown(tolerance)}")
-        path = os.fspath(file) if file is not None else ""
+        path = _path(file) if file is not None else ""
         order = m.SwapModel(name, path, tolerance, _run_ns_max(run_seconds_max), plain(options or {}))
         return self._ask(order, ModelChanged, timeout)
 
@@ -106,6 +106,15 @@ class Operator:
             raise ClientClosed(self._closed)
         check_seconds("timeout", timeout)
         return ask(self.endpoint, self._keys, message, kind, timeout, self._secret)
+
+
+def _path(file: object) -> str:
+    """Raises InvalidRequest for what names no file."""
+    if isinstance(file, str | os.PathLike):
+        path = os.fspath(file)
+        if isinstance(path, str) and path.isprintable():
+            return path
+    raise InvalidRequest(f"file is the path of a file in the yard's models_root, not {shown(file)}")
 
 
 def _run_ns_max(seconds: float | None) -> int | None:

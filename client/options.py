@@ -20,11 +20,10 @@ from ..transport.tensors import nbytes_of
 from . import tracing
 from .engine import GRACE_NS
 from .request import Request
-from .session import Session, check_name
+from .session import SECONDS_MAX, Session, check_name
 from .signature import Array
 
 TIMEOUT_S = 30.0
-SECONDS_MAX = 1e9
 
 _modules = sys.modules
 
@@ -63,7 +62,7 @@ def request_of(
         priority = priority_of(priority)
         deadline_ns = deadline_ns_of(deadline, timeout)
         patience_ns = min(deadline_ns, int(timeout * 1e9))
-    if type(model) is not str or not model:
+    if type(model) is not str or not model or not model.isascii():
         check_name(model)
     now_ns = time.monotonic_ns()
     request = Request(model, inputs, priority, now_ns + deadline_ns, now_ns + patience_ns + GRACE_NS, now_ns)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import select
+import socket
 import threading
 from collections.abc import Callable, Mapping
 
 from . import ending
 
-SELECT_S = 0.5  # how soon the thread sees that it is to end
+JOIN_S = 1.0  # for the thread, which ends at once
 
 
 def add_readers(
@@ -41,22 +42,23 @@ class _SelectThread:
         self._callbacks = callbacks
         self._ending = threading.Event()
         self._handled = threading.Event()
+        self._wake_read, self._wake_write = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="batchyard-select", daemon=True)
         ending.start(self._thread)
 
     def _run(self) -> None:
-        while not self._ending.is_set():
-            readable, _, _ = select.select(list(self._callbacks), [], [], SELECT_S)
-            if not readable or self._ending.is_set():
-                continue
-            self._handled.clear()
-            try:
-                self._loop.call_soon_threadsafe(self._call, readable)
-            except RuntimeError:
-                return  # the loop is closed
-            while not self._handled.wait(SELECT_S):
+        with self._wake_read:
+            watched = [*self._callbacks, self._wake_read.fileno()]
+            while True:
+                readable, _, _ = select.select(watched, [], [])
+                self._handled.clear()
                 if self._ending.is_set():
                     return
+                try:
+                    self._loop.call_soon_threadsafe(self._call, readable)
+                except RuntimeError:
+                    return  # the loop is closed
+                self._handled.wait()
 
     def _call(self, readable: list[int]) -> None:
         try:
@@ -69,6 +71,7 @@ class _SelectThread:
     def stop(self) -> None:
         self._ending.set()
         self._handled.set()
-        # Before the descriptors are closed and their numbers mean others. It looks up every SELECT_S.
+        self._wake_write.close()
+        # Before the descriptors are closed and their numbers mean others.
         if not ending.is_finalizing():
-            self._thread.join(2 * SELECT_S)
+            self._thread.join(JOIN_S)

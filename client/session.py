@@ -22,6 +22,7 @@ from .connection import BrokerConnection
 from .memory import SlotMemory, reserved_bytes
 from .signature import Signature
 
+SECONDS_MAX = 1e9
 CLOSED = "this client has been closed"
 YARD_CLOSED = "the yard has been closed"
 
@@ -45,6 +46,20 @@ def check_name(model: object) -> None:
     if not isinstance(model, str) or not model:
         found = shown(model)
         raise InvalidRequest(f"a model's name is a text that is not empty, such as 'resnet18', not {found}")
+    if not model.isascii():
+        try:
+            model.encode()
+        except UnicodeEncodeError:  # half a character: of a file's name, perhaps
+            found = shown(model)
+            raise InvalidRequest(f"a model's name is a text that UTF-8 can hold, not {found}") from None
+
+
+def check_connect_timeout(seconds: object) -> None:
+    """Raise InvalidRequest unless it is a time, which may be none at all."""
+    if not _is_number(seconds) or not 0 <= seconds <= SECONDS_MAX:  # type: ignore[operator]
+        raise InvalidRequest(
+            f"connect_timeout is a number of seconds, from 0 to {SECONDS_MAX:,.0f}, not {shown(seconds)}"
+        )
 
 
 def _is_number(value: object) -> bool:
@@ -64,10 +79,7 @@ class Settings:
     ) -> None:
         self.endpoint = Endpoint.parse(url)
         self.keys = keys
-        if not _is_number(connect_timeout_s) or not connect_timeout_s >= 0:
-            raise InvalidRequest(
-                f"connect_timeout is a number of seconds, 0 or more, not {shown(connect_timeout_s)}"
-            )
+        check_connect_timeout(connect_timeout_s)
         if arena_bytes is not None and (not isinstance(arena_bytes, int) or arena_bytes < 1):
             raise InvalidRequest(f"arena_bytes is a number of bytes, 1 or more, not {shown(arena_bytes)}")
         self.connect_timeout_s = connect_timeout_s

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..transport import dtypes
-from ..transport.errors import InvalidRequest
+from ..transport.errors import InvalidRequest, shown
 from ..transport.tensors import TensorSpec
 from .signature import Array, Signature
 
@@ -60,6 +60,8 @@ def find(signature: Signature, given: Mapping[str, str] | None) -> dict[str, str
 def _checked(
     model: str, takes: Mapping[str, TensorSpec], gives: Mapping[str, TensorSpec], given: Mapping[str, str]
 ) -> dict[str, str]:
+    if not isinstance(given, Mapping) or not given:
+        raise InvalidRequest(f"states is a mapping such as {{'input': 'output'}}, not {shown(given)}")
     for name, output in given.items():
         if name not in takes or output not in gives:
             missing, there = (name, takes) if name not in takes else (output, gives)
@@ -67,8 +69,6 @@ def _checked(
             raise InvalidRequest(f"states: {model!r} has no {kind} {missing!r}; it has {', '.join(there)}")
         if not _may_be(takes[name], gives[output]):
             raise InvalidRequest(f"states: {gives[output]} can't be the next value of {takes[name]}")
-    if not given:
-        raise InvalidRequest("states is a mapping such as {'input': 'output'}, and not empty")
     return dict(given)
 
 

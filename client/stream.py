@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock
+import time
+from _thread import TIMEOUT_MAX, allocate_lock
 from collections.abc import Callable, Iterator
 
-from ..transport.errors import BrokerLost
+from ..transport.errors import BrokerLost, Cancelled
 from . import ending
 from .future import InferFuture
 from .request import Request, Stream
 from .signature import Array
-
-LOOK_S = 1.0
+from .thread import SLACK_S, held_up
 
 
 def answers_of(
@@ -29,16 +29,18 @@ def answers_of(
 
     stream = request.stream = Stream(ring)
     future = submit(request)
-    future.add_done_callback(lambda _: ring())
     try:
         is_over = False
         while not is_over:
-            bell.acquire(timeout=LOOK_S)  # no callback comes once the program is ending
+            left_s = (request.due_ns - time.monotonic_ns()) / 1e9 + SLACK_S
+            is_rung = bell.acquire(timeout=min(max(0.0, left_s), TIMEOUT_MAX))
             is_over = future.done()  # first: then no answer comes after those that are there
             while stream.answers:
                 yield stream.answers.popleft().value
+            if not is_rung and not is_over:
+                raise held_up(request)
         error = future.exception()
-        if isinstance(error, BrokerLost):
+        if isinstance(error, BrokerLost | Cancelled):
             ending.cut_off()
         if error is not None:
             raise error

@@ -14,7 +14,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from _thread import LockType, RLock, allocate_lock
+from _thread import TIMEOUT_MAX, LockType, RLock, allocate_lock
 from collections import deque
 from collections.abc import Callable
 
@@ -31,9 +31,18 @@ from .request import Request
 from .session import Session, Sessions
 from .signature import Signature
 
-SLACK_S = 0.1  # how much later than the thread a caller sees that his time is up
+SLACK_S = 0.02  # how much later than the thread a caller sees that his time is up; see engine.GRACE_NS
 IN_A_ROW_NS = 100_000  # what comes sooner after one that its caller sent is gathered
 LIGHT_SLEEP_NS = 1_000_000_000  # so long after one, the thread looks up in time for others like it
+
+
+def held_up(request: Request) -> DeadlineExceeded:
+    """The error of a caller whose time is up, of which the thread has said nothing."""
+    waited_s = (time.monotonic_ns() - request.began_ns) / 1e9
+    return DeadlineExceeded(
+        f"no answer within {waited_s:.3g} s: a done-callback of this client does not return, and requests "
+        "share its thread"
+    )
 
 
 class _WatchedLink(Link):
@@ -87,7 +96,8 @@ class IoThread:
         # From other threads: (request, the session that it has been placed in, or None). One that has been
         # cancelled comes a second time.
         self._inbox: deque[tuple[Request, Session | None]] = deque()
-        self._callers: list[tuple[Request, LockType]] = []  # who wait until their request has been placed
+        # Callers who wait until their request has been placed, or has ended.
+        self._callers: list[tuple[Request, InferFuture, LockType]] = []
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -193,17 +203,17 @@ class IoThread:
     def _wait_until_placed(self, request: Request, future: InferFuture) -> None:
         placed = allocate_lock()
         placed.acquire()
-        self._callers.append((request, placed))
+        self._callers.append((request, future, placed))
         try:
             self._put((request, None))
             left_s = (request.due_ns - time.monotonic_ns()) / 1e9 + SLACK_S
-            if not placed.acquire(timeout=max(0.0, left_s)):
-                raise DeadlineExceeded("the I/O thread did not come to it: a done-callback does not return")
+            if not placed.acquire(timeout=min(max(0.0, left_s), TIMEOUT_MAX)):
+                raise held_up(request)
         except BaseException:
             self.cancel(request)
             raise
-        if request.outcome is not None and request.message is None:
-            error = future.exception(SLACK_S)
+        if request.message is None and future.done():
+            error = future.exception(0)
             if error is not None:
                 raise error
 
@@ -361,12 +371,14 @@ class IoThread:
             future = request.waiter
             if future is not None:
                 future.settle(request.take())
+        if self._callers:
+            self._tell_callers()
         return bool(outcomes)
 
     def _tell_callers(self) -> None:
         for entry in list(self._callers):
-            request, placed = entry
-            if request.message is not None or request.outcome is not None:
+            request, future, placed = entry
+            if request.message is not None or future.done():
                 self._callers.remove(entry)
                 placed.release()
 

@@ -137,7 +137,7 @@ def from_json(raw: bytes | msgspec.Raw, dtype: np.dtype[Any], what: str, words: 
         if given.dtype.kind == "f" and dtype == np.uint64:
             given = _whole(numbers, given)
     except (msgspec.MsgspecError, ValueError, OverflowError) as error:
-        raise invalid(f"{what} is not a tensor: {error}") from None
+        raise invalid(f"{what} is not a tensor: {encoding.why(error)}") from None
     if not given.size:
         return given.astype(dtype)
     allowed = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}.get(dtype.kind)
@@ -168,7 +168,7 @@ def _fractions_from_json(raw: bytes | msgspec.Raw, dtype: np.dtype[Any], what: s
         # Beside a word numpy writes each number as a text, every digit of it, and reads it again.
         return _held(given.astype(np.float64), dtype, what)
     except (msgspec.MsgspecError, ValueError, OverflowError) as error:
-        raise invalid(f"{what} is not a tensor: {error}") from None
+        raise invalid(f"{what} is not a tensor: {encoding.why(error)}") from None
 
 
 def _texts_from_json(raw: bytes | msgspec.Raw, what: str) -> Array:

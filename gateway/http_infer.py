@@ -85,7 +85,11 @@ def decoded(decoder: msgspec.json.Decoder[Any], raw: bytes, bytes_max: int) -> A
     except RecursionError:
         raise invalid("the JSON is nested too deeply") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise invalid(f"the JSON cannot be used: {error}") from None
+        text = str(error)
+        fields = getattr(decoder.type, "__struct_encode_fields__", ())
+        if fields and " field `" in text and " - at " not in text:  # it lacks one, or has one more
+            text += f"; it has the fields {', '.join(fields)}"
+        raise invalid(f"the JSON cannot be used: {text}") from None
 
 
 def _request_of(raw: bytes, bytes_max: int) -> tuple[InferRequest, bool]:

@@ -182,7 +182,7 @@ async def _read_json(body: Body, rooms: Rooms) -> Prepared:
     inputs = {}
     for spec in info.inputs:
         if spec.name not in named:
-            raise invalid(f"data has no input {spec.name!r}")
+            raise invalid(f"data has no input {spec.name!r}; it has {', '.join(named)[:80] or 'none'}")
         dtype = np.dtype("O" if spec.dtype == BY_NAME["BYTES"].code else NUMPY.get(_name(spec), "V1"))
         inputs[spec.name] = from_json(named[spec.name], dtype, f"input {spec}")
     for name in named:

@@ -235,6 +235,9 @@ class FunctionSession:
 
     def _named(self, answer: Any) -> dict[str, Array]:
         """The outputs by name, of one array or a dict. Raises UserError."""
+        if answer is None:
+            names = ", ".join(spec.name for spec in self.outputs)
+            raise UserError(f"{self._place} returned None: it must return {names or 'its output'}")
         if not isinstance(answer, Mapping):
             only = self.outputs[0].name if len(self.outputs) == 1 else "" if self.outputs else OUTPUT
             if not only:

@@ -150,6 +150,10 @@ def _no_model(match: re.Match[str], path: str) -> str:
         return f"it cannot be read: {error.strerror or error}"
     if not head:
         return "the file is empty"
+    if path.endswith(".py"):
+        return "it is Python and no ONNX file: name the function in it, as FILE.py:FUNCTION"
+    if path.endswith(".toml"):
+        return "it is a configuration and no ONNX file: `batchyard up --config FILE` serves what it names"
     if head.startswith(b"version https://git-lfs"):
         return "it is a pointer of Git LFS and not the model itself: `git lfs pull` brings that"
     if head.startswith(b"PK\3\4"):

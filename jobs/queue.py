@@ -22,7 +22,7 @@ from ..client.embedded import START_TIMEOUT_S, begin
 from ..client.options import deadline_ns_of, priority_of
 from ..client.reply import Reply
 from ..client.signature import Array, Signature
-from ..client.yard import Yard
+from ..client.yard import Yard, check_count
 from ..transport.errors import (
     ArenaExhausted,
     BatchyardError,
@@ -101,6 +101,8 @@ class AsyncInferenceQueue:
         for what, jobs in (("max_queue_size", max_queue_size), ("max_results", max_results)):
             if not isinstance(jobs, int) or jobs < 1:
                 raise InvalidRequest(f"{what} is a number of jobs, not {shown(jobs)}")
+        check_count("batch_size", batch_size)
+        check_count("num_workers", num_workers)
         self._learns = callable(inference_fn) and not hasattr(inference_fn, ATTRIBUTE)
         if callable(inference_fn):
             python_models.reference(inference_fn)  # raises at once for what no worker can find

@@ -95,6 +95,8 @@ def nbytes_of(dtype: int, shape: Sequence[int]) -> int:
     if bits is None:
         raise InvalidRequest(f"{dtypes.name_of(dtype)} has no size that its shape could tell")
     nbytes = (prod(shape) * bits + 7) >> 3
+    if nbytes > NBYTES_MAX and min(shape) >= 0:
+        raise InvalidRequest(f"shape {list(shape)} is too large: a tensor has at most {NBYTES_MAX:,} bytes")
     if nbytes < 0 or nbytes > NBYTES_MAX or (shape and min(shape) < 0):
         raise InvalidRequest(f"shape {list(shape)} is not a size: every axis must be 0 or more")
     return nbytes

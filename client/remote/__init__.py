@@ -11,4 +11,4 @@ HTTP, GRPC = ("http", "https"), ("grpc", "grpcs")
 
 def is_remote(url: str) -> bool:
     """Whether this URL is a gateway's, and not a broker's."""
-    return url.partition("://")[0] in (*HTTP, *GRPC)
+    return isinstance(url, str) and url.partition("://")[0] in (*HTTP, *GRPC)

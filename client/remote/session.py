@@ -21,7 +21,7 @@ from ...transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, In
 from ...transport.messages import ModelInfo, ModelState
 from ..reply import Reply
 from ..request import Request, Stream
-from ..session import check_name
+from ..session import check_connect_timeout, check_name
 from ..signature import Array, Signature
 from . import HTTP
 from .calls import Answer, Call, Packed, call_of
@@ -67,7 +67,8 @@ class RemoteSession:
         package = "httpx" if parts.scheme in HTTP else "grpc"
         if find_spec(package) is None:
             raise BatchyardError(f"{parts.scheme}:// needs {package}: {extras.install('fleet')}")
-        self._token = token if token is not None else os.environ.get(TOKEN_VARIABLE)
+        check_connect_timeout(connect_timeout_s)
+        self._token = _token(token)
         self.connect_timeout_s = connect_timeout_s
         self.signatures: dict[str, Signature] = {}
         self._asking: dict[str, asyncio.Task[ModelInfo]] = {}
@@ -209,6 +210,18 @@ class RemoteSession:
                 elif time.monotonic() > give_up_s:
                     raise BrokerLost(f"{self.url} went away: {error}") from None
             await asyncio.sleep(AGAIN_S)
+
+
+def _token(given: str | None) -> str | None:
+    """The token, or that of the environment. Raises InvalidRequest for what no header can carry."""
+    token = given if given is not None else os.environ.get(TOKEN_VARIABLE)
+    if token is None or (isinstance(token, str) and token.isascii() and token.isprintable()):
+        return token
+    of = "token" if given is not None else f"${TOKEN_VARIABLE}"
+    why = f", not an object of type {type(token).__name__}"
+    if isinstance(token, str):
+        why = "; this one ends with a line break" if token.endswith(("\n", "\r")) else "; this one has others"
+    raise InvalidRequest(f"{of} is one line of plain characters (ASCII){why}")
 
 
 async def _within(seconds: float, work: Awaitable[T]) -> T:

@@ -434,7 +434,7 @@ def test_a_key_that_predict_does_not_know_is_refused_and_not_taken_for_nothing(s
     body = {"model": "FP32", "data": [[1, 2, 3, 4]], "deadline": 5}
     status, answer, _ = served.ask("POST", "/predict", body)
     assert (status, answer["code"]) == (400, "INVALID_REQUEST")
-    assert "unknown field `deadline`" in answer["error"]
+    assert "unknown field `deadline`; it has the fields data, model, " in answer["error"]
 
 
 def test_a_fleet_sees_what_a_node_serves_how_busy_it_is_and_why_it_refuses(

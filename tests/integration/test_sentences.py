@@ -6,6 +6,8 @@ A sentence says what was wrong, what is allowed, and whose turn it is. None has 
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import os
 import re
 import socket
@@ -35,6 +37,9 @@ KEYS = (
     "max_batch, batchable, batch_axis, trusted, warmup, idempotent, join, cache_ms, cache_bytes, pad, "
     "batch_elements_max, run_seconds_max, buckets"
 )
+MODELS_ARE = 'models is a file, a function, or a mapping such as {{"name": "file.onnx"}}'
+CONNECT = "connect_timeout is a number of seconds, from 0 to 1,000,000,000"
+FIELDS = "it has the fields data, model, priority, deadline_ms"
 URLS = "a yard URL is ipc:///absolute/folder or tcp://host:port"
 NOBODY = (
     "start one with `batchyard up`, or name the one that runs (BATCHYARD_URL, --url, or url= in Python)"
@@ -117,6 +122,51 @@ CALLS: list[Mistake] = [
     ("a queue that is not started", lambda w: asyncio.run(AsyncInferenceQueue(undecorated).submit(X)), "the queue is not started: `async with queue`, or `await queue.start()`"),
     ("a job that is unknown", lambda w: asyncio.run(AsyncInferenceQueue(undecorated).get_result("7")), "there is no job '7'; results are kept for 300 s"),
     ("a queue of nothing", lambda w: AsyncInferenceQueue(), "a queue needs either an inference_fn, or a model of a running yard"),
+    # more of each
+    ("half a character in a name", lambda w: w.infer("n\udcff", X), "a model's name is a text that UTF-8 can hold, not 'n\\udcff'"),
+    ("a file's name for the model's", lambda w: w.infer("net.onnx", X), "no model is called 'net.onnx'; this yard has: {models}"),
+    ("an input too many", lambda w: w.infer("net", {"x": X, "z": X}), "'net' has the input x; the request has the inputs x, z"),
+    ("complex numbers", lambda w: w.infer("net", X.astype("c16")), "input x: float32[n, 4] of 'net' was given complex128; convert it explicitly: x.astype(np.float32)"),
+    ("a file's path in place of an array", lambda w: w.infer("net", w.root / "x.npy"), "input x: float32[n, 4] of 'net' was given an object of type PosixPath, which is no array of numbers"),
+    ("rows of different lengths", lambda w: w.infer("net", [[1, 2], [3]]), "input x: float32[n, 4] of 'net': list can't be read as an array: its lists have different lengths"),
+    ("a generator", lambda w: w.infer("net", (n for n in X)), "input x: float32[n, 4] of 'net' was given an object of type generator, which is no array of numbers"),
+    ("a number", lambda w: w.infer("net", 3.0), "input x: float32[n, 4] of 'net' was given the shape (); it needs 2 axes, not 0"),
+    ("rows for a model that takes one", lambda w: w.infer("fixed", np.ones((2, 4), "f4")), "input x: float32[1, 4] of 'fixed' was given the shape (2, 4); axis 0 must be 1"),
+    ("a map over the rows of an array", lambda w: list(w.client.map("net", X)), "input x: float32[n, 4] of 'net' was given the shape (4,); axis 0 is the batch: pass x[None] for one row"),
+    ("a size below nothing", lambda w: w.client.empty(-1), "shape [-1] is not a size: every axis must be 0 or more"),
+    ("a size beyond every machine", lambda w: w.client.empty(1 << 50), "shape [1125899906842624] is too large: a tensor has at most 70,368,744,177,664 bytes"),
+    ("no patience", lambda w: w.infer("net", X, timeout=None), f"timeout is {SECONDS}, not None"),
+    ("a point in time as a deadline", lambda w: w.infer("net", X, deadline=1796126921.5), f"deadline is {SECONDS}, not 1796126921.5"),
+    ("a class's number", lambda w: w.infer("net", X, priority=7), "priority is one of URGENT, HIGH, NORMAL, LOW, not 7"),
+    ("endless patience for a broker", lambda w: Client(w.url, connect_timeout=float("inf")), f"{CONNECT}, not inf"),
+    ("patience for a gateway as text", lambda w: Client("http://127.0.0.1:1", connect_timeout="5"), f"{CONNECT}, not '5'"),
+    ("an address that is a number", lambda w: Client(7070), f"7070 is no yard URL: {URLS}"),
+    ("an address that is a path", lambda w: Client(w.root), f"an object of type PosixPath is no yard URL: {URLS}"),
+    ("a gateway without its port", lambda w: Client("http://localhost"), "'http://localhost' is no gateway's address: write http://host:port"),
+    ("a gateway and a path", lambda w: Client("http://localhost:8000/v2"), "'http://localhost:8000/v2' is no gateway's address: write http://host:port"),
+    ("a token for a yard", lambda w: Client(w.url, token="x"), "token is for a gateway (http://, grpc://); a yard's broker takes keys"),
+    ("keys for a gateway", lambda w: Client("http://localhost:1", keys="keys"), "keys are for a yard's broker; a gateway takes a token, over https or grpcs"),
+    ("a token with its line break", lambda w: Client("http://localhost:1", token="secret\n"), "token is one line of plain characters (ASCII); this one ends with a line break"),
+    ("a token with an accent", lambda w: Client("grpc://localhost:1", token="s\xe9cret"), "token is one line of plain characters (ASCII); this one has others"),
+    ("a list of files", lambda w: serve(["a.onnx", "b.onnx"]), f"{MODELS_ARE}, not ['a.onnx', 'b.onnx']"),
+    ("no model", lambda w: serve(None), f"{MODELS_ARE}, not None"),
+    ("a session", lambda w: serve(w), f"{MODELS_ARE}, not an object of type SimpleNamespace"),
+    ("an empty mapping", lambda w: serve({}), f"{MODELS_ARE}; none at all only with models_root, to be loaded later"),
+    ("a model's name that is none", lambda w: serve({"": w.root / "net.onnx"}), "'' can't be a model's name: letters, digits, '_', '.', and '-'"),
+    ("workers as text", lambda w: serve(w.root / "net.onnx", workers="2"), "workers is a number of 1 or more, not '2'"),
+    ("a configuration as a model", lambda w: serve(w.root / "good.toml"), "'good' cannot be served: it is a configuration and no ONNX file: `batchyard up --config FILE` serves what it names"),
+    ("a Python file as a model", lambda w: serve(w.root / "a.py"), "'a' cannot be served: it is Python and no ONNX file: name the function in it, as FILE.py:FUNCTION"),
+    ("a number as a file", lambda w: w.operator.load("a", 5), "file is the path of a file in the yard's models_root, not 5"),
+    ("a tolerance below nothing", lambda w: w.operator.swap("net", "net.onnx", tolerance=-1), "tolerance is a number, 0 or more, not -1"),
+    ("an unknown model unloaded", lambda w: w.operator.unload("nte"), "no model is called 'nte'; this yard has: {models}"),
+    ("states as a list", lambda w: w.client.sequence("net", states=["x"]).infer({}), "states is a mapping such as {{'input': 'output'}}, not ['x']"),
+    ("a state misspelt", lambda w: w.client.sequence("net", states={"x": "z"}).infer({}), "states: 'net' has no output 'z'; it has y"),
+    ("a first state for no input", lambda w: w.client.sequence("net", states={"x": "y"}, h=1).infer({}), "'net' has no input 'h'; it has x"),
+    ("a stream of a closed client", lambda w: list(w.closed.stream("net", X)), "this client has been closed"),
+    ("a size below nothing in a declaration", lambda w: batchyard.model(inputs="float32[-1]", outputs="float32[1]"), "tensor 'input': an axis is a size or a name, at most 64: 'float32[-1]'"),
+    ("a list of inputs in a declaration", lambda w: batchyard.model(inputs=["float32[2]"], outputs="float32[1]"), "inputs is a text such as \"float32[batch, 3]\", or {{name: text}}, not ['float32[2]']"),
+    ("a queue of two things", lambda w: AsyncInferenceQueue(undecorated, model="net"), "a queue needs either an inference_fn, or a model of a running yard"),
+    ("a queue of batches of nothing", lambda w: AsyncInferenceQueue(undecorated, batch_size=0), "batch_size is a number of 1 or more, not 0"),
 ]  # fmt: skip
 
 # What is typed -> the last line that is said. {port} is taken.
@@ -142,6 +192,34 @@ COMMANDS: list[tuple[str, str]] = [
     ("check nofile.onnx", "batchyard: there is no file nofile.onnx"),
     ("check a.py", "batchyard: a.py is Python, and `check` examines ONNX files; see docs/python-models.md"),
     ("keys create net.onnx", "batchyard: net.onnx cannot hold the keys: File exists"),
+    ("serve net.onnx", "batchyard: no verb 'serve'; did you mean `batchyard up`?"),
+    ("up net.onnx", "batchyard up: error: 'net.onnx': `up` serves what a batchyard.toml names, as file = 'net.onnx' in a table [models.NAME]; pass that as --config FILE"),
+    ("up -c {root}", "cannot be read: Is a directory"),
+    ("up -c flat.toml", 'models.net: expected a table, [models.net], found "net.onnx"'),
+    ("up -c array.toml", "models: expected a table, [models], found a list"),
+    ("up -c python.toml", 'models.net.file: "a.py:f" is Python: write python = "a.py:f"'),
+    ("up -c buckets.toml", "models.net.buckets: expected rising batch sizes, at most 64, the last of them max_batch = 32; found [8, 4]"),
+    ("up -c name.toml", "models.\"a/b\": expected a name of 1 to 255 letters, digits, '_', '.' or '-' that starts with a letter or digit, found \"a/b\""),
+    ("up -c good.toml --url http://localhost:8000", f"batchyard: 'http://localhost:8000' has no scheme that batchyard knows: {URLS}"),
+    ("up -c good.toml --gateway abc", "batchyard up: error: argument --gateway: expected a port, 1 to 65535, found 'abc'"),
+    ("models unload nte --url {url}", "batchyard: no model is called 'nte'; this yard has: {models}"),
+    ("infer net --url {url}", "batchyard: give one input file, or --input NAME=FILE for each of the model's inputs"),
+    ("infer net wide.npy --url {url}", "batchyard: input x: float32[n, 4] of 'net' was given the shape (1, 5); axis 1 must be 4"),
+    ("check {root}", "batchyard: {root} is a folder, not an ONNX file"),
+    ("check good.toml", "batchyard: good.toml can't be served: it is a configuration and no ONNX file: `batchyard up --config FILE` serves what it names"),
+    ("check net.onnx --seconds -1", "batchyard check: error: argument --seconds: expected seconds above 0, found '-1'"),
+    ("fleet status --node http://localhost:1", "batchyard fleet status: error: argument --node: expected HOST[:PORT], found 'http://localhost:1'"),
+]  # fmt: skip
+
+# What is posted to /predict -> the error that is answered.
+BODIES: list[tuple[Any, str]] = [
+    ("", "the JSON cannot be used: Input data was truncated"),
+    ([], "the JSON cannot be used: Expected `object`, got `array`"),
+    ({"model": "net"}, f"the JSON cannot be used: Object missing required field `data`; {FIELDS}"),
+    ({"model": "net", "inputs": [[1]]}, f"the JSON cannot be used: Object contains unknown field `inputs`; {FIELDS}"),
+    ({"data": [[1]]}, "name a model: this yard serves {models}"),
+    ({"model": "net", "data": {"y": [[1]]}}, "data has no input 'x'; it has y"),
+    ({"model": "net", "data": [[1, 2], [3]]}, "input x: float32[n, 4] is not a tensor: its lists have different lengths"),
 ]  # fmt: skip
 
 
@@ -155,13 +233,17 @@ def root(onnx_models: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     both = [("a", 1, ["n", 4]), ("b", 1, ["n", 4])]
     models.save("pair", [("Sub", ["a", "b"], ["d"], {})], both, [("d", 1, ["n", 4])])
     for name, text in {
-        "not.onnx": "hello", "a.py": "", "x.txt": "1 2 3", "broken.toml": "[models.net",
+        "not.onnx": "hello", "a.py": "# nothing", "x.txt": "1 2 3", "broken.toml": "[models.net",
         "typo.toml": "[models.net]\nfil = 'net.onnx'", "lost.toml": "[models.net]\nfile = 'nte.onnx'",
         "text.toml": "[models.net]\nfile = 'net.onnx'\nmax_batch = '8'",
-        "good.toml": "[models.net]\nfile = 'net.onnx'",
+        "good.toml": "[models.net]\nfile = 'net.onnx'", "flat.toml": "[models]\nnet = 'net.onnx'",
+        "array.toml": "[[models]]\nfile = 'net.onnx'", "python.toml": "[models.net]\nfile = 'a.py:f'",
+        "buckets.toml": "[models.net]\nfile = 'net.onnx'\nbuckets = [8, 4]",
+        "name.toml": "[models.'a/b']\nfile = 'net.onnx'",
     }.items():  # fmt: skip
         (root / name).write_text(text)
     np.save(root / "x.npy", X)
+    np.save(root / "wide.npy", np.ones((1, 5), np.float32))
     np.savez(root / "xs.npz", a=X)
     np.save(root / "objects.npy", np.array([{}], object), allow_pickle=True)
     (root / "open").mkdir()
@@ -219,7 +301,22 @@ def test_what_a_program_does_wrong_is_told_in_a_sentence(world: Any) -> None:
         expected = re.escape(sentence.format(**world.names)).replace(r"\#", "[0-9.e-]+")
         if not re.fullmatch(expected, text) or " at 0x" in text:
             wrong.append(f"{what}: {text}")
-    assert wrong == []
+    assert wrong == [], '\n'.join(wrong)
+
+
+@pytest.mark.parametrize("address", ["http"], indirect=True)
+def test_what_is_posted_wrong_is_told_in_a_sentence(world: Any, address: str) -> None:
+    wrong = []
+    for body, sentence in BODIES:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=30)
+        text = body if isinstance(body, str) else json.dumps(body)
+        connection.request("POST", "/predict", text, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        found = json.loads(answer.read())
+        connection.close()
+        if (answer.status, found["error"]) != (400, sentence.format(**{**world.names, "models": ", ".join(sorted(MODELS))})):
+            wrong.append(f"{text}: {answer.status}: {found}")
+    assert wrong == [], '\n'.join(wrong)
 
 
 def test_what_is_typed_wrong_is_told_in_a_sentence(
@@ -238,7 +335,7 @@ def test_what_is_typed_wrong_is_told_in_a_sentence(
         fits = last.startswith(expected[:-1]) if expected.endswith("*") else last == expected
         if not fits or status not in (1, 2) or "Traceback" in said:
             wrong.append(f"{line}: {status}: {said}")
-    assert wrong == []
+    assert wrong == [], '\n'.join(wrong)
 
 
 def test_a_folder_of_another_user_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

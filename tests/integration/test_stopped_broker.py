@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import batchyard
@@ -26,6 +28,17 @@ STOPPED_S = 20.0  # so long would a call wait that is held up
 CALLS = 4
 WIDTH = 1 << 18  # float32: a mebibyte, so that some dozens fill every buffer there is
 X = np.ones((1, WIDTH), np.float32)
+SMALL = np.ones((1, 4), np.float32)
+EVER = """
+import time
+import batchyard
+
+@batchyard.model(inputs={"x": "float32[n, 4]"}, outputs={"y": "float32[m, 4]"})
+def ever(batch):
+    while True:
+        yield {"y": batch["x"]}
+        time.sleep(0.001)
+"""
 
 
 class Behind:
@@ -46,14 +59,24 @@ class Behind:
 
 
 @pytest.fixture(scope="module", params=["ipc", "ipc frames", "tcp", "http", "grpc"])
-def yard(request: pytest.FixtureRequest, onnx_models: Any, tools: Any) -> Iterator[Any]:
+def yard(
+    request: pytest.FixtureRequest, onnx_models: Any, tools: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    (folder := tmp_path_factory.mktemp("ever")).joinpath("m.py").write_text(EVER)
     url = f"tcp://127.0.0.1:{tools.free_port()}" if request.param == "tcp" else None
     models = {
         "neg": onnx_models.unary("small", "Neg", ["n", 4]),
         "big": onnx_models.unary("big", "Neg", ["n", WIDTH]),
+        "ever": f"{folder}/m.py:ever",
     }
     with batchyard.serve(
-        models, workers=1, threads=1, url=url, max_batch=2, open_to_this_machine=True
+        models,
+        workers=1,
+        threads=1,
+        url=url,
+        max_batch=2,
+        options={"ever": {"warmup": False}},
+        open_to_this_machine=True,
     ) as made:
         with made.client() as client:
             for name in models:
@@ -140,7 +163,7 @@ def test_a_yard_waits_for_its_models_longer_than_a_client_does_to_connect(yard: 
 
 def test_submit_never_waits_and_every_future_ends_in_time(yard: Any) -> None:
     made, segment = yard
-    ended: list[bool] = []
+    ended: queue.SimpleQueue[bool] = queue.SimpleQueue()  # callbacks have a thread of their own
     with made.client(segment=segment, arena_bytes=256 << 20) as client:
         check(client)
         client.infer("big", X)
@@ -149,13 +172,49 @@ def test_submit_never_waits_and_every_future_ends_in_time(yard: Any) -> None:
             futures = []
             for _ in range(40):
                 future = client.submit("big", X, timeout=TIMEOUT_S)
-                future.add_done_callback(lambda _: ended.append(stop.lasts))
+                future.add_done_callback(lambda _: ended.put(stop.lasts))
                 futures.append(future)
             assert stop.lasts, "a submit waited"
             for future in futures:
                 assert isinstance(future.exception(2 * STOPPED_S), DeadlineExceeded | Overloaded)
-        assert ended == [True] * 40
+        assert [ended.get(timeout=STOPPED_S) for _ in futures] == [True] * 40
         check(client)
+
+
+@pytest.mark.parametrize("answers", [0, 3])
+def test_a_stream_ends_in_time(yard: Any, answers: int) -> None:
+    """Before its first answer, and amid them."""
+    made, segment = yard
+    with made.client(segment=segment) as client:
+        check(client)
+        client.submit("neg", SMALL).result(30)
+        for _ in range(2):
+            stream = client.stream("ever", SMALL, timeout=TIMEOUT_S)
+            for _ in range(answers):
+                assert (next(stream) == 1).all()
+            with stopped(made) as stop:
+                assert ends_meanwhile(partial(list, stream), stop)
+        check(client)
+
+
+@pytest.mark.parametrize("answers", [0, 3])
+def test_a_stream_on_an_event_loop_ends_in_time(yard: Any, answers: int) -> None:
+    made, segment = yard
+
+    async def main() -> None:
+        async with made.async_client(segment=segment) as client:
+            await client.infer("neg", SMALL)
+            stream = client.stream("ever", SMALL, timeout=TIMEOUT_S)
+            for _ in range(answers):
+                assert (await anext(stream) == 1).all()
+            with stopped(made) as stop:
+                with pytest.raises((DeadlineExceeded, Overloaded)):
+                    async for _ in stream:
+                        pass
+                assert stop.lasts
+            assert (await client.infer("neg", SMALL) == -1).all()
+
+    asyncio.run(main())
 
 
 def test_map_ends_in_time(yard: Any) -> None:

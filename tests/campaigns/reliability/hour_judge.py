@@ -38,7 +38,7 @@ class Control:
     def __init__(self) -> None:
         self.stalls: deque[tuple[int, int]] = deque(maxlen=20_000)
         self.queued: deque[tuple[int, int]] = deque(maxlen=20_000)  # when, and how long they had no core so far
-        self.worst_ns = self._due_ns = 0
+        self.worst_ns = self._due_ns = self._woke_ns = 0
 
     def run(self) -> None:
         while True:
@@ -54,10 +54,11 @@ class Control:
             life.judge("the event loop stood still", since_ns, now_ns, life.control)
 
     def _sleeps(self) -> None:
-        self._due_ns = time.monotonic_ns() + int(CONTROL_S * 1e9)
+        # From when it last woke: a process is also stopped while its control does not sleep.
+        self._due_ns = (self._woke_ns or time.monotonic_ns()) + int(CONTROL_S * 1e9)
 
     def _woken(self) -> int:
-        now_ns = time.monotonic_ns()
+        now_ns = self._woke_ns = time.monotonic_ns()
         self.worst_ns = max(self.worst_ns, now_ns - self._due_ns)
         if now_ns - self._due_ns > 1_000_000:
             self.stalls.append((self._due_ns, now_ns))

@@ -77,7 +77,8 @@ def test_a_name_is_not_enough_where_the_shape_cannot_be_fed_back(takes: Shape, g
     [
         ({"g": "hn"}, "has no input 'g'; it has x, h"),
         ({"h": "gn"}, "has no output 'gn'; it has y, hn"),
-        ({}, "not empty"),
+        ({}, "a mapping such as .*, not {}"),
+        (["h"], "a mapping such as .*, not .'h'."),
     ],
 )
 def test_pairs_that_cannot_be_are_refused(states: dict[str, str], said: str) -> None:

@@ -21,6 +21,7 @@ from batchyard.client.memory import SlotMemory
 from batchyard.client.options import request_of
 from batchyard.client.session import Settings
 from batchyard.client.signature import Signature
+from batchyard.client.stream import answers_of
 from batchyard.client.thread import IoThread
 from batchyard.transport import messages as m
 from batchyard.transport.errors import (
@@ -354,6 +355,51 @@ def test_a_caller_waits_no_longer_for_a_thread_that_is_held_up_by_a_callback(
     with pytest.raises(DeadlineExceeded, match="done-callback"):
         submit(io, 0.05)
     goes_on.set()
+
+
+def test_a_stream_waits_no_longer_for_a_thread_that_is_held_up_by_a_callback(io: IoThread, sessions: Any) -> None:
+    future = submit(io)
+    connection = sessions.connection(0)
+    goes_on = threading.Event()
+    future.add_done_callback(lambda _: goes_on.wait(SOON_S))
+    stream = answers_of(request_of("net", {"x": X}, timeout=0.05), io.submit)
+    connection.say(m.Failed(connection.wait_for(m.Submit).request, 8, "no"))
+    assert isinstance(future.exception(SOON_S), Exception)
+    with pytest.raises(DeadlineExceeded, match="done-callback"):
+        next(stream)
+    assert not goes_on.is_set()
+    goes_on.set()
+
+
+def test_the_programs_end_ends_a_stream(
+    io: IoThread, sessions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = answers_of(request_of("net", {"x": X}, timeout=SOON_S), io.submit)
+    monkeypatch.setattr(ending, "_has_begun", True)
+    closer = threading.Thread(target=lambda: (sessions.connection(0).wait_for(m.Submit), io.stop()))
+    closer.start()
+    with pytest.raises(Cancelled):
+        next(stream)
+    closer.join()
+
+
+def test_a_caller_of_whom_the_thread_has_heard_is_told_the_error_itself(
+    io: IoThread, sessions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was told that its request has ended before its future had: where the process was stopped in between,
+    `submit` raised the future's own TimeoutError."""
+    settle = InferFuture.settle
+    told: list[bool] = []
+
+    def slow(future: InferFuture, outcome: Any) -> None:
+        told.append(any(placed.locked() for *_, placed in io._callers))
+        settle(future, outcome)
+
+    monkeypatch.setattr(InferFuture, "settle", slow)
+    sessions.refusal = lambda: Unauthorized("no")
+    with pytest.raises(Unauthorized):
+        submit(io)
+    assert told == [True]
 
 
 def test_what_waits_for_a_broker_can_be_cancelled_and_is_not_asked_again(io: IoThread, sessions: Any) -> None:

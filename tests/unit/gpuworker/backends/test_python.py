@@ -241,7 +241,7 @@ def test_outputs_whose_size_nobody_knew_go_back_as_frames(yard: Yard, folder: Fo
 
 RETURNS = [
     ("x.tolist()", "output 'output' is a list, not a numpy array"),
-    ("None", "output 'output' is a NoneType, not a numpy array"),
+    ("None", "returned None: it must return output"),
     ("x.astype(np.float64)", r"output output: float32\[batch, 4\] was returned as float64; convert it explicitly"),
     ("x.astype('>f4')", "was returned as >f4"),
     ("x[:1]", "was returned with 1 rows for 2"),
