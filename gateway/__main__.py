@@ -27,6 +27,7 @@ from .options import check, parser, token_of
 log = logging.getLogger("gateway")
 BACKLOG = 512
 CONNECTIONS_PER_REQUEST = 2  # of HTTP and of gRPC each, for every request that may be under way
+GRPC_PENDING_MAX = 1 << 14  # calls that have come, and that this process has not begun
 GRPC_IDLE_MS = 300_000  # a connection without calls is closed then; clients open it again
 CANCEL_S = STOP_S  # what has no answer by then is answered with CANCELLED
 GRACE_S = CANCEL_S + 1  # for requests that are under way at the end: uvicorn's own end is a bare 500
@@ -188,8 +189,11 @@ async def _start_grpc(
 
     limits = rooms.limits
     server = grpc.aio.server(
-        maximum_concurrent_rpcs=limits.requests_max,
         options=(
+            # How many run at once is the Door's to say, with a sentence. gRPC cancels calls without a word
+            # when more have come than were begun: at random from 1,000 on, by default.
+            ("grpc.server.max_pending_requests", GRPC_PENDING_MAX),
+            ("grpc.server.max_pending_requests_hard_limit", GRPC_PENDING_MAX),
             ("grpc.so_reuseport", 0),  # else a second gateway would take half of the first one's calls
             ("grpc.max_receive_message_length", limits.body_bytes_max),
             ("grpc.max_send_message_length", -1),
@@ -199,7 +203,7 @@ async def _start_grpc(
         ),
     )
     services = (Service(rooms).handler(), Health(rooms).handler(), *grpc_reflection.handlers())
-    server.add_generic_rpc_handlers((Door(services, token, rooms.metrics),))
+    server.add_generic_rpc_handlers((Door(services, token, rooms.metrics, limits.requests_max),))
     host = f"[{options.host}]" if ":" in options.host else options.host
     port = options.port + 1 if options.grpc_port is None else options.grpc_port
     try:

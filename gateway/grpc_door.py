@@ -1,9 +1,10 @@
-"""The way into the gRPC services and out of them: the token, and an error's last form."""
+"""The way into the gRPC services and out of them: the token, how many at once, and an error's last form."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import grpc
@@ -34,24 +35,76 @@ _STATUS = {
 
 class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Refuses a call without the token before its message is received, as HTTP's Guard does: the message
-    may be long, and is longer once parsed. `token`: as the Guard's."""
+    may be long, and is longer once parsed. `token`, `calls_max`: as the Guard's. gRPC's own limit on calls
+    answers without a sentence, and health checks, too."""
 
-    def __init__(self, services: Sequence[Any], token: str | None, metrics: Metrics) -> None:
+    def __init__(
+        self, services: Sequence[Any], token: str | None, metrics: Metrics, calls_max: int
+    ) -> None:
         self._services = services
         self._token = token
         self._metrics = metrics
+        self._calls_max = calls_max
+        self._calls = 0  # under way
+        self._counted: dict[str, Any] = {}  # methods by their paths, which take one of these places
         self._refused = grpc.stream_stream_rpc_method_handler(self._refuse)  # it need not read anything
 
     def service(self, details: Any) -> Any:
-        method = next(filter(None, (service.service(details) for service in self._services)), None)
-        if method is None or self._token is None or details.method in OPEN:
-            return method
-        given = dict(details.invocation_metadata).get("authorization")
-        if bearer_is(given, self._token):
-            return method
-        name = details.method.rpartition("/")[2]
-        self._metrics.observe(f"grpc/{name}", 401, 0.0)
-        return self._refused
+        path = details.method
+        if self._token is not None and path not in OPEN:
+            given = dict(details.invocation_metadata).get("authorization")
+            if not bearer_is(given, self._token):
+                if self._method(details) is None:
+                    return None
+                self._metrics.observe(f"grpc/{path.rpartition('/')[2]}", 401, 0.0)
+                return self._refused
+        found = self._counted.get(path)
+        if found is None:
+            found = self._method(details)
+            if found is not None and path not in OPEN:
+                found = self._counted[path] = self._counting(found, path.rpartition("/")[2])
+        return found
+
+    def _method(self, details: Any) -> Any:
+        return next(filter(None, (service.service(details) for service in self._services)), None)
+
+    def _counting(self, method: Any, name: str) -> Any:
+        """The same method, for calls that find a place."""
+        coders = method.request_deserializer, method.response_serializer
+
+        async def once(message: Any, context: Context) -> Any:
+            with self._place(name) as refusal:
+                if refusal is not None:
+                    await abort(context, refusal)
+                return await method.unary_unary(message, context)
+
+        async def several(messages: Any, context: Context) -> AsyncIterator[Any]:
+            with self._place(name) as refusal:
+                if refusal is not None:
+                    await abort(context, refusal)
+                async with aclosing((method.stream_stream or method.unary_stream)(messages, context)) as answers:
+                    async for answer in answers:
+                        yield answer
+
+        if method.unary_unary is not None:
+            return grpc.unary_unary_rpc_method_handler(once, *coders)
+        if method.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(several, *coders)
+        return grpc.unary_stream_rpc_method_handler(several, *coders)
+
+    @contextmanager
+    def _place(self, name: str) -> Iterator[Refusal | None]:
+        """A call's place; or the refusal, where all are taken."""
+        if self._calls >= self._calls_max:
+            self._metrics.observe(f"grpc/{name}", 429, 0.0)
+            text = f"{self._calls_max} requests are under way here; try again"
+            yield Refusal(429, "TOO_MANY_REQUESTS", text, 1.0)
+            return
+        self._calls += 1
+        try:
+            yield None
+        finally:
+            self._calls -= 1
 
     async def _refuse(self, messages: AsyncIterator[bytes], context: Context) -> None:
         text = "send the gateway's token: authorization: Bearer TOKEN"

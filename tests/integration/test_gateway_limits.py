@@ -4,6 +4,7 @@ and its page: schemathesis and a browser."""
 from __future__ import annotations
 
 import asyncio
+import collections
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="pip install 'batchyard[gateway]'")
 import batchyard
+from batchyard.gateway.grpc_messages import CLASSES, SERVICE
 from batchyard.gateway.http_app import ROUTES
 from batchyard.tests.integration.browser import browser
 from batchyard.tests.integration.gateways import Gateway, gateway
@@ -159,6 +161,48 @@ def test_too_many_at_once_are_told_to_come_back(served: Gateway, yard: batchyard
             connection.close()
     tools.until(lambda: served.ask("GET", "/status")[0] == 200)
     served.ask("DELETE", f"/predict/cancel/{job}")
+    nothing_is_left(served, yard, tools)
+
+
+def test_a_burst_of_grpc_calls_is_served_or_refused_with_a_sentence(
+    served: Gateway, yard: batchyard.Yard, tools: Any
+) -> None:
+    """What finds no place is told so. gRPC's own limits answer in its own words, or cancel calls without any."""
+    grpc = pytest.importorskip("grpc")
+    raw = CLASSES["ModelInferRequest"](model_name="neg", raw_input_contents=[bytes(16)])
+    raw.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+
+    async def burst(channels: int, calls: int) -> tuple[collections.Counter[Any], list[Any]]:
+        ended: collections.Counter[Any] = collections.Counter()
+        async with AsyncExitStack() as stack:
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            opened = [
+                await stack.enter_async_context(grpc.aio.insecure_channel(served.grpc, options))
+                for _ in range(channels)
+            ]
+
+            async def one(channel: Any) -> None:
+                try:
+                    await channel.unary_unary(f"/{SERVICE}/ModelInfer")(raw.SerializeToString(), timeout=60)
+                except grpc.aio.AioRpcError as error:
+                    told = dict(error.trailing_metadata()).get("retry-after")
+                    ended[error.code().name, error.details(), told] += 1
+                else:
+                    ended["OK"] += 1
+
+            health = opened[0].unary_unary("/grpc.health.v1.Health/Check")
+            asked = [asyncio.ensure_future(one(channel)) for channel in opened for _ in range(calls)]
+            answers = [await health(b"", timeout=60) for _ in range(3)]
+            await asyncio.gather(*asked)
+            return ended, answers
+
+    refused = ("RESOURCE_EXHAUSTED", "100 requests are under way here; try again", "1")
+    for channels, calls in ((1, 3_500), (6, 50)):
+        ended, answers = asyncio.run(burst(channels, calls))
+        assert set(ended) <= {"OK", refused}
+        assert sum(ended.values()) == channels * calls
+        assert ended["OK"] >= 100
+        assert answers == [b"\x08\x01"] * 3  # it is serving, whoever else asks
     nothing_is_left(served, yard, tools)
 
 

@@ -1,5 +1,8 @@
 """python -m batchyard.tests.campaigns.pace.plain_detector FILE ENDPOINT: a detector for Frigate without a
-yard, as one would write it by hand: a ROUTER, and onnxruntime with one thread in the same process."""
+yard, as one would write it by hand: a ROUTER, and onnxruntime with one thread in the same process.
+
+Without FILE (""): a bare REP that looks at nothing and answers 480 bytes of zeros. What that costs, no detector
+can save: the camera's own copies, libzmq's threads at either end, and the kernel's two copies."""
 
 from __future__ import annotations
 
@@ -15,8 +18,15 @@ from ...plain import Plain
 
 
 def main(file: str, endpoint: str) -> None:
-    session = Plain(file).session
     context: zmq.Context[Any] = zmq.Context()
+    if not file:
+        nothing = m.detections(np.zeros((m.ROWS, m.COLUMNS), np.float32))
+        bare = context.socket(zmq.REP)
+        bare.bind(endpoint)
+        while True:
+            bare.recv_multipart(copy=False)
+            bare.send_multipart(nothing)
+    session = Plain(file).session
     socket = context.socket(zmq.ROUTER)
     socket.bind(endpoint)
     while True:
