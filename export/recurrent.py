@@ -1,5 +1,5 @@
-"""`nn.RNN` as ONNX's own operator, whose sequence may have any length. torch's exporter does that for `nn.GRU`
-and `nn.LSTM`, and writes this one step by step, for the length that it was traced with.
+"""`nn.RNN` as ONNX's own operator, whose sequence may have any length. torch's exporter does that for
+`nn.GRU` and `nn.LSTM`, and writes this one step by step, for the length that it was traced with.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from ..transport.errors import InvalidRequest
 
 
 def translations(name: str, program: Any) -> dict[Any, Callable[..., Any]]:
-    """For torch.onnx.export's `custom_translation_table`. Raises InvalidRequest for recurrent layers that ONNX
-    or onnxruntime do not have. Of `nn.RNN` in float64 the fixed number of steps runs, and the operator not."""
+    """For torch.onnx.export's `custom_translation_table`. Raises InvalidRequest for recurrent layers that
+    ONNX or onnxruntime do not have. `nn.RNN` in float64 runs as a fixed number of steps alone."""
     import torch
 
     aten = torch.ops.aten
