@@ -1,7 +1,7 @@
 """Rows that a drawing does not reach: what a stranger may send beside an ordinary request.
 
-Some models look at the other rows only for some values: past a threshold, where all are positive, where two
-are equal, where one is not a number. Pure: arrays made of arrays.
+Some models look at the other rows only for some values: past a threshold, where all lie between 0 and 1, where
+two are equal, where one is not a number. Pure: arrays made of arrays.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def batches(
 
 
 def _changed(array: Array, spec: TensorSpec, axis: int, change: str, rng: np.random.Generator) -> Array:
-    """This input of ROWS rows; the first ORDINARY ones are drawn rows, unless all are positive."""
+    """This input of ROWS rows; the first ORDINARY ones are drawn rows, unless all are to lie between 0 and 1."""
     drawn = np.moveaxis(array, axis, 0)
     rows = np.ascontiguousarray(np.resize(drawn, (ROWS, *drawn.shape[1:])))
     rows[2] = rows[0]  # a request that is sent twice
@@ -65,8 +65,7 @@ def _changed(array: Array, spec: TensorSpec, axis: int, change: str, rng: np.ran
 
 def _floats(rows: Array, change: str, far: float) -> None:
     if change == "positive":
-        np.abs(rows, out=rows)
-        rows += rows.dtype.type(0.01)
+        rows[:] = np.abs(rows) / (1 + np.abs(rows)) * rows.dtype.type(0.98) + rows.dtype.type(0.01)
     elif change == "not numbers":
         rows[3] = np.nan
         rows[4] = np.inf
@@ -78,13 +77,12 @@ def _floats(rows: Array, change: str, far: float) -> None:
 
 
 def _mask(rows: Array) -> None:
-    """The last half of some rows does not count."""
+    """The last half of some rows does not count, and nothing of one."""
     if rows.ndim > 1:
         half = -(-rows.shape[-1] // 2)
         rows[3, ..., half:] = 0
         rows[6, ..., half:] = 0
-    else:
-        rows[3] = 0
+    rows[4] = 0
 
 
 def _switches(rows: Array, change: str) -> None:
