@@ -1,7 +1,7 @@
 """Rows that a drawing does not reach: what a stranger may send beside an ordinary request.
 
-Some models look at the other rows only for some values: past a threshold, where all lie between 0 and 1, where
-two are equal, where one is not a number. Pure: arrays made of arrays.
+Some models look at the other rows only for some values: past a threshold, where all lie between 0 and 1,
+where two are equal, where one is not a number. Pure: arrays made of arrays.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def batches(
         yield batch("ids")
     if "f" in kinds:
         yield batch("not numbers")
-    yield batch("positive")
+    yield batch("shares")
 
 
 def _changed(array: Array, spec: TensorSpec, axis: int, change: str, rng: np.random.Generator) -> Array:
-    """This input of ROWS rows; the first ORDINARY ones are drawn rows, unless all are to lie between 0 and 1."""
+    """This input of ROWS rows; the first ORDINARY ones are drawn rows, unless `change` is "shares"."""
     drawn = np.moveaxis(array, axis, 0)
     rows = np.ascontiguousarray(np.resize(drawn, (ROWS, *drawn.shape[1:])))
     rows[2] = rows[0]  # a request that is sent twice
     entry = dtypes.BY_CODE[spec.dtype]
     is_float = rows.dtype.kind == "f" and entry.kind == "f"
-    if is_mask(spec.name) and rows.dtype.kind in "fiub" and change != "positive":
+    if is_mask(spec.name) and rows.dtype.kind in "fiub" and change != "shares":
         _mask(rows)
     elif is_float:
         _floats(rows, change, FAR.get(entry.name, 30.0))
@@ -64,7 +64,7 @@ def _changed(array: Array, spec: TensorSpec, axis: int, change: str, rng: np.ran
 
 
 def _floats(rows: Array, change: str, far: float) -> None:
-    if change == "positive":
+    if change == "shares":
         rows[:] = np.abs(rows) / (1 + np.abs(rows)) * rows.dtype.type(0.98) + rows.dtype.type(0.01)
     elif change == "not numbers":
         rows[3] = np.nan
@@ -86,7 +86,7 @@ def _mask(rows: Array) -> None:
 
 
 def _switches(rows: Array, change: str) -> None:
-    if change == "positive":
+    if change == "shares":
         rows[:] = True
     elif change == "mixed":
         rows[3] = False
