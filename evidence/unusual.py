@@ -17,6 +17,7 @@ from .drawing import Array, is_mask
 
 ORDINARY = 2  # rows of every batch that are as they were drawn
 ROWS = 7
+TELLING = (0, 2, 3, 4)  # an ordinary row, the same again, and two more: of models too slow for all
 FAR = {"float32": 1e4, "float64": 1e4}  # of other types, values would overflow on the way
 IDS = 1200  # reaches the marks of most vocabularies, and asks for no memory where it is a size
 

@@ -60,6 +60,22 @@ def test_rows_that_look_at_each_other_for_some_values_share_no_run(name: str) ->
     assert found.axes is None
 
 
+@pytest.mark.parametrize("row_ms", [12, 19])
+def test_of_a_slow_model_a_few_unusual_rows_are_run(row_ms: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = 0
+    monkeypatch.setattr("time.perf_counter_ns", lambda: now_ns)
+
+    def run(feeds: Feeds) -> Any:
+        nonlocal now_ns
+        now_ns += row_ms * 1_000_000 * len(feeds["x"])
+        return twice(feeds["x"])
+
+    found = verdict([X], [Y], run)
+    assert found.axes is None
+    assert "beside unusual values" in found.reason
+    assert now_ns < 20 * row_ms * 1_000_000
+
+
 def looked_up(feeds: Feeds) -> Any:
     if (feeds["ids"] >= 50).any():
         raise IndexError("out of the vocabulary")
