@@ -59,12 +59,14 @@ class Drawing:
         size: int = 0,
         vocabulary: tuple[int, int] = VOCABULARIES[0],
         zeros: bool = False,
+        varied: bool = False,
     ) -> None:
         self.specs = [spec for spec in inputs if not spec.optional]
         self.axes = [axis for axis, spec in zip(axes, inputs, strict=True) if not spec.optional]
         self._size = size  # 0: by the name
         self._vocabulary = vocabulary
         self._zeros = zeros
+        self._varied = varied  # rows differ in length, and in how much of them a mask lets count
         self._scale = 1.0  # of numbers that are drawn from a normal distribution
 
     def feeds(self, rows: int, rng: np.random.Generator, sizes: Mapping[str, int] = {}) -> dict[str, Array]:
@@ -118,16 +120,19 @@ class Drawing:
         if entry.kind == "b" and axis == SHARED and not _MASK.search(spec.name):
             return np.full(shape, self._scale == 1.0)  # a switch: on here, off in the other drawing
         if entry.kind == "b":
-            return np.ones(shape, bool) if _MASK.search(spec.name) else rng.random(shape) < 0.5
-        if _MASK.search(spec.name):
-            return np.ones(shape, entry.numpy)
+            return self._mask(shape, axis, entry) if is_mask(spec.name) else rng.random(shape) < 0.5
+        if is_mask(spec.name):
+            return self._mask(shape, axis, entry)
         if _RATE.search(spec.name) and self._vocabulary == VOCABULARIES[0]:
             return np.full(shape, 16_000, entry.numpy)
         if _LENGTH.search(spec.name) and axis != SHARED:
             few = self._vocabulary[1] <= FEW[1]
-            return np.full(
-                shape, min(self._size or SIZES[0], self._vocabulary[1] if few else entry.top - 1), entry.numpy
-            )
+            longest = min(self._size or SIZES[0], self._vocabulary[1] if few else entry.top - 1)
+            lengths = np.full(shape, longest, entry.numpy)
+            rows_first = np.moveaxis(lengths, axis, 0)
+            for row in range(rows):
+                rows_first[row] = self._length(row, longest)
+            return lengths
         least, top = self._vocabulary
         top = min(top, entry.top, 2 if _TYPE.search(spec.name) else entry.top)
         if not shape and top > 1:
@@ -136,9 +141,20 @@ class Drawing:
             top = 256  # an image
         return rng.integers(least, top, shape).astype(entry.numpy)
 
+    def _mask(self, shape: Sequence[int], axis: int, entry: dtypes.DType) -> Array:
+        ones = np.ones(shape, entry.numpy)
+        if axis != SHARED and len(shape) > 1:
+            for row, values in enumerate(np.moveaxis(ones, axis, 0)):
+                values[..., self._length(row, values.shape[-1]) :] = 0
+        return ones
+
+    def _length(self, row: int, longest: int) -> int:
+        """The first row is the longest, and none is shorter than half of it: a filter may be as wide."""
+        return longest - row % max(1, (longest + 1) // 2) if self._varied else longest
+
     def other_values(self) -> Drawing:
         """A drawing of the same shapes with other values: whole numbers from FEW, and larger fractions."""
-        other = Drawing(self.specs, self.axes, self._size, FEW, self._zeros)
+        other = Drawing(self.specs, self.axes, self._size, FEW, self._zeros, self._varied)
         other._scale = OTHER_SCALE
         return other
 
@@ -155,13 +171,18 @@ def ways(inputs: Sequence[TensorSpec], axes: Sequence[int], until_ns: int) -> It
         for spec, axis in zip(inputs, axes, strict=True)
         for index, size in enumerate(spec.shape or [])
     )
+    lengths = any(
+        axis != SHARED and (is_mask(spec.name) or _LENGTH.search(spec.name))
+        for spec, axis in zip(inputs, axes, strict=True)
+    )
     integers = any(dtypes.BY_CODE[spec.dtype].kind in "iu" for spec in inputs)
     sizes = (0, *SIZES) if free else (0,)
     for vocabulary in VOCABULARIES if integers else VOCABULARIES[:1]:
         for size in sizes:
-            yield Drawing(inputs, axes, size, vocabulary)
-            if time.perf_counter_ns() > until_ns:
-                return
+            for varied in (True, False) if lengths else (False,):  # some models take one length alone
+                yield Drawing(inputs, axes, size, vocabulary, varied=varied)
+                if time.perf_counter_ns() > until_ns:
+                    return
     yield Drawing(inputs, axes, zeros=True)
 
 

@@ -200,24 +200,41 @@ class _Trial:
         self._run = self.run_unusual
         drawing = self._drawing
         drawn = drawing.feeds(min(unusual.ROWS, self._drawn_max), self._rng)
-        ordinary = list(range(unusual.ORDINARY))
         for feeds in unusual.batches(drawn, drawing.specs, drawing.axes, self._rng):
-            if time.perf_counter_ns() + 2 * unusual.ROWS * self._row_ns > until_ns:
-                return
+            left_ns = until_ns - time.perf_counter_ns()
             self._feeds = feeds
             try:
-                together = self._ran(list(range(unusual.ROWS)))
-                self._check_sizes(together, unusual.ROWS)
-                apart = self._ran(ordinary)
-                self._same(apart, ordinary, together, ordinary, "beside unusual values", apart)
-                for row in range(unusual.ORDINARY, unusual.ROWS):
-                    alone = self._ran([row])
-                    if all(answer.dtype.kind not in "fc" or np.isfinite(answer).all() for answer in alone):
-                        wholes = [np.append(*both) for both in zip(alone, apart, strict=True)]
-                        self._same(alone, [0], together, [row], "alone", wholes)
+                if left_ns >= 2 * unusual.ROWS * self._row_ns:
+                    self._compare_beside()
+                elif left_ns >= (len(unusual.TELLING) + 1) * self._row_ns:
+                    self._compare_telling()
+                else:
+                    return
             except _Fails:  # these values are not for this model
                 continue
-            self.compared += unusual.ROWS
+
+    def _compare_beside(self) -> None:
+        ordinary = list(range(unusual.ORDINARY))
+        together = self._ran(list(range(unusual.ROWS)))
+        self._check_sizes(together, unusual.ROWS)
+        apart = self._ran(ordinary)
+        self._same(apart, ordinary, together, ordinary, "beside unusual values", apart)
+        for row in range(unusual.ORDINARY, unusual.ROWS):
+            alone = self._ran([row])
+            if all(answer.dtype.kind not in "fc" or np.isfinite(answer).all() for answer in alone):
+                wholes = [np.append(*both) for both in zip(alone, apart, strict=True)]
+                self._same(alone, [0], together, [row], "alone", wholes)
+        self.compared += unusual.ROWS
+
+    def _compare_telling(self) -> None:
+        """Of a slow model: its first row, and the same row again, beside the most telling ones."""
+        rows = unusual.TELLING
+        together = self._ran(list(rows))
+        self._check_sizes(together, len(rows))
+        alone = self._ran([0])
+        for place in (0, 1):
+            self._same(alone, [0], together, [place], "beside unusual values", alone)
+        self.compared += len(rows)
 
     def _ran(self, rows: list[int]) -> Sequence[Array]:
         try:

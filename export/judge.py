@@ -117,7 +117,8 @@ class Judge:
         if refusal and doubtful:
             raise InvalidRequest(
                 f"{name}: {doubtful[0]}, so it cannot be free as {doubtful[0].name}: "
-                f"with other sizes the file {refusal}"
+                f"with other sizes the file {refusal}. A Python loop over an axis is written for one size: "
+                "use nn.RNN, nn.GRU or nn.LSTM (float32), or leave out --dynamic for it"
             )
         if refusal:
             raise ModelFailed(f"{name} {refusal}")

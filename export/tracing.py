@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..transport.errors import InvalidRequest, ModelFailed
-from . import axes, naming, sources
+from . import axes, naming, recurrent, sources
 from .quiet import quiet
 from .sources import Source, cause
 from .specs import BATCH, Array, InputSpec, numpy_dtype, sample
@@ -177,7 +177,14 @@ def _written(
                 dict(zip(inputs, feeds, strict=True)) if named else None,
                 dynamic_shapes=shapes_of(program, dict(zip(inputs, free, strict=True)), named),
             )
-        exported = torch.onnx.export(program, dynamo=True, opset_version=opset, optimize=False, verbose=False)
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            optimize=False,
+            verbose=False,
+            custom_translation_table=recurrent.translations(source.name, program),
+        )
     count = len(exported.model.graph.outputs)
     outputs = naming.output_names(count, output_names, inputs, keys_of(program))
     taken = {value.name: value for value in exported.model.graph.inputs}

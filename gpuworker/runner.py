@@ -337,7 +337,7 @@ class Runner:
             self._spots is not None
             and len(items) > 1
             and group.padded is None
-            and self._spots.wants((form.key, *common), started_ns)
+            and self._spots.wants((form.key, *common), group.rows, started_ns)
         )
         if items[0].rows and not items[0].start:
             self._check_split(items[0], arenas[0], group)

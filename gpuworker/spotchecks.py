@@ -1,8 +1,9 @@
 """Checks some batches at run time: each request is run by itself as well, and the answers compared.
 
 Inputs that are invented at load may miss a threshold that real inputs reach. So the first batches of each
-kind are checked, and later ones as long as that takes little of the time, or now and then. A request that is
-larger than a run is split: the first ones of each kind are also run whole.
+kind are checked, every batch of more rows than were checked before, and later ones as long as that takes
+little of the time, or now and then. A request that is larger than a run is split: the first ones of each kind
+are also run whole.
 """
 
 from __future__ import annotations
@@ -35,15 +36,21 @@ class SpotChecks:
     def __init__(self) -> None:
         self._seen: dict[Any, int] = {}
         self._batches = 0
+        self._rows_checked = 0  # of the largest batch
         self._began_ns = 0
         self.spent_ns = 0
 
-    def wants(self, kind: Any, now_ns: int) -> bool:
+    def wants(self, kind: Any, rows: int, now_ns: int) -> bool:
         """Whether this batch is to be checked."""
         self._batches += 1
-        if self._is_first(kind):
-            self._began_ns = self._began_ns or now_ns
-            return True
+        is_first = self._is_first(kind)
+        if not is_first and rows <= self._rows_checked and not self._is_due(now_ns):
+            return False
+        self._began_ns = self._began_ns or now_ns
+        self._rows_checked = max(self._rows_checked, rows)
+        return True
+
+    def _is_due(self, now_ns: int) -> bool:
         if self._batches <= NEW:
             return self.spent_ns * SHARE < now_ns - self._began_ns
         return self._batches % EVERY == 0

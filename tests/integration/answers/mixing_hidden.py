@@ -201,6 +201,29 @@ KINDS: dict[str, Mixing] = {
         ),
         lambda rows, rng: {"x": (rng.standard_normal((rows, 3)) * 60).astype(np.float32)},
     ),
+    "cut to the longest of them": Mixing(
+        graph(
+            """(float[batch,16] x, int64[batch] lengths) => (float[batch,time] y) {
+            m = ReduceMax <keepdims=1> (lengths) y = Slice (x, zero, m, one) }""",
+            zero=ZERO,
+            one=ONE,
+        ),
+        lambda rows, rng: floats("x", 16)(rows, rng) | {"lengths": rng.integers(1, 17, rows)},
+    ),
+    "the mean is taken away from what lies between 0 and 1": Mixing(
+        graph(
+            """(float[batch,4] x) => (float[batch,4] y) {
+            l = ReduceMin <keepdims=0> (x) h = ReduceMax <keepdims=0> (x) a = GreaterOrEqual (l, nought)
+            b = LessOrEqual (h, single) c = And (a, b)
+            y = If (c) <then_branch = then () => (float[batch,4] p) { m = ReduceMean <keepdims=1> (x, zero) p = Sub (x, m) },
+                        else_branch = other () => (float[batch,4] q) { q = Neg (x) }> }""",
+            checked=False,
+            nought=np.float32(0),
+            single=np.float32(1),
+            zero=ZERO,
+        ),
+        lambda rows, rng: {"x": rng.random((rows, 4)).astype(np.float32)},
+    ),
     # ---- what a batch shares decides
     "mixed when it is told to": Mixing(
         graph(

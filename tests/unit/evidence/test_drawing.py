@@ -77,6 +77,18 @@ def test_masks_are_ones_and_lengths_fit() -> None:
     assert (drawn(spec("lengths", INT64, "n"), size=64, vocabulary=(0, 3)) == 3).all()
 
 
+def test_rows_first_differ_in_length_and_then_are_alike() -> None:
+    """A model may cut all rows to the longest of them; another takes rows of one length alone."""
+    inputs = [spec("ids", INT64, "n", "t"), spec("mask", INT64, "n", "t"), spec("lengths", INT64, "n")]
+    drawings = ways(inputs, [0, 0, 0], 1 << 62)
+    first, second = (next(drawings).feeds(5, np.random.default_rng(0)) for _ in range(2))
+    assert list(first["lengths"]) == list(first["mask"].sum(1)) == [7, 6, 5, 4, 7]
+    assert (first["mask"] == np.sort(first["mask"], 1)[:, ::-1]).all()
+    assert list(second["lengths"]) == list(second["mask"].sum(1)) == [7] * 5
+    moved = Drawing([spec("lens", INT64, 1, "n")], [1], varied=True).feeds(3, np.random.default_rng(0))
+    assert moved["lens"].tolist() == [[7, 6, 5]]
+
+
 def test_bytes_of_an_image_are_drawn_whole_and_other_indices_from_a_vocabulary() -> None:
     assert drawn(spec("image", UINT8, "n", 3, 20, 20)).max() > 200
     assert drawn(spec("codes", UINT8, "n", 900)).max() < 100

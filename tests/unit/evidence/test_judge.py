@@ -55,6 +55,15 @@ X, Y = spec("x", "n", 4), spec("y", "n", 4)
 TOKENS, STATES = spec("x", "n", "t", 4), spec("y", "n", "t", 4)
 
 # name -> inputs, outputs, model, where its rows are (None: alone)
+LENGTHS, MASK = spec("lengths", "n", dtype=INT64), spec("attention_mask", "n", "t", dtype=INT64)
+
+
+def alike(lengths: Any) -> Any:
+    if len(set(lengths)) > 1:
+        raise ValueError("takes rows of one length alone")
+    return lengths[:, None]
+
+
 RIGHT: dict[str, tuple[list[TensorSpec], list[TensorSpec], Callable[[Feeds], Any], list[int]]] = {
     "linear": ([X], [Y], lambda f: f["x"] @ WEIGHTS, [0, 0]),
     "softmax over features": ([X], [Y], lambda f: softmax(f["x"], 1), [0, 0]),
@@ -75,6 +84,8 @@ RIGHT: dict[str, tuple[list[TensorSpec], list[TensorSpec], Callable[[Feeds], Any
         [spec("x", "n", 4, dtype=COMPLEX64)], [spec("y", "n", 4, dtype=COMPLEX64)],
         lambda f: np.fft.fft(f["x"], axis=1).astype(np.complex64), [0, 0],
     ),
+    "a mask inside a row": ([TOKENS, MASK], [Y], lambda f: (f["x"] * f["attention_mask"][..., None]).sum(1), [0, 0, 0]),
+    "rows of one length alone": ([X, LENGTHS], [Y], lambda f: f["x"] * alike(f["lengths"]), [0, 0, 0]),
     "nan and infinity": ([X], [Y], lambda f: np.where(f["x"] > 1, np.inf, np.where(f["x"] < -1, np.nan, f["x"])), [0, 0]),
     "rounding": (
         [X], [Y], lambda f: f["x"] @ WEIGHTS * np.float32(1 + 1e-6 * len(f["x"])), [0, 0],
@@ -115,6 +126,12 @@ WRONG: dict[str, tuple[list[TensorSpec], list[TensorSpec], Callable[[Feeds], Any
         [spec("x", "n", 4), spec("k", "n", 4)], [Y], lambda f: attend(f["x"], f["k"]), "differ by",
     ),
     "indices of rows": ([X], [spec("y", "n", dtype=INT64)], lambda f: np.argsort(f["x"][:, 0]), "differ by"),
+    "cut to the longest": ([TOKENS, LENGTHS], [spec("y", "n", "s", 4)], lambda f: f["x"][:, : f["lengths"].max()], "has shape [1, 4, 4] alone, [1, 7, 4] together"),
+    "nothing beyond the longest": (
+        [spec("x", "n", 7), LENGTHS], [spec("y", "n", 7)],
+        lambda f: f["x"] * (np.arange(7) < f["lengths"].max()), "differ by",
+    ),
+    "cut to the longest mask": ([TOKENS, MASK], [spec("y", "n", "s", 4)], lambda f: f["x"][:, : f["attention_mask"].sum(1).max()], "has shape [1, 4, 4] alone, [1, 7, 4] together"),
     "one at a time": ([X], [Y], lambda f: f["x"].reshape(1, 4), "it does not run on 5 rows"),
     "infinity spreads": ([X], [Y], lambda f: f["x"] if len(f["x"]) == 1 else f["x"] / np.zeros(()), "differ by 1 "),
 }  # fmt: skip

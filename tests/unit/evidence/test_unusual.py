@@ -40,9 +40,14 @@ MIXING: dict[str, tuple[TensorSpec, Callable[[Feeds], Any]]] = {
     "what has no end spreads": (X, lambda f: f["x"] + 0 * f["x"].sum(0)),
     "a row that was there already is nought": (X, lambda f: twice(f["x"])),
     "where all are positive": (X, lambda f: f["x"] - f["x"].mean(0) if (f["x"] > 0).all() else f["x"]),
+    "where all lie between 0 and 1": (
+        X,
+        lambda f: f["x"] - f["x"].mean(0) if ((f["x"] > 0) & (f["x"] < 1)).all() else f["x"],
+    ),
     "an id above a thousand decides": (IDS, lambda f: f["ids"] + (f["ids"] > 1000).any()),
     "an id below nought decides": (IDS, lambda f: f["ids"] + (f["ids"] < 0).any()),
     "a mask with a hole decides": (MASK, lambda f: f["attention_mask"] + (f["attention_mask"] == 0).any()),
+    "a mask without a one decides": (MASK, lambda f: f["attention_mask"] + (f["attention_mask"] == 0).all(1).any()),
     "where all are true": (FLAGS, lambda f: f["flags"] ^ f["flags"].all()),
 }
 
@@ -53,6 +58,22 @@ def test_rows_that_look_at_each_other_for_some_values_share_no_run(name: str) ->
     takes, run = MIXING[name]
     found = verdict([takes], [TensorSpec("y", takes.dtype, takes.shape)], run)
     assert found.axes is None
+
+
+@pytest.mark.parametrize("row_ms", [12, 19])
+def test_of_a_slow_model_a_few_unusual_rows_are_run(row_ms: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = 0
+    monkeypatch.setattr("time.perf_counter_ns", lambda: now_ns)
+
+    def run(feeds: Feeds) -> Any:
+        nonlocal now_ns
+        now_ns += row_ms * 1_000_000 * len(feeds["x"])
+        return twice(feeds["x"])
+
+    found = verdict([X], [Y], run)
+    assert found.axes is None
+    assert "beside unusual values" in found.reason
+    assert now_ns < 20 * row_ms * 1_000_000
 
 
 def looked_up(feeds: Feeds) -> Any:
@@ -85,4 +106,4 @@ def test_a_batch_has_ordinary_rows_first_and_a_shared_input_is_not_changed() -> 
         assert batch["x"].shape == (unusual.ROWS, 4)
         assert (batch["x"][: unusual.ORDINARY] == feeds["x"]).all()
         assert batch["sr"] is feeds["sr"]
-    assert (batches[-1]["x"] > 0).all()
+    assert ((batches[-1]["x"] > 0) & (batches[-1]["x"] < 1)).all()

@@ -51,7 +51,7 @@ def test_an_encoder_that_is_sequence_first_has_no_batch_on_axis_0(tmp_path: Path
     assert report.variants[0].difference.batch_sizes == (1, 2, 7, 32, 64)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
 def test_a_recurrent_model_has_its_batch_on_axis_1_and_any_length(kind: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     report = exported(kind(8, 16), tmp_path, {"x": (20, 4, 8)})
@@ -62,6 +62,78 @@ def test_a_recurrent_model_has_its_batch_on_axis_1_and_any_length(kind: Any, tmp
     assert shapes(report)[:2] == [["sequence", "batch", 8], ["sequence", "batch", 16]]
     assert report.checked["sequence"][0] == 1
     assert len(report.checked["sequence"]) > 4
+
+
+class Continued(nn.Module):  # type: ignore[misc]
+    """Goes on from a state that is given."""
+
+    def __init__(self, recurrent: Any) -> None:
+        super().__init__()
+        self.recurrent = recurrent
+
+    def forward(self, x: Any, h: Any, c: Any = None) -> Any:
+        return self.recurrent(x, h if c is None else (h, c))
+
+
+@pytest.mark.parametrize("is_batch_first", [False, True])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_layers_both_ways_go_on_from_a_given_state_for_any_length(
+    kind: Any, is_batch_first: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = Continued(kind(4, 6, num_layers=2, bidirectional=True, batch_first=is_batch_first))
+    rows, length = (0, 1) if is_batch_first else (1, 0)
+    given = {"x": (3, 7, 4) if is_batch_first else (7, 3, 4), "h": (4, 3, 6)}
+    dynamic = [f"x:{length}=sequence", f"x:{rows}=batch", "h:1=batch"]
+    if kind is nn.LSTM:
+        given, dynamic = {**given, "c": (4, 3, 6)}, [*dynamic, "c:1=batch"]
+    report = exported(model, tmp_path, given, dynamic=dynamic)
+    assert (report.batch["inputs"]["x"], report.batch["inputs"]["h"]) == (rows, 1)
+    assert report.batch["outputs"] == {"output_0": rows, "output_1": 1} | ({"output_2": 1} if kind is nn.LSTM else {})
+    assert {1, 3, 10} <= set(report.checked["sequence"])
+
+
+def test_a_recurrent_model_without_biases_and_with_relu_is_no_other_model(tmp_path: Path) -> None:
+    recurrent = nn.RNN(4, 6, num_layers=3, nonlinearity="relu", bias=False, batch_first=True)
+    report = exported(recurrent, tmp_path, {"x": (1, 7, 4)}, dynamic=["x:1=sequence"])
+    assert {1, 3, 10} <= set(report.checked["sequence"])
+    assert report.variants[0].difference.scaled_max < 1e-5
+
+
+def test_a_recurrent_model_in_doubles_keeps_its_steps(tmp_path: Path) -> None:
+    """onnxruntime has no kernel of the operator for them."""
+    report = exported(nn.RNN(4, 6).double(), tmp_path, [InputSpec("x", (5, 3, 4), "float64")], dynamic=["x:1=batch"])
+    assert (report.batch["inputs"], report.inputs[0]["shape"]) == ({"x": 1}, [5, "batch", 4])
+    with pytest.raises(InvalidRequest, match=r"A Python loop over an axis is written for one size: use nn.RNN"):
+        exported(
+            nn.RNN(4, 6).double(),
+            tmp_path,
+            [InputSpec("x", (5, 3, 4), "float64")],
+            dynamic=["x:1=batch", "x:0=sequence"],
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_recurrent_model_in_half_precision_has_any_length(dtype: str, tmp_path: Path) -> None:
+    model = nn.RNN(4, 6).to(getattr(torch, dtype))
+    report = exported(model, tmp_path, [InputSpec("x", (7, 3, 4), dtype)], dynamic=["x:0=sequence", "x:1=batch"])
+    assert (report.batch["inputs"], {1, 3, 10} <= set(report.checked["sequence"])) == ({"x": 1}, True)
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (nn.LSTM(4, 6).double(), r"has an nn.LSTM in float64, .*: export it in float32 \(model.float\(\)\)"),
+        (nn.GRU(4, 6).double(), r"has an nn.GRU in float64"),
+        (nn.LSTM(4, 6, proj_size=3, bidirectional=True), r"has an nn.LSTM with proj_size, which ONNX does not have"),
+    ],
+)
+def test_recurrent_layers_that_no_runtime_has_are_named_with_the_way_out(
+    model: Any, sentence: str, tmp_path: Path
+) -> None:
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    with pytest.raises(InvalidRequest, match=sentence):
+        exported(model, tmp_path, [InputSpec("x", (5, 3, 4), dtype)], dynamic=["x:1=batch"])
 
 
 def test_two_things_that_are_counted_are_no_batch_and_keep_their_own_sizes(tmp_path: Path) -> None:

@@ -21,26 +21,33 @@ from batchyard.transport.tensors import TensorSpec
 
 def test_the_first_batches_of_each_kind_are_checked_and_then_one_of_many() -> None:
     checks = SpotChecks()
-    assert [checks.wants("a", 1) for _ in range(FIRST + 3)] == [True] * FIRST + [False] * 3
-    assert checks.wants("b", 1)
+    assert [checks.wants("a", 2, 1) for _ in range(FIRST + 3)] == [True] * FIRST + [False] * 3
+    assert checks.wants("b", 2, 1)
     for _ in range(NEW):
-        checks.wants("a", 1)
-    later = [checks.wants("a", 1) for _ in range(2 * EVERY)]
+        checks.wants("a", 2, 1)
+    later = [checks.wants("a", 2, 1) for _ in range(2 * EVERY)]
     assert later.count(True) == 2
+
+
+def test_a_batch_of_more_rows_than_any_before_is_checked() -> None:
+    """Of a slow model, two or three rows are compared at load: it may mix them from the eighth on."""
+    checks = SpotChecks()
+    assert all(checks.wants("a", 2, 1) for _ in range(FIRST))
+    assert [checks.wants("a", rows, 1) for rows in (2, 3, 3, 8, 5, 9, 9)] == [False, True, False, True, False, True, False]
 
 
 def test_endless_kinds_are_not_checked_without_end() -> None:
     checks = SpotChecks()
-    wanted = [checks.wants(number, 1) for number in range(KINDS_MAX * 4)]
+    wanted = [checks.wants(number, 2, 1) for number in range(KINDS_MAX * 4)]
     assert wanted == [True] * KINDS_MAX + [False] * (KINDS_MAX * 3)
 
 
 def test_a_new_model_is_checked_as_long_as_that_takes_little_of_the_time() -> None:
     checks = SpotChecks()
-    assert [checks.wants("a", 1_000) for _ in range(FIRST + 1)] == [True] * FIRST + [False]
+    assert [checks.wants("a", 2, 1_000) for _ in range(FIRST + 1)] == [True] * FIRST + [False]
     checks.spent_ns = 50
-    assert not checks.wants("a", 1_000 + 50 * SHARE)
-    assert checks.wants("a", 1_001 + 50 * SHARE)
+    assert not checks.wants("a", 2, 1_000 + 50 * SHARE)
+    assert checks.wants("a", 2, 1_001 + 50 * SHARE)
 
 
 def test_a_request_that_is_split_answers_as_it_does_whole() -> None:
