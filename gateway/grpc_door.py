@@ -82,7 +82,8 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
             with self._place(name) as refusal:
                 if refusal is not None:
                     await abort(context, refusal)
-                async with aclosing((method.stream_stream or method.unary_stream)(messages, context)) as answers:
+                answering = method.stream_stream or method.unary_stream
+                async with aclosing(answering(messages, context)) as answers:
                     async for answer in answers:
                         yield answer
 
