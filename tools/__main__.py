@@ -15,13 +15,14 @@ from ..bench import suite
 from ..bench.main import MODELS, attempt, finish, say, yard_parser
 from ..bench.target import Targets
 from ..transport.arguments import count, number
-from . import gateway, idle, lines, monitoring, panels, perf_analyzer
+from . import before, gateway, idle, lines, monitoring, panels, perf_analyzer
 from .baselines import contenders
 from .processes import is_supported
 
 HELP = """\
 usage: python3 run measure WHAT [arguments]
 
+  before         the benchmarks of another revision and of this checkout, in turns
   relays         the yard beside a bare ZeroMQ relay, in C and in Python
   idle           what a yard uses that has no requests: CPU time, wake-ups, memory
   gateway        what HTTP costs, beside the client and the runtime alone
@@ -31,6 +32,7 @@ usage: python3 run measure WHAT [arguments]
   lines          lines of Python in the wheel, by folder
 
 examples:
+  python3 run measure before HEAD~1
   python3 run measure relays --rounds 9
   python3 run measure gateway --model frame --in-flight 1
   python3 run measure gateway --help
@@ -128,6 +130,7 @@ def _timed(parser: argparse.ArgumentParser, seconds: float) -> None:
 
 
 TOOLS: dict[str, Callable[[list[str]], int]] = {
+    "before": before.main,
     "relays": _relays,
     "idle": _idle,
     "gateway": _gateway,
