@@ -142,7 +142,7 @@ def _load(arguments: list[str]) -> int:
 
     purpose = "Load a yard from several client processes, with mixed classes and deadlines."
     parser = yard_parser("batchyard bench load", purpose, LOAD_EPILOG)
-    parser.add_argument("--model", choices=MODELS, default="cnn", help="(%(default)s)")
+    parser.add_argument("--model", choices=MODELS, default="cnn", help="the model to load (%(default)s)")
     parser.add_argument("--rate", type=number, default=1000.0, help="requests/s, Poisson (%(default)g)")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="arrivals, as docs/benchmarks.md has them")
     parser.add_argument(
@@ -152,12 +152,14 @@ def _load(arguments: list[str]) -> int:
         metavar="MIX",
         help="class, share, and deadline in seconds: URGENT:1:0.05,NORMAL:8 (NORMAL)",
     )
-    parser.add_argument("--processes", type=count, default=2, help="clients (%(default)s)")
-    parser.add_argument("--rounds", type=count, default=5, help="(%(default)s)")
-    parser.add_argument("--seconds", type=number, default=5.0, help="of each round (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the schedule (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("load"), metavar="FOLDER", help="(%(default)s)")
-    parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two such folders")
+    parser.add_argument("--processes", type=count, default=2, help="client processes (%(default)s)")
+    parser.add_argument("--rounds", type=count, default=5, help="rounds of load (%(default)s)")
+    parser.add_argument("--seconds", type=number, default=5.0, help="seconds of each round (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the schedule (%(default)s)")
+    folder = "where figures and plots go (%(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("load"), metavar="FOLDER", help=folder)
+    both = "compare the figures of two such folders, without a load"
+    parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help=both)
     options = parser.parse_args(arguments)
 
     from .recorded import compare, load

@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dynamic", action="append", default=[], metavar="AXIS=NAME", help=free)
     add("--outputs", metavar="NAMES", help="the outputs' names, with commas between them")
     add("--optimize", action=argparse.BooleanOptionalAction, default=True, help="run the passes (default)")
-    variants = "best, all, or of: fp16-storage, int8-storage, dynamic, static, with commas (none)"
+    variants = "variants to make: best, all, or of fp16-storage, int8-storage, dynamic, static, with commas"
     add("--quantize", metavar="VARIANTS", nargs="?", const="best", help=variants)
     rows = "rows for static: .npy, .npz by input name, or module:function that yields batches"
     add("--calibration", metavar="FILE", help=rows)
@@ -185,8 +185,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, metavar="FILE", help="a state dict for SOURCE; only tensors are read from it")
     fixed = "keep the input's own number of rows, instead of 1..batch-max"
     add("--fixed-batch", dest="dynamic_batch", action="store_false", help=fixed)
-    add("--batch-max", type=count, default=64, metavar="ROWS", help="(%(default)s)")
-    add("--opset", type=count, default=18, help="(%(default)s)")
+    add("--batch-max", type=count, default=64, metavar="ROWS", help="most rows of a free batch (%(default)s)")
+    add("--opset", type=count, default=18, metavar="N", help="ONNX operator set (%(default)s)")
     judge = "cpu, webgpu, directml, cuda: what variants are run and must not be slower on (%(default)s)"
     add("--provider", default="cpu", metavar="NAME", help=judge)
     own = "an option of the provider, such as powerPreference=high-performance; repeatable"

@@ -29,7 +29,7 @@ def add_options(arguments: argparse.ArgumentParser) -> None:
     add("--baseline", metavar="NAME", help="what times are relative to (the first candidate)")
     add("--jobs", type=count, metavar="N", help="exports at once; nothing is timed beside them (1)")
     add("--limit", type=seconds, metavar="S", help="seconds that one export may take (600)")
-    add("--plot", type=Path, metavar="FILE", help=".png or .svg (OUT/pareto.png)")
+    add("--plot", type=Path, metavar="FILE", help="where to draw them, .png or .svg (OUT/pareto.png)")
     add("--force", action="store_true", help="export and time again even what has not changed")
 
 

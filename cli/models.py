@@ -142,7 +142,13 @@ def _parser() -> argparse.ArgumentParser:
             help="any key of the model's table in batchyard.toml, such as batch_axis=0 (repeatable)",
         )
     for each in (load, swap, unload):
-        each.add_argument("--timeout", type=seconds, default=TIMEOUT_S, metavar="S", help="(%(default)g s)")
+        each.add_argument(
+            "--timeout",
+            type=seconds,
+            default=TIMEOUT_S,
+            metavar="S",
+            help="seconds to wait until it is done (%(default)g)",
+        )
     return arguments
 
 

@@ -348,7 +348,10 @@ def _parser() -> argparse.ArgumentParser:
         "--frigate", metavar="MODEL", help="be Frigate's detector with this model (docs/frigate.md)"
     )
     arguments.add_argument(
-        "--frigate-endpoint", default=endpoint.DEFAULT, metavar="URL", help="where, for Frigate (%(default)s)"
+        "--frigate-endpoint",
+        default=endpoint.DEFAULT,
+        metavar="URL",
+        help="address in Frigate's configuration (%(default)s)",
     )
     arguments.add_argument(
         "--open-to-this-machine",

@@ -55,7 +55,7 @@ class Option:
 OPTIONS = (
     Option("host", "text", "address to listen at (%(default)s); any other needs a token", "127.0.0.1"),
     Option("port", "port", f"HTTP port (default: ${PORT_VARIABLE}, else {PORT})"),
-    Option("grpc_port", "port", "gRPC port (default: the one after --port; 0: no gRPC)"),
+    Option("grpc_port", "port", "gRPC port (default: the one after the HTTP port; 0: no gRPC)"),
     Option("token_file", "file", f"a file with the token (default: ${TOKEN_VARIABLE})", metavar="FILE"),
     Option("tls_cert", "file", "TLS over HTTP and gRPC: a PEM file with the certificate and its chain",
            metavar="FILE"),

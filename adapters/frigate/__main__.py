@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", metavar="FILE|NAME", help="an ONNX file, or the name of a model that --url serves")
     kinds = "yolo-generic, yolonas, rfdetr, or dfine; default: as Frigate's frames say"
     add("--model-type", type=_model_type, metavar="TYPE", help=kinds)
-    add("--endpoint", default=endpoint.DEFAULT, help="as Frigate's configuration says (%(default)s)")
+    add("--endpoint", default=endpoint.DEFAULT, help="address in Frigate's configuration (%(default)s)")
     patience = "Frigate's request_timeout_ms: later frames are not run (%(default)s)"
     add("--timeout-ms", type=count, default=TIMEOUT_MS, metavar="MS", help=patience)
     add("--allow-remote", action="store_true", help="listen where other machines can reach it")

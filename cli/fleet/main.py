@@ -19,12 +19,17 @@ from .status import as_text, status
 
 PORT = 8000
 ADMIN_PORT = 9901
-EXAMPLES = """examples:
+EXAMPLES = """\
   batchyard fleet render --node gpu1 --node gpu2:8000 --token node.token > envoy.yaml
   batchyard fleet render --node gpu1 --node gpu2 --split gpu3=10 --mirror gpu4 --check > envoy.yaml
   batchyard fleet render --node gpu1 --node gpu2 --models gpu2=whisper,resnet18 --once whisper > envoy.yaml
   batchyard fleet up --node 127.0.0.2 --node 127.0.0.3 --port 9000
   batchyard fleet status --node gpu1 --node gpu2 --token node.token --json"""
+
+
+def examples(order: str = "") -> str:
+    """The examples of an order, or all."""
+    return "\n".join(["examples:", *(line for line in EXAMPLES.splitlines() if f"fleet {order}" in line)])
 
 
 def main(argv: list[str]) -> int:
@@ -82,12 +87,12 @@ def _up(text: str, options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    arguments = parser("fleet", "Many nodes behind one address, by Envoy.", EXAMPLES)
+    arguments = parser("fleet", "Many nodes behind one address, by Envoy.", examples())
     orders = arguments.add_subparsers(dest="order", metavar="ORDER", required=True)
-    made = order(orders, "render", "print Envoy's configuration", EXAMPLES)
+    made = order(orders, "render", "print Envoy's configuration", examples("render"))
     made.add_argument("--check", action="store_true", help="let Envoy itself check it first")
-    run = order(orders, "up", "run Envoy with that configuration until Ctrl-C", EXAMPLES)
-    look = order(orders, "status", "show each node's health, load, and models", EXAMPLES)
+    run = order(orders, "up", "run Envoy with that configuration until Ctrl-C", examples("up"))
+    look = order(orders, "status", "show each node's health, load, and models", examples("status"))
     look.add_argument("--json", action="store_true", help="print JSON")
     for each in (made, run, look):
         _add_nodes(each)
@@ -99,13 +104,13 @@ def _parser() -> argparse.ArgumentParser:
 def _add_nodes(each: argparse.ArgumentParser) -> None:
     where = "a node's gateway; gRPC is at the port after it (repeatable; default port: 8000)"
     each.add_argument("--node", type=node, action="append", required=True, metavar="HOST[:PORT]", help=where)
-    canary = "one more node, which gets so much of all requests (repeatable)"
+    canary = "one more node, and its share of all requests (repeatable)"
     each.add_argument(
         "--split", type=share, action="append", default=[], metavar="HOST[:PORT]=PERCENT", help=canary
     )
     shadow = "a node that gets a copy of every request; nobody waits for its answers"
     each.add_argument("--mirror", type=node, metavar="HOST[:PORT]", help=shadow)
-    has = "the models that a node serves, where it does not serve all (repeatable)"
+    has = "the only models that a node serves (repeatable; default: all)"
     each.add_argument(
         "--models", type=served, action="append", default=[], metavar="HOST[:PORT]=MODEL[,MODEL...]", help=has
     )
@@ -121,7 +126,7 @@ def _add_listeners(each: argparse.ArgumentParser) -> None:
     add = each.add_argument
     add("--listen", default="127.0.0.1", metavar="HOST", help="address that Envoy listens at (%(default)s)")
     add("--port", type=port, default=PORT, help="HTTP port (%(default)s)")
-    add("--grpc-port", type=port, help="gRPC port (default: the one after --port)")
+    add("--grpc-port", type=port, help="gRPC port (default: the one after the HTTP port)")
     add("--admin-port", type=port, default=ADMIN_PORT, help="Envoy's own page, on loopback (%(default)s)")
     for name, what in (("cert", "certificate"), ("key", "key")):
         add(f"--tls-{name}", type=Path, metavar="FILE", help=f"TLS for clients: a PEM file with the {what}")
