@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import numpy as np
 import pytest
 
 from ..certificates import certificate
+from ..ports import free_port
 from .gateways import Gateway, gateway
 
 if sys.platform != "linux":
@@ -181,21 +181,8 @@ class Tools:
 
     @staticmethod
     def free_port() -> int:
-        """The first of three ports in a row on 127.0.0.1 that a server can listen at: connections that have ended
-        keep nobody from that, and after thousands of them few ports are without one."""
-        for _ in range(200):
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = int(probe.getsockname()[1])
-            try:
-                for place in range(3):
-                    with socket.socket() as one:
-                        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                        one.bind(("127.0.0.1", port + place))
-                return port
-            except OSError:
-                continue
-        raise AssertionError("no three free ports in a row")
+        """The first of three ports in a row on 127.0.0.1: of HTTP, of gRPC, and of an Envoy's own page."""
+        return free_port(3)
 
     @staticmethod
     def kill(pid: int) -> None:

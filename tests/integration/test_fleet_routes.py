@@ -18,13 +18,14 @@ from batchyard.cli.fleet.nodes import Fleet
 from batchyard.cli.fleet.nodes import Node as Address
 from batchyard.cli.fleet.status import status
 from batchyard.gateway.yard import SNAPSHOT_AGE_S
+from batchyard.tests.ports import free_port
 
 from ..required import part
 
 part("envoy", envoy.binary())
 pytest.importorskip("httpx", reason="pip install 'batchyard[fleet]'")
 pytest.importorskip("grpc", reason="pip install 'batchyard[fleet]'")
-from ..campaigns.reliability.nodes import TOKEN, Front, Node, free_ports, front, running, until  # noqa: E402
+from ..campaigns.reliability.nodes import TOKEN, Front, Node, front, running, until  # noqa: E402
 
 PATIENCE_S = 60.0
 CODE = """
@@ -61,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(folder: Path) -> Iterator[list[Node]]:
     """The first serves a and both, the second b and both. Each has a token of its own."""
-    port = free_ports()
+    port = free_port(3, "0.0.0.0")
     names = {"127.0.0.2": ["a", "both"], "127.0.0.3": ["b", "both"]}
     made = [
         Node(folder, host, port, config(quick), CODE, token=f"a-token-of-{host}") for host, quick in names.items()

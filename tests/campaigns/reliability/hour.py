@@ -11,18 +11,18 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from batchyard.tests.ports import free_port
 from batchyard.tools.processes import descendants
 
 from . import proc
@@ -168,10 +168,10 @@ def _round(seed: int, seconds: float, tally: Tally) -> None:
     with tempfile.TemporaryDirectory(prefix="by-", dir="/tmp") as text:
         folder = Path(text)
         (folder / "many.py").write_text(MANY)
-        port = _free_port(draws, 3)
+        port = free_port(3)
         companions = {"gateway": ["batchyard.gateway", "--port", str(port)]}
         arguments = ["--model", f"{MODEL}={written(folder)}", "--model", f"{STREAMED}={folder}/many.py:{STREAMED}"]
-        url = None if wire == "ipc" else f"tcp://127.0.0.1:{_free_port(draws)}"
+        url = None if wire == "ipc" else f"tcp://127.0.0.1:{free_port()}"
         with (folder / "log").open("wb") as log, Yard(
             arguments, WORKERS, 1, url, log=log, quiet=True, companions=companions,
             worker_environment=python_models.environment(), open_to_this_machine=True,
@@ -198,16 +198,6 @@ def _round(seed: int, seconds: float, tally: Tally) -> None:
         if alive or (wire == "ipc" and Path(private).exists()) or segments:
             tally.fault("left", f"round {seed}, {wire}, after close: {alive}, {segments}")
     tally.did[f"rounds over {wire}"] += 1
-
-
-def _free_port(draws: random.Random, count: int = 1) -> int:
-    """The first of so many in a row, below those that the system gives to connections."""
-    while True:
-        port = draws.randrange(20_000, 30_000)
-        with ExitStack() as stack, suppress(OSError):
-            for number in range(port, port + count):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", number))
-            return port
 
 
 def _is_mapped(name: str) -> bool:

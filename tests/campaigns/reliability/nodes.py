@@ -9,7 +9,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from batchyard.cli.fleet import envoy
 from batchyard.cli.fleet.nodes import Fleet
 from batchyard.cli.fleet.nodes import Node as Address
 from batchyard.cli.fleet.render import render
+from batchyard.tests.ports import free_port
 
 MODEL = "nap"
 NAP_S = 0.04
@@ -179,7 +179,7 @@ def front(
     fleet: Fleet, changed: Callable[[str], str] = lambda text: text, **how: Any
 ) -> Iterator[Front]:
     """An Envoy before these nodes, once it may ask all of them. `how`: more for `render`; `changed`: its text."""
-    port = free_ports()
+    port = free_port(3, "0.0.0.0")
     for node in fleet.all:
         fleet.tokens.setdefault(node, TOKEN)
     with envoy.written(changed(render(fleet, "127.0.0.1", port, port + 1, port + 2, **how))) as file:
@@ -197,7 +197,7 @@ def front(
 @contextmanager
 def nodes(folder: Path, count: int = 3) -> Iterator[list[Node]]:
     """So many, ready."""
-    port = free_ports()
+    port = free_port(3, "0.0.0.0")
     with running([Node(folder, f"127.0.0.{number}", port) for number in range(2, 2 + count)]) as made:
         yield made
 
@@ -222,18 +222,3 @@ def until(condition: Callable[[], Any], what: str, node: Node | None = None) -> 
             raise RuntimeError(f"not within {WITHIN_S:g} s: {what}; {node.log() if node else ''}")
         time.sleep(0.02)
     return time.monotonic() - began_s
-
-
-def free_ports() -> int:
-    """The first of three that are free in a row."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        try:
-            with socket.socket() as first, socket.socket() as second, socket.socket() as third:
-                for number, each in enumerate((first, second, third)):
-                    each.bind(("0.0.0.0", port + number))
-            return port
-        except (OSError, OverflowError):
-            continue

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from batchyard.tests.ports import free_port
 
 from . import proc
 from .campaign import Campaign, Say, demand
@@ -310,7 +311,7 @@ def _yard(wire: str) -> Iterator[Any]:
     from batchyard.client import serve
 
     with tempfile.TemporaryDirectory(prefix="by-", dir="/tmp") as folder:
-        url = None if wire == "ipc" else f"tcp://127.0.0.1:{_free_port()}"
+        url = None if wire == "ipc" else f"tcp://127.0.0.1:{free_port()}"
         with open("/dev/null", "wb") as log, serve(
             {MODEL: written(Path(folder))}, threads=1, max_batch=ROWS, url=url, log=log, open_to_this_machine=True
         ) as yard:
@@ -332,15 +333,6 @@ def written(folder: Path) -> Path:
     path = folder / f"{MODEL}.onnx"
     onnx.save(model, str(path))
     return path
-
-
-def _free_port() -> int:
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port < 65_000:
-            return port
 
 
 CAMPAIGN = Campaign(

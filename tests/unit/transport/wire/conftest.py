@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from batchyard.tests.ports import free_port
 from batchyard.transport.endpoints import Endpoint
 from batchyard.transport.wire import Bounds, Carrier, carrier
 
@@ -23,9 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def endpoint(request: pytest.FixtureRequest, folder: Path) -> Endpoint:
     if request.param == "stream":
         return Endpoint.parse(f"ipc://{folder}")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return Endpoint.parse(f"tcp://127.0.0.1:{min(65533, probe.getsockname()[1])}")
+    return Endpoint.parse(f"tcp://127.0.0.1:{free_port(3)}")
 
 
 @pytest.fixture

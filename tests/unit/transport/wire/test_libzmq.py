@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 import pytest
+from batchyard.tests.ports import free_port
 from batchyard.transport.endpoints import Endpoint
 from batchyard.transport.wire import libzmq_listener
 from batchyard.transport.wire.libzmq_listener import hang_up
@@ -16,9 +17,7 @@ from .driven import Server
 
 @pytest.fixture
 def endpoint() -> Endpoint:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return Endpoint.parse(f"tcp://127.0.0.1:{min(65533, probe.getsockname()[1])}")
+    return Endpoint.parse(f"tcp://127.0.0.1:{free_port(3)}")
 
 
 def test_the_number_of_a_connection_that_has_ended_is_left_alone(
