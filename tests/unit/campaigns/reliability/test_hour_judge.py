@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from batchyard.tests.campaigns.reliability import hour_life
-from batchyard.tests.campaigns.reliability.hour_life import CONTROL_S, Control
+from batchyard.tests.campaigns.reliability import hour_judge
+from batchyard.tests.campaigns.reliability.hour_judge import CONTROL_S, Control
 
 MS = 1_000_000
 
@@ -15,7 +15,7 @@ MS = 1_000_000
 def test_the_control_sees_a_stop_of_its_process_wherever_it_is(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """It was blind between its waking and its next sleep: 12 of 150 stops of 60 ms."""
     clock = SimpleNamespace(now_ns=1_000 * MS)
-    monkeypatch.setattr(hour_life, "time", SimpleNamespace(monotonic_ns=lambda: clock.now_ns))
+    monkeypatch.setattr(hour_judge, "time", SimpleNamespace(monotonic_ns=lambda: clock.now_ns))
     control = Control()
     for round_ in range(20):
         control._sleeps()
