@@ -73,7 +73,7 @@ def find(function: Function, path: str) -> tuple[Any, str]:
 
 
 def file_of(function: Function, path: str) -> str:
-    """The source that a function which was found lies in; "" where it has none. What that imports is not in it."""
+    """The source that a function lies in, once it was found; "" where it has none."""
     file = getattr(sys.modules.get(function.module), "__file__", None) if function.module else path
     return file if file and Path(file).is_file() else ""
 
