@@ -166,7 +166,9 @@ def _show(options: argparse.Namespace) -> int:
             print(json.dumps(as_json(found[0]) | {"file": file}, indent=2))
         else:
             lines = [*as_text(found), f"  file     {file}"]
-            lines += [line for line in map("  {}".format, origin_lines(found[0].origin)) if line not in lines]
+            is_function = any(worker.provider == "python" for worker in found[0].workers)
+            told = origin_lines(found[0].origin, is_function)
+            lines += [line for line in map("  {}".format, told) if line not in lines]
             print("\n".join(lines))
     elif options.json:
         print(json.dumps([as_json(model) for model in models], indent=2))
@@ -175,11 +177,13 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-def origin_lines(origin: Provenance | None) -> list[str]:
-    """The file's facts, and the metadata it carries."""
+def origin_lines(origin: Provenance | None, is_function: bool = False) -> list[str]:
+    """The file's facts, and the metadata it carries. `is_function`: it is Python's source, which has none."""
     if origin is None:
         return []
     lines = [f"sha256   {origin.sha256}"]
+    if is_function:
+        return lines
     if not (origin.variant or origin.source or origin.figures or origin.measured_ns):
         return [*lines, "it says nothing of where it comes from: `batchyard export` did not write it"]
     lines.append(f"variant  {origin.variant or '-'}, of {origin.source or 'an unknown source'}")

@@ -243,7 +243,7 @@ class Client:
         """
         options = Options(model, priority, deadline, timeout)
         source, size = source_of(inputs), window_of(window)
-        return results(self._sessions, options, source, size, tracing.origin(traceparent))
+        return results(self._sessions, options, source, size, tracing.origin(traceparent), self)
 
     def sequence(
         self, model: str, /, *, states: Mapping[str, str] | None = None, **initial: Any

@@ -100,10 +100,16 @@ def _is_placed(request: Request) -> bool:
 
 
 def results(
-    sessions: Sessions, options: Options, inputs: Iterator[Any], size: int, origin: TraceParent | None
+    sessions: Sessions,
+    options: Options,
+    inputs: Iterator[Any],
+    size: int,
+    origin: TraceParent | None,
+    client: object,
 ) -> Iterator[Any]:
     """`Reply.value` of each input, in order. The first error is raised. `origin`: where the requests' spans
-    hang, when they are traced."""
+    hang, when they are traced. `client`: held until the last result, because one that nobody holds closes its
+    sessions (`for y in yard.client().map(...)`)."""
 
     def make_traced(entry: Any) -> Request:
         assert origin is not None

@@ -72,6 +72,12 @@ def find(function: Function, path: str) -> tuple[Any, str]:
         raise UserError(f"{place}: the module has no {function.name!r}") from None
 
 
+def file_of(function: Function, path: str) -> str:
+    """The source that a function lies in, once it was found; "" where it has none."""
+    file = getattr(sys.modules.get(function.module), "__file__", None) if function.module else path
+    return file if file and Path(file).is_file() else ""
+
+
 def signature_of(found: Any, function: Function, place: str) -> FunctionSignature:
     """What it takes and gives: its own word, or its configuration's. Raises UserError."""
     own = getattr(found, ATTRIBUTE, None)

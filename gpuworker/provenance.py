@@ -38,8 +38,7 @@ class _Timing(msgspec.Struct):
 def read(session: Any, path: str, provider: str) -> tuple[Provenance, dict[int, int]]:
     """The origin of the file that `session` was made from, and {rows: ns} that it claims for `provider`,
     a recipe's name. Raises OSError."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = digest_of(path)
     try:
         entries = dict(session.get_modelmeta().custom_metadata_map)
     except UnicodeDecodeError:  # nothing makes a file hold text
@@ -47,6 +46,12 @@ def read(session: Any, path: str, provider: str) -> tuple[Provenance, dict[int, 
     claimed = of_metadata(entries, digest)
     called = providers.PROVIDERS[provider].EXECUTION_PROVIDER if provider in providers.LADDER else provider
     return claimed, dict(claimed.measured_ns.get(called, {}))
+
+
+def digest_of(path: str) -> str:
+    """Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def of_metadata(entries: Mapping[str, str], digest: str) -> Provenance:

@@ -1,8 +1,9 @@
 """Rows mapped through each node's own yard, by Dask: `python -m batchyard.examples.bulk.rows_dask --help`.
 
 One Dask worker and one yard on every node. A worker asks the yard beside it, so tensors stay in that
-machine's shared memory, and only a partition's rows and results travel. A lost node's partitions run again on
-the others, and so do those of a worker that has lost its yard.
+machine's shared memory, and only a partition's rows and results travel. Dask runs a lost worker's partitions
+again. Where the worker is there and its yard is not, Dask knows nothing of it: `run` gives the partition to
+the workers that have not failed it yet, and when none is left, it ends with what each of them said.
 
 On a cluster, start `batchyard up` and `dask worker SCHEDULER` on every node, and pass --scheduler. Without,
 this starts some yards and as many workers on this machine, with a model that sleeps: it shows how the parts
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ...client import Client, Yard, serve
-from ...transport.errors import BrokerLost
+from ...transport.errors import BatchyardError, BrokerLost, DeadlineExceeded, Overloaded, WorkerLost
 
 Array = np.ndarray[Any, Any]
 ROW_FLOATS = 64
@@ -42,51 +43,75 @@ URLS_VARIABLE = "BATCHYARD_BULK_URLS"  # of this machine's yards, by the number 
 _clients: dict[str, Client] = {}  # of this process: one for all of its partitions
 
 
-def through_yard(rows: Array, model: str, rows_per_request: int) -> Array:
-    """A partition's rows through the yard of the machine that this runs on. Called by Dask, on a worker."""
-    url = _local_url()
+def through_yard(rows: Array, options: argparse.Namespace) -> tuple[Array | None, str, str]:
+    """(a partition's results by the yard beside this worker, or None; the worker's address; why None).
+    Called by Dask, on a worker. Raises a model's own errors: it would fail on every node."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    url = _local_url(worker.name)
     client = _clients.get(url or "")
     if client is None:
         client = _clients[url or ""] = Client(url)
-    requests = (rows[at : at + rows_per_request] for at in range(0, len(rows), rows_per_request))
+    size = options.rows_per_request
+    requests = (rows[at : at + size] for at in range(0, len(rows), size))
     try:
-        answers = client.map(model, requests, window=16, timeout=300.0)
-        return np.concatenate([np.array(answer) for answer in answers])  # copies: slots are free for the next
-    except BrokerLost:  # for longer than a yard takes to start its broker again
-        from distributed import Reschedule
+        answers = client.map(options.model, requests, window=16, timeout=options.timeout)
+        # Copied: slots are free for the next.
+        return np.concatenate([np.array(answer) for answer in answers]), worker.address, ""
+    except (BrokerLost, Overloaded, DeadlineExceeded, WorkerLost) as error:
+        return None, worker.address, f"{type(error).__name__}: {error}"
 
-        raise Reschedule from None  # no error of the partition's: it is for a node that has a yard
 
-
-def _local_url() -> str | None:
+def _local_url(worker: Any) -> str | None:
     """On a node of its own: the node's yard. In the try: the yard of this worker's number."""
     urls = os.environ.get(URLS_VARIABLE)
     if not urls:
         return None
-    from distributed import get_worker
-
     each = urls.split(" ")
-    return each[int(get_worker().name) % len(each)]
+    return each[int(worker) % len(each)]
 
 
 def run(
     dask: Any, partitions: list[Array], options: argparse.Namespace, lose: Callable[[Any], None] | None = None
 ) -> tuple[Array, float]:
-    """(results in order, seconds). `lose`: called when a quarter is done."""
+    """(results in order, seconds). `lose`: called when a quarter is done.
+
+    Raises BatchyardError for a partition that no worker's yard could do."""
     from distributed import as_completed
 
     began_s = time.monotonic()
-    futures = [
-        # retries: for errors; Dask runs a lost worker's partitions again by itself.
-        dask.submit(through_yard, rows, options.model, options.rows_per_request, retries=2, pure=False)
-        for rows in partitions
-    ]
-    for done, _ in enumerate(as_completed(futures), 1):
+    results: list[Any] = [None] * len(partitions)  # fetched as they come: a node lost later takes none along
+    failed: list[dict[str, str]] = [{} for _ in partitions]  # why, by the worker's address
+    numbers = {}  # of partitions, by the key of their future
+
+    def start(number: int, workers: list[str] | None = None) -> Any:
+        # Others, too: these may all be gone before it runs, and then it would wait for ever.
+        where = {} if workers is None else {"workers": workers, "allow_other_workers": True}
+        future = dask.submit(through_yard, partitions[number], options, pure=False, **where)
+        numbers[future.key] = number
+        return future
+
+    running = as_completed([start(number) for number in range(len(partitions))])
+    done = 0
+    for future in running:
+        number = numbers.pop(future.key)
+        result, worker, why = future.result()
+        if result is None:
+            failed[number][worker] = why
+            left = [each for each in dask.nthreads() if each not in failed[number]]
+            if not left:
+                each = "; ".join(f"{worker}: {why}" for worker, why in failed[number].items())
+                raise BatchyardError(f"no node is left that could do partition {number}: {each}")
+            running.add(start(number, left))
+            continue
+        results[number] = result
+        done += 1
         print(f"\r{done} of {len(partitions)} partitions", end="", file=sys.stderr, flush=True)
         if lose is not None and done == len(partitions) // 4:
             lose(dask)
     print(file=sys.stderr)
-    return np.concatenate(dask.gather(futures)), time.monotonic() - began_s
+    return np.concatenate(results), time.monotonic() - began_s
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -157,6 +182,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--rows", type=int, default=9600, help="(%(default)s)")
     add("--partitions", type=int, default=24, help="pieces that run again as a whole (%(default)s)")
     add("--rows-per-request", type=int, default=8, help="(%(default)s)")
+    patience = "seconds that a request may take, and a lost yard may need to be there again (%(default)g)"
+    add("--timeout", type=float, default=30.0, help=patience)
     add("--nodes", type=int, default=3, help="of the try (%(default)s)")
     return parser
 

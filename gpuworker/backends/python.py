@@ -14,10 +14,10 @@ from ...evidence.axes import SHARED, Proposal
 from ...evidence.drawing import Drawing, ways
 from ...evidence.judge import Verdict, Ways
 from ...evidence.words import first_line
-from ...transport.messages import LentBatch, Load
+from ...transport.messages import LentBatch, Load, Provenance
 from ...transport.python_models import Function
 from ...transport.tensors import TensorSpec
-from .. import imports
+from .. import imports, provenance
 from ..answers import Result
 from ..calls import FunctionSession, FunctionValue
 from ..faults import CannotServe
@@ -36,6 +36,7 @@ class FunctionModel(ServedModel):
 
     def __init__(self, load: Load, function: Function) -> None:
         self._place = imports.place_of(function, load.path)
+        self._function = function
         self._own = ""
         try:
             found, self._own = imports.find(function, load.path)
@@ -84,6 +85,9 @@ class FunctionModel(ServedModel):
                 session.outputs = session.found_outputs()
             except UserError as error:
                 raise CannotServe(f"its first run failed: {error}") from None
+        file = imports.file_of(self._function, load.path)
+        if file:
+            self.origin = Provenance(provenance.digest_of(file))
         self.written = [True] * len(session.outputs)  # what it returns is copied to where it belongs
         return _One(self.recipe, session), session.inputs, session.outputs
 

@@ -96,6 +96,12 @@ def test_map_answers_in_order(client: Client) -> None:
     assert [float(y[0, 0]) for y in answers] == [-float(number) for number in range(200)]
 
 
+@everywhere
+def test_map_of_a_client_that_nobody_else_holds_answers_to_its_end(address: str) -> None:
+    answers = Client(address).map("neg", (np.full((1, 4), n, np.float32) for n in range(20)), window=4)
+    assert [float(y[0, 0]) for y in answers] == [-float(n) for n in range(20)]
+
+
 def test_map_in_an_arena_for_a_few_waits_for_room_and_answers_all(yard: Yard) -> None:
     with yard.client(arena_bytes=4096) as small:
         inputs = [np.full((1, 4), number, np.float32) for number in range(300)]

@@ -128,4 +128,5 @@ def test_what_a_file_says_of_itself_is_told_as_its_claim() -> None:
         "claimed  CPUExecutionProvider, time of a run by rows  1: 500 us, 8: 2 ms",
     ]
     assert "says nothing" in origin_lines(Provenance("ab" * 32))[1]
+    assert origin_lines(Provenance("ab" * 32), is_function=True) == ["sha256   " + "ab" * 32]
     assert origin_lines(None) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import logging
 import sys
 import threading
@@ -428,6 +429,25 @@ def test_the_worker_says_that_it_is_python_and_which(folder: Folder) -> None:
 
 
 # ---- a new revision beside the old one ----------------------------------------------------------
+
+
+def test_its_origin_is_the_digest_of_its_source_so_that_nodes_that_differ_are_seen(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = ("def f(x): return x", "def f(x): return -x")
+    digests = []
+    for body in bodies:
+        origin = folder.model(body).origin
+        assert origin == m.Provenance(hashlib.sha256(folder.path.read_bytes()).hexdigest())
+        digests.append(origin.sha256)
+    assert digests[0] != digests[1]
+    folder.path.rename(tmp_path / "of_a_module.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    function = Function("f", "of_a_module")
+    named = FunctionModel(m.Load("net", 1, "", 8, None, False, [], 0, None, function), function)
+    assert named.origin is not None
+    assert named.origin.sha256 == digests[1]
+    monkeypatch.delitem(sys.modules, "of_a_module")
 
 
 def test_a_file_that_changed_is_read_anew_and_the_old_one_answers_on(yard: Yard, folder: Folder) -> None:
