@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..transport.errors import BatchyardError, BrokerLost, Cancelled
@@ -101,7 +101,7 @@ def _is_placed(request: Request) -> bool:
 
 def results(
     sessions: Sessions, options: Options, inputs: Iterator[Any], size: int, origin: TraceParent | None
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """`Reply.value` of each input, in order. The first error is raised. `origin`: where the requests' spans
     hang, when they are traced."""
 
