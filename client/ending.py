@@ -97,7 +97,14 @@ def own(begin: Callable[..., Generator[T, None, None]], *arguments: Any) -> Gene
         if number == _forks:
             inner.close()
         else:
-            abandon(inner)
+            _never_end(inner)
+
+
+def _never_end(generator: object) -> None:
+    """Keep it beyond the last moments of the interpreter, which would run its `finally`."""
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(generator))
 
 
 def has_begun() -> bool:

@@ -47,5 +47,4 @@ def answers_of(
         if future.reply is not None and future.reply.names:  # of a model that answers once
             yield future.reply.value
     finally:
-        if not ending.is_finalizing():
-            future.cancel()
+        future.cancel()

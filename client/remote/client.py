@@ -113,7 +113,7 @@ class RemoteClient(Client):
             while (answer := self._run(step())) is not None:
                 yield answer
         finally:
-            if not self._closed and not ending.is_finalizing():
+            if not self._closed:
                 self._run(end())
 
     def map(
@@ -146,9 +146,8 @@ class RemoteClient(Client):
             while under_way:
                 yield under_way.popleft().result()
         finally:
-            if not ending.is_finalizing():
-                for future in under_way:
-                    future.cancel()
+            for future in under_way:
+                future.cancel()
 
     # ---- models -------------------------------------------------------------------------------
 
