@@ -310,8 +310,8 @@ class AsyncClient:
 
     def begin_anew(self) -> None:
         """In a forked child: forget what is the parent's, without closing it."""
-        ending.abandon(self._sessions.abandon(), self._link)
-        self._link = None
+        ending.abandon(self._sessions.abandon(), self._link, self._retired)
+        self._link, self._retired = None, []
 
     async def __aenter__(self) -> Self:
         return self

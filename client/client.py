@@ -223,7 +223,7 @@ class Client:
 
     def _answers(self, request: Request) -> Iterator[Array | dict[str, Array]]:
         """The answers of a request's stream."""
-        return answers_of(request, self._submit)
+        return ending.own(answers_of, request, self._submit)
 
     def map(
         self,
@@ -243,7 +243,8 @@ class Client:
         """
         options = Options(model, priority, deadline, timeout)
         source, size = source_of(inputs), window_of(window)
-        return results(self._sessions, options, source, size, tracing.origin(traceparent), self)
+        origin = tracing.origin(traceparent)
+        return ending.own(results, self._sessions, options, source, size, origin, self)
 
     def sequence(
         self, model: str, /, *, states: Mapping[str, str] | None = None, **initial: Any

@@ -5,7 +5,8 @@ yards, all within a bound. What runs later, in destructors while the interpreter
 lock nor join: daemon threads are frozen by then (for good, since Python 3.13), and may hold any lock. The
 kernel closes what is left, and the broker and the yard's processes see that.
 
-A forked child closes nothing of its parent's: what it inherits begins anew.
+A forked child closes nothing of its parent's: what it inherits begins anew. What its parent has under way
+(a `map` or a stream that is half read, a future) is its parent's: to go on there ends with an error.
 
 Daemon threads go on while the hook runs. A call of theirs that the end cuts off would print a traceback on
 the way out; it stays where it is instead, as the interpreter is about to make it anyway.
@@ -19,9 +20,10 @@ import sys
 import threading
 import time
 import weakref
-from typing import Any, Protocol
+from collections.abc import Callable, Generator
+from typing import Any, Protocol, TypeVar
 
-from ..transport.errors import InvalidRequest
+from ..transport.errors import BrokerLost, InvalidRequest
 
 CLOSE_S = 1.0  # how long a `close` waits for a done-callback that runs
 END_S = 0.5  # how long the end of the program does, for all of them
@@ -44,6 +46,8 @@ _clients: weakref.WeakSet[Any] = weakref.WeakSet()
 _yards: list[Guest] = []  # a yard that nobody holds serves on: its clients may be held
 _abandoned: list[Any] = []  # a parent's: kept, so that no destructor closes it here
 _has_begun = False
+_forks = 0  # between the first process and this one
+T = TypeVar("T")
 
 
 def watch(client: Guest) -> None:
@@ -64,6 +68,43 @@ def forget(yard: Guest) -> None:
 def abandon(*parents: object) -> None:
     """In a forked child: keep these open, because they are the parent's to close."""
     _abandoned.append(parents)
+
+
+def forks() -> int:
+    """A number that is another one in a forked child: for `check_own`."""
+    return _forks
+
+
+def check_own(number: int) -> None:
+    """Raise BrokerLost in a process that was forked since `forks()` was this number."""
+    if number != _forks:
+        raise BrokerLost(
+            "this process was forked while the request was under way: its answers are the parent's; make the "
+            "request again here"
+        )
+
+
+def own(begin: Callable[..., Generator[T, None, None]], *arguments: Any) -> Generator[T, None, None]:
+    """What this generator yields, in this process alone: a forked child would read its parent's connection
+    in it, and tell the broker at its end that nobody waits any more."""
+    number = _forks
+    inner = begin(*arguments)
+    try:
+        for value in inner:
+            yield value
+            check_own(number)
+    finally:
+        if number == _forks:
+            inner.close()
+        else:
+            _never_end(inner)
+
+
+def _never_end(generator: object) -> None:
+    """Keep it beyond the last moments of the interpreter, which would run its `finally`."""
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(generator))
 
 
 def has_begun() -> bool:
@@ -116,8 +157,9 @@ def _end() -> None:
 
 
 def _after_fork() -> None:
-    global _has_begun
+    global _has_begun, _forks
     _has_begun = False
+    _forks += 1
     for guest in (*_clients, *_yards):
         guest.begin_anew()
     _yards.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from concurrent.futures._base import PENDING
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -36,6 +37,7 @@ class InferFuture(Future[Any]):
         harden(self)
         self._cancel = cancel
         self._request: Request | None = request
+        self._forks = ending.forks()
         self.reply: Reply | None = None  # with the receipt, once done
 
     def cancel(self) -> bool:
@@ -54,6 +56,8 @@ class InferFuture(Future[Any]):
     def result(self, timeout: float | None = None) -> Any:
         """The outcome, as `infer` would return or raise it. Waits up to `timeout` seconds; None: without a
         bound of its own, as the request's deadline is one."""
+        if self._state == PENDING:  # and no lock: in a forked child it may be held for ever
+            ending.check_own(self._forks)
         try:
             return super().result(timeout)
         except Cancelled:
@@ -65,6 +69,12 @@ class InferFuture(Future[Any]):
             if cause is None or error is self._exception:
                 raise
             raise cause from None
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The error; None for a request that has none. Waits as `result` does."""
+        if self._state == PENDING:
+            ending.check_own(self._forks)
+        return super().exception(timeout)
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """Call `fn` with this future when it has ended, on the I/O thread. Not once the program is ending."""

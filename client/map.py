@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..transport.errors import BatchyardError, BrokerLost, Cancelled
@@ -106,7 +106,7 @@ def results(
     size: int,
     origin: TraceParent | None,
     client: object,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """`Reply.value` of each input, in order. The first error is raised. `origin`: where the requests' spans
     hang, when they are traced. `client`: held until the last result, because one that nobody holds closes its
     sessions (`for y in yard.client().map(...)`)."""

@@ -333,6 +333,8 @@ def _other_type(want: _Input, given: Any, array: Array) -> str:
         return f"was given {shown(given)}, which is no array of numbers"
     if array.dtype.kind == "O":
         return f"was given Python objects; convert it explicitly to an array of {want.dtype.name}"
+    if array.dtype.kind == "S" and want.is_text:
+        return f"was given bytes ({array.dtype}), and takes text: pass np.char.decode(x)"
     if array.dtype.kind in "US":
         return f"was given text ({array.dtype}); convert it explicitly to an array of {want.dtype.name}"
     if want.is_text:

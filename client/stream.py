@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from _thread import TIMEOUT_MAX, allocate_lock
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from ..transport.errors import BrokerLost, Cancelled
 from . import ending
@@ -16,7 +16,7 @@ from .thread import SLACK_S, held_up
 
 def answers_of(
     request: Request, submit: Callable[[Request], InferFuture]
-) -> Iterator[Array | dict[str, Array]]:
+) -> Generator[Array | dict[str, Array], None, None]:
     """Raises the request's error. Left early, it is cancelled."""
     bell = allocate_lock()  # no SimpleQueue: its get() may sleep past its timeout
     bell.acquire()

@@ -324,7 +324,8 @@ class IoThread:
 
     def _sleep(self, at_most_ms: int = SLEEP_MAX_MS) -> None:
         self._sleeping = True
-        if not self._inbox and not self._closing:
+        connection = self._link.connection
+        if not self._inbox and not self._closing and (connection is None or not connection.wire.unread):
             now_ns = time.monotonic_ns()
             sleeps_ms = min(at_most_ms, sleep_ms(self._link.engine.next_due_ns(), now_ns))
             if now_ns - self._direct_ns < LIGHT_SLEEP_NS:

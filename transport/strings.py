@@ -21,7 +21,11 @@ def encode(values: Iterable[Any]) -> bytes:
     parts = []
     for value in values:
         if isinstance(value, str):
-            text = value.encode("utf-8", "surrogatepass")
+            try:
+                text = value.encode()
+            except UnicodeEncodeError:
+                found = repr(value[:80])
+                raise InvalidRequest(f"a string tensor holds text that UTF-8 can hold, not {found}") from None
         elif isinstance(value, bytes):
             text = value
         else:

@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
@@ -98,6 +98,9 @@ class RemoteClient(Client):
         future.settle(outcome)
 
     def _answers(self, request: Request) -> Iterator[Array | dict[str, Array]]:
+        return ending.own(self._answered, request)
+
+    def _answered(self, request: Request) -> Generator[Array | dict[str, Array], None, None]:
         answers = self._remote.answers(request)
 
         async def step() -> Array | dict[str, Array] | None:
@@ -128,11 +131,11 @@ class RemoteClient(Client):
             "priority": priority, "deadline": deadline, "timeout": timeout, "traceparent": traceparent,
         }  # fmt: skip
         request_of(model, None, **options)
-        return self._mapped(model, source_of(inputs), options, window_of(window))
+        return ending.own(self._mapped, model, source_of(inputs), options, window_of(window))
 
     def _mapped(
         self, model: str, inputs: Iterator[Any], options: dict[str, Any], window: int
-    ) -> Iterator[Array | dict[str, Array]]:
+    ) -> Generator[Array | dict[str, Array], None, None]:
         under_way: deque[InferFuture] = deque()
         self.wait_ready(model, options["timeout"])
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import batchyard
 import pytest
+from batchyard.client import python_models
 
 PROGRAM = """
 import multiprocessing, sys
@@ -63,6 +64,83 @@ main()
 """
 
 
+HALF_READ = """
+import itertools, os, signal, sys
+import numpy as np
+import batchyard
+from batchyard.transport.errors import BrokerLost
+
+ROWS = 100
+COUNT = 64
+
+
+def main():
+    x = np.ones((ROWS, 4), np.float32)
+    segment = None if sys.argv[1] == "http" else sys.argv[1]
+    with batchyard.Client(sys.argv[2], segment=segment) as client:
+        mapped = client.map("neg", (x * n for n in range(COUNT)), window=COUNT)
+        streamed = client.stream("many", np.ones((1, 1), np.float32))
+        next(mapped), next(streamed)
+        futures = [client.submit("neg", x * n) for n in range(COUNT)]
+        child = os.fork()
+        if not child:
+            signal.alarm(40)
+            for what, rest in (("map", mapped), ("stream", streamed)):
+                try:
+                    print(f"the child went on with its parent's {what}:", len(list(rest)))
+                except BrokerLost as error:
+                    assert "fork" in str(error), error
+            for future in futures:
+                try:
+                    assert future.done() or future.result() is None, "the child has an answer of its parent's"
+                except BrokerLost as error:
+                    assert "fork" in str(error), error
+            assert (client.infer("neg", x) == -1).all()
+            assert len(list(client.stream("many", np.ones((1, 1), np.float32)))) == 50
+            sys.exit(7)  # through its parent's frames, with its parent's iterators
+        # While the child has come to its end, or to where it steals.
+        signal.alarm(80)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        for n, y in zip(itertools.count(1), mapped):
+            assert (y == -n).all(), n
+        assert n == COUNT - 1, n
+        assert [float(y[0, 0]) for y in streamed] == [1.0 + n for n in range(1, 50)]
+        for n, future in enumerate(futures):
+            assert (future.result(30) == -n).all(), n
+        assert status == 7, status
+
+
+main()
+"""
+MANY = """
+import batchyard
+
+@batchyard.model(inputs={"x": "float32[batch, 1]"}, outputs={"y": "float32[batch, 1]"})
+def many(batch):
+    for n in range(50):
+        yield {"y": batch["x"] + n}
+"""
+
+
+@pytest.mark.parametrize("segment", ["memfd", "frames", "http"])  # grpcio itself does not survive a fork
+def test_a_child_does_not_go_on_with_what_its_parent_has_half_read(
+    request: pytest.FixtureRequest, yard: batchyard.Yard, tmp_path: Path, segment: str
+) -> None:
+    """It read its parent's answers from its parent's socket, and cancelled its parent's requests at its end."""
+    url = yard.url
+    if segment == "http":
+        pytest.importorskip("httpx", reason="pip install 'batchyard[fleet]'")
+        url = f"http://{request.getfixturevalue('served').http}"
+    program = tmp_path / "half_read.py"
+    program.write_text(HALF_READ)
+    done = subprocess.run(
+        [sys.executable, program, segment, url], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert "went on" not in done.stdout, done.stdout
+
+
 @pytest.mark.parametrize("segment", ["memfd", "named", "frames", "http"])
 def test_results_and_inputs_are_private_after_a_fork(
     request: pytest.FixtureRequest, yard: batchyard.Yard, tmp_path: Path, segment: str
@@ -81,7 +159,10 @@ def test_results_and_inputs_are_private_after_a_fork(
 
 
 @pytest.fixture(scope="module")
-def yard(neg_model: Path) -> Iterator[batchyard.Yard]:
-    with batchyard.client.Yard(["--model", f"neg={neg_model}", "--named-segments"], 1, 1) as yard:
-        yard.await_models(["neg"], 60)
+def yard(neg_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[batchyard.Yard]:
+    (folder := tmp_path_factory.mktemp("many")).joinpath("m.py").write_text(MANY)
+    arguments = ["--model", f"neg={neg_model}", "--model", f"many={folder}/m.py:many", "--named-segments"]
+    environment = python_models.environment()
+    with batchyard.client.Yard(arguments, 1, 1, worker_environment=environment) as yard:
+        yard.await_models(["neg", "many"], 60)
         yield yard

@@ -206,6 +206,12 @@ class Connection(ABC):
         """Whether something waits for the other side to read."""
 
     @property
+    def unread(self) -> bool:
+        """Whether anything has come of which `watched` does not tell: libzmq's descriptors tell of a message
+        only after a look that found none, and a send may swallow it. To be asked before a wait for them."""
+        return False
+
+    @property
     def undelivered(self) -> bool:
         """Whether it is certain that the last message never reached the other side: it was gone by then."""
         return False

@@ -28,7 +28,7 @@ from ..sockets import (
     require_descriptors,
 )
 from . import Bounds, Carrier, Connection, Descriptor, Ended, Full, Listener, Part, Parts, Why
-from .watch import Watch
+from .watch import Watch, gets_signals, wait_for
 
 if TYPE_CHECKING:
     from ..keys import KeyFolder
@@ -81,6 +81,10 @@ class ZmqConnection(Connection):
         return bool(self._outbox)
 
     @property
+    def unread(self) -> bool:
+        return not self._socket.closed and (readable(self._socket) or readable(self._monitor))
+
+    @property
     def blocked_on(self) -> int | None:
         return None
 
@@ -121,6 +125,12 @@ class ZmqConnection(Connection):
         try:
             if timeout_ms <= 0:
                 first: Part = socket.recv(NOBLOCK)
+            elif gets_signals():
+                try:
+                    first = socket.recv(NOBLOCK)
+                except zmq.Again:
+                    wait_for(self._watched[0], timeout_ms)  # of an event that is no message, too
+                    first = socket.recv(NOBLOCK)
             else:
                 if timeout_ms != self._timeout_ms:
                     self._timeout_ms = timeout_ms

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from ..errors import no_descriptors
 from . import Bounds, Connection, Descriptor, Ended, Part, Parts, Why
 from .stream import ANCILLARY_BYTES, DONTWAIT, READ_BYTES, Stream
+from .watch import gets_signals, wait_for
 from .zmtp import DEALER, SHORT
 
 RECONNECT_S = 0.02
@@ -66,6 +67,8 @@ class StreamConnection(Connection):
             why: Why = "denied" if error.errno in (errno.EACCES, errno.EPERM) else "closed"
             self._stream.end = Ended(f"the connection failed: {error.strerror}", why)
             return False
+        self._poller = select.poll()  # made once: to make one costs more than to ask it
+        self._poller.register(sock, select.POLLIN)
         self._stream.socket = sock
         self._stream.flush()
         return True
@@ -78,6 +81,10 @@ class StreamConnection(Connection):
     @property
     def unsent(self) -> bool:
         return self._stream.blocked
+
+    @property
+    def unread(self) -> bool:
+        return bool(self._stream.inbox)
 
     @property
     def undelivered(self) -> bool:
@@ -138,6 +145,8 @@ class StreamConnection(Connection):
         ):
             # What waits is nearly always one whole message: 2 calls in place of 6.
             assert stream.socket is not None
+            if gets_signals() and not self._poller.poll(timeout_ms):
+                return None
             try:
                 data = stream.socket.recv(READ_BYTES) if not stream.descriptors_max else stream.recvmsg(0)
             except BlockingIOError:
@@ -180,6 +189,7 @@ class StreamConnection(Connection):
         stream = self._stream
         if stream.socket is None and not self._await_listener(timeout_ms):
             return False
+        assert stream.socket is not None
         if stream.receiver.has_more:
             stream.read_on()
             return True
@@ -188,27 +198,21 @@ class StreamConnection(Connection):
         if timeout_ms <= 0:
             happened = stream.read()
         elif stream.blocked:
-            happened = self._poll(timeout_ms, select.POLLIN | select.POLLOUT)
+            happened = wait_for(stream.socket.fileno(), timeout_ms, to_write=True)
             stream.read()
         elif sys.platform == "linux":
             if timeout_ms != self._timeout_ms:
                 self._timeout_ms = timeout_ms
                 timeval = struct.pack("ll", timeout_ms // 1000, timeout_ms % 1000 * 1000)
-                assert stream.socket is not None
                 stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-            happened = stream.read(0)  # one system call, where a poll would be a second one
+            # One system call, where a poll would be a second one.
+            happened = (not gets_signals() or bool(self._poller.poll(timeout_ms))) and stream.read(0)
         else:
-            happened = self._poll(timeout_ms, select.POLLIN)
+            happened = wait_for(stream.socket.fileno(), timeout_ms)
             stream.read()
         if stream.outbox:
             stream.flush()  # messages that waited for READY or for room; a PONG
         return happened
-
-    def _poll(self, timeout_ms: int, events: int) -> bool:
-        assert self._stream.socket is not None
-        poller = select.poll()
-        poller.register(self._stream.socket, events)
-        return bool(poller.poll(timeout_ms))
 
     def _await_listener(self, timeout_ms: int) -> bool:
         """Try to connect, now and then. Whether it is connected."""

@@ -1,18 +1,52 @@
 """Waiting for descriptors: epoll on Linux, `selectors` elsewhere.
 
 Owns one set of descriptors and the source behind each. Knows nothing of their messages.
+
+A signal whose handler raises nothing ends a wait in the kernel, and Python (and pyzmq) begin the call anew.
+One that has its time-out from the socket (SO_RCVTIMEO, RCVTIMEO) then waits for all of it again: for ever,
+under a timer that is quicker. `poll` waits for the rest. A process's signals come to its main thread.
 """
 
 from __future__ import annotations
 
+import os
 import select
 import selectors
+import threading
+from _thread import get_ident
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import Source
 
 EVENTS_MAX = 256  # reported in one wait; the rest in the next
+
+
+_main = threading.main_thread().ident
+
+
+def gets_signals() -> bool:
+    """Whether signals interrupt the waits of this thread."""
+    return get_ident() == _main
+
+
+def _after_fork() -> None:
+    global _main
+    _main = get_ident()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def wait_for(fd: int, timeout_ms: int, to_write: bool = False) -> bool:
+    """Wait until it can be read (or written, as well), for `timeout_ms` at most, however many signals come.
+    Whether it can."""
+    if not hasattr(select, "poll"):
+        return any(select.select([fd], [fd] if to_write else [], [], timeout_ms / 1e3))
+    poller = select.poll()
+    poller.register(fd, select.POLLIN | select.POLLOUT if to_write else select.POLLIN)
+    return bool(poller.poll(timeout_ms))
 
 
 class Watch:

@@ -51,7 +51,7 @@ class FakeConnection:
         self._here, self._there = socket.socketpair()
         self._here.setblocking(False)
         self.wire = SimpleNamespace(
-            watched=(self._here.fileno(),), blocked_on=None, flush=lambda: None, sends_beside=False, unsent=False
+            watched=(self._here.fileno(),), blocked_on=None, flush=lambda: None, sends_beside=False, unsent=False, unread=False
         )
         self.sent: list[Any] = []
         self.heard = threading.Condition()

@@ -39,6 +39,12 @@ def test_an_element_that_is_no_text_is_refused(value: Any) -> None:
         strings.encode(["a", value])
 
 
+def test_half_a_character_is_refused_before_a_model_has_it() -> None:
+    """It came back as the model's failure: `'ids' failed: a string is not UTF-8`."""
+    with pytest.raises(InvalidRequest, match=r"UTF-8 can hold, not 'b\\udcff'"):
+        strings.encode(["a", "b\udcff"])
+
+
 @pytest.mark.parametrize(
     ("data", "shape", "said"),
     [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +73,52 @@ def test_a_connection_may_be_made_before_anybody_listens(
         assert server.messages == [[b"early"]]
     finally:
         server.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no such timer")
+def test_signals_do_not_prolong_a_wait(server: Server, connect: Connect) -> None:
+    """pyzmq begins a `recv` anew after each: under a profiler's timer no time-out came."""
+    connection = connect()
+    ticks: list[int] = []
+
+    def tick(*_: object) -> None:
+        ticks.append(1)
+        assert len(ticks) < 400, "the wait of 50 ms goes on"
+
+    before = signal.signal(signal.SIGALRM, tick)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+        assert connection.receive(50) is None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_what_has_come_is_told_by_the_descriptors_or_is_called_unread(server: Server, connect: Connect) -> None:
+    """A client's first `submit` over tcp slept over its answer: libzmq says nothing of a message that comes
+    before a look has found none."""
+    connection = connect()
+    server.on_message = lambda peer, parts: [peer.send([b"%d" % n]) for n in range(2)]
+    connection.send([b"hello"])
+    server.until(lambda: server.messages)
+    first = None
+    while first is None:  # a wait that ends with a message, and no look after it
+        first = connection.receive(1000)
+        server.turn(0)
+    watch = Watch()
+    for fd in connection.watched:
+        watch.add(fd, SimpleNamespace(ready=lambda *_: None))  # type: ignore[arg-type]
+    server.until(lambda: connection.unread or watch.wait(0))
+    assert connection.receive(1000) == [b"1"]
+    for number in range(20):  # nor where a send comes in between
+        connection.send([b"more"])
+        server.until(lambda number=number: len(server.messages) == number + 2)
+        for _ in range(2):
+            server.until(lambda: connection.unread or watch.wait(0))
+            answer = connection.receive(1000)
+            while answer is None:
+                answer = connection.receive(1000)
+    watch.close()
 
 
 def test_an_end_is_reported_once_and_a_send_afterwards_says_so(server: Server, connect: Connect) -> None:
