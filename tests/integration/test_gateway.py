@@ -271,6 +271,25 @@ def test_typed_contents_without_raw_bytes_are_read(served: Gateway) -> None:
             stub.ModelInfer(many, timeout=10)
 
 
+def test_an_input_that_is_given_twice_is_refused_and_neither_is_chosen(served: Gateway) -> None:
+    import grpc
+    from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+    with grpc.insecure_channel(served.grpc) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for raw, field, sentence in (
+            ([bytes(16)], "fp32_contents", "has one of: contents, an entry in raw_input_contents"),
+            ([], "fp64_contents", "FP32 travels in fp32_contents, not in fp64_contents"),
+        ):
+            asked = service_pb2.ModelInferRequest(model_name="FP32", raw_input_contents=raw)
+            entry = asked.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+            entry.contents.fp32_contents.extend([1, 2, 3, 4])
+            getattr(entry.contents, field).append(5)
+            with pytest.raises(grpc.RpcError, match=sentence) as caught:
+                stub.ModelInfer(asked, timeout=10)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 @pytest.mark.parametrize("packing", ["gzip", "deflate"])
 def test_compressed_requests_are_read(served: Gateway, packing: str) -> None:
     x = sample("FP32")
