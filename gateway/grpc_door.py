@@ -71,19 +71,19 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
     def _counting(self, method: Any, name: str) -> Any:
         """The same method, for calls that find a place."""
         coders = method.request_deserializer, method.response_serializer
+        run = method.unary_unary or method.stream_stream or method.unary_stream
 
         async def once(message: Any, context: Context) -> Any:
             with self._place(name) as refusal:
                 if refusal is not None:
                     await abort(context, refusal)
-                return await method.unary_unary(message, context)
+                return await run(message, context)
 
         async def several(messages: Any, context: Context) -> AsyncIterator[Any]:
             with self._place(name) as refusal:
                 if refusal is not None:
                     await abort(context, refusal)
-                answering = method.stream_stream or method.unary_stream
-                async with aclosing(answering(messages, context)) as answers:
+                async with aclosing(run(messages, context)) as answers:
                     async for answer in answers:
                         yield answer
 

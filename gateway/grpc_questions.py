@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from . import control, described, settings
-from .errors import invalid
+from .errors import invalid, refusal_of
 from .regions import NO_CUDA
 from .rooms import Rooms
 
@@ -25,7 +25,13 @@ class Questions:
         return {"ready": not await self._rooms.yard.why_not_ready()}
 
     async def ModelReady(self, message: Any) -> Any:
-        info = await self._rooms.yard.one(message.name, message.version)
+        """Whoever waits for a model asks for it before it is there: as Triton's, this is no error."""
+        try:
+            info = await self._rooms.yard.one(message.name, message.version)
+        except Exception as error:
+            if refusal_of(error).status != 404:
+                raise
+            return {"ready": False}
         return {"ready": not self._rooms.yard.why_not_served(info)}
 
     async def ServerMetadata(self, message: Any) -> Any:

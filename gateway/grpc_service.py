@@ -180,6 +180,9 @@ class Service:
             place = place_of(_parameters(entry.parameters), regions, what)
             shape = list(check_shape(entry.shape, what))  # first: a million axes have a product of megabytes
             datatype = declared(info, entry.name, entry.datatype, shape)
+            if (place is not None or is_raw) and entry.HasField("contents") and entry.contents.ListFields():
+                ways = "contents, an entry in raw_input_contents, a shared_memory_region"
+                raise invalid(f"{what} has one of: {ways}")
             if place is not None:
                 assert regions is not None
                 inputs[entry.name] = await from_place(self._rooms.yard, regions, place, datatype, shape)
@@ -211,6 +214,9 @@ def _typed(contents: Any, datatype: Datatype, shape: list[int], what: str) -> Ar
     field = _CONTENTS.get(datatype.name)
     if field is None:
         raise invalid(f"{what}: {datatype.name} travels in raw_input_contents only")
+    others = [found.name for found, _ in contents.ListFields() if found.name != field]
+    if others:
+        raise invalid(f"{what}: {datatype.name} travels in {field}, not in {others[0]}")
     numbers = getattr(contents, field)
     if field == "bytes_contents":
         return _typed_texts(numbers, shape, what)

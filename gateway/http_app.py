@@ -53,9 +53,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/rerank", http_texts.rerank),
     ("GET", "/v2", http_models.server),
     ("GET", "/v2/health/live", http_models.live),
-    ("HEAD", "/v2/health/live", http_models.live),
     ("GET", "/v2/health/ready", http_models.ready),
-    ("HEAD", "/v2/health/ready", http_models.ready),
     ("GET", "/v2/models/stats", http_models.all_statistics),
     ("POST", "/v2/repository/index", http_models.index),
     ("POST", "/v2/repository/models/{model}/load", http_control.load),
@@ -73,7 +71,6 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
         for method, behind, endpoint in (
             ("GET", "", http_models.metadata),
             ("GET", "/ready", http_models.model_ready),
-            ("HEAD", "/ready", http_models.model_ready),
             ("GET", "/config", http_models.config),
             ("GET", "/stats", http_models.statistics),
             ("POST", "/infer", infer),
@@ -171,7 +168,8 @@ async def _answered(request: Request, error: Exception) -> Response:
 def _methods(request: Request) -> set[str]:
     """What the request's path takes, on all of its routes."""
     fitting = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
-    return {method for route in fitting for method in getattr(route, "methods", ())}
+    methods = {method for route in fitting for method in getattr(route, "methods", ())}
+    return methods | {"HEAD"} if "GET" in methods else methods
 
 
 def gauges(rooms: Rooms) -> dict[str, tuple[str, float]]:

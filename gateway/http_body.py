@@ -128,15 +128,18 @@ class Body:
 
     def _decompressed(self, raw: bytes) -> bytes:
         """Never more than a body may have: some bytes can stand for a thousand times as many."""
-        if self.encoding not in ("gzip", "deflate"):
+        if self.encoding not in ("gzip", "x-gzip", "deflate"):
             raise Refusal(415, "UNSUPPORTED_ENCODING", "Content-Encoding may be gzip, deflate, or identity")
-        unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: gzip or zlib, as its first bytes say
-        try:
-            plain = unpack.decompress(raw, self._bytes_max + 1)
-        except zlib.error as error:
-            raise invalid(f"the body is not {self.encoding}: {error}") from None
-        self._check(len(plain))
-        if not unpack.eof:
-            raise invalid(f"the body ends within its {self.encoding} stream")
+        plain, left = b"", raw
+        while left:  # a gzip file may have several members, one behind the other
+            unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: gzip or zlib, as its first bytes say
+            try:
+                plain += unpack.decompress(left, self._bytes_max + 1 - len(plain))
+            except zlib.error as error:
+                raise invalid(f"the body is not {self.encoding}: {error}") from None
+            self._check(len(plain))
+            if not unpack.eof:
+                raise invalid(f"the body ends within its {self.encoding} stream")
+            left = unpack.unused_data
         self._reserve(len(raw) + len(plain))
         return plain

@@ -51,6 +51,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # whatever GET has: uvicorn leaves the body out
+            scope = {**scope, "method": "GET"}
         started_s = time.perf_counter()
         status = GONE
 
@@ -88,7 +90,7 @@ class Guard:
             raise Refusal(400, "INVALID_REQUEST", text)
         if self._token is None:
             _check_origin(headers)
-        if scope["path"] in OPEN_PATHS and scope["method"] in ("GET", "HEAD"):
+        if scope["path"] in OPEN_PATHS and scope["method"] == "GET":
             return
         if self._token is not None and not bearer_is(headers.get("authorization"), self._token):
             raise Refusal(401, "UNAUTHENTICATED", "send the gateway's token: Authorization: Bearer TOKEN")

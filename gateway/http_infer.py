@@ -55,20 +55,22 @@ class InputTensor(msgspec.Struct):
     name: str
     shape: Annotated[list[Axis], msgspec.Meta(max_length=RANK_MAX)]
     datatype: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
     data: msgspec.Raw = msgspec.Raw()
 
 
 class OutputTensor(msgspec.Struct):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
 class InferRequest(msgspec.Struct):
+    """What is optional may be null, too: so MLServer's codecs write what their caller left out."""
+
     inputs: Annotated[list[InputTensor], msgspec.Meta(min_length=1, max_length=1024)]
-    id: str = ""
-    parameters: dict[str, Any] = {}
-    outputs: Annotated[list[OutputTensor], msgspec.Meta(max_length=1024)] = []
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: Annotated[list[OutputTensor], msgspec.Meta(max_length=1024)] | None = None
 
 
 _decoder = msgspec.json.Decoder(InferRequest)
@@ -80,6 +82,8 @@ def decoded(decoder: msgspec.json.Decoder[Any], raw: bytes, bytes_max: int) -> A
     """Raises Refusal for JSON that is too long, too deep, malformed, or of another structure."""
     if len(raw) > bytes_max:
         raise _too_long(bytes_max)
+    if not raw:
+        raise invalid("there is no JSON: the body is empty")
     try:
         return decoder.decode(raw)
     except RecursionError:
@@ -128,7 +132,7 @@ async def infer(request: Request, rooms: Rooms) -> Response:
         ready = await _asked(asked, words, info, binary, rooms)
         ready.end_by(until_s)
         ready.traceparent = request.headers.get("traceparent")
-        if info.streams and EVENTS in request.headers.get("accept", ""):
+        if info.streams and EVENTS in request.headers.get("accept", "").lower():
             several = answers(rooms.yard, ready, rooms.regions)
             first = await while_connected(request, anext(several, None))  # an error has its status until then
         else:
@@ -139,7 +143,7 @@ async def infer(request: Request, rooms: Rooms) -> Response:
 
 
 async def _events(
-    first: Answered | None, several: AsyncGenerator[Answered, None], request_id: str
+    first: Answered | None, several: AsyncGenerator[Answered, None], request_id: str | None
 ) -> AsyncIterator[bytes]:
     """A model's answers as server-sent events, each with the JSON that a single answer has; an error is the
     last one."""
@@ -153,7 +157,7 @@ async def _events(
             yield b"event: error\ndata: " + msgspec.json.encode(refusal_of(error).body) + b"\n\n"
 
 
-def _event(answered: Answered, request_id: str) -> bytes:
+def _event(answered: Answered, request_id: str | None) -> bytes:
     for output in answered.outputs:
         output.binary = False
     return b"data: " + bytes(_response(answered, request_id, {}).body) + b"\n\n"
@@ -234,10 +238,13 @@ class _Streamed(Tensors):
 async def _asked(
     asked: InferRequest, words: bool, info: ModelInfo, binary: Tensors, rooms: Rooms
 ) -> Asked:
-    priority, timeout_s = options_of(asked.parameters)
-    all_binary = asked.parameters.get("binary_data_output", False)
-    wanted = [wanted_of(o.name, o.parameters, all_binary is True, rooms.regions) for o in asked.outputs]
-    if not wanted and all_binary is True:
+    parameters = asked.parameters or {}
+    priority, timeout_s = options_of(parameters)
+    all_binary = parameters.get("binary_data_output", False)
+    if not isinstance(all_binary, bool):
+        raise invalid(f"binary_data_output is true or false, not {str(all_binary)[:40]!r}")
+    wanted = [wanted_of(o.name, o.parameters or {}, all_binary, rooms.regions) for o in asked.outputs or ()]
+    if not wanted and all_binary:
         wanted = [wanted_of(spec.name, {}, True, None) for spec in info.outputs]
     inputs: dict[str, Array] = {}
     for entry in asked.inputs:
@@ -245,15 +252,16 @@ async def _asked(
             raise invalid(f"input {entry.name!r} is given twice")
         inputs[entry.name] = await _input(entry, words, info, binary, rooms)
     await binary.end()
-    receipt = asked.parameters.get(RECEIPT) is True
+    receipt = parameters.get(RECEIPT) is True
     return Asked(info, inputs, priority, timeout_s, wanted or None, receipt=receipt)
 
 
 async def _input(entry: InputTensor, words: bool, info: ModelInfo, binary: Tensors, rooms: Rooms) -> Array:
     """One input, from wherever it is. Raises Refusal."""
     what = f"input {entry.name!r}"
-    place = place_of(entry.parameters, rooms.regions, what)
-    nbytes = entry.parameters.get("binary_data_size")
+    parameters = entry.parameters or {}
+    place = place_of(parameters, rooms.regions, what)
+    nbytes = parameters.get("binary_data_size")
     if (place is not None) + (nbytes is not None) + bool(entry.data) != 1:
         raise invalid(f"{what} has one of: data, binary_data_size, a shared_memory_region")
     if nbytes is not None:
@@ -272,7 +280,7 @@ async def _input(entry: InputTensor, words: bool, info: ModelInfo, binary: Tenso
     return array.reshape(entry.shape)
 
 
-def _response(answered: Answered, request_id: str, headers: dict[str, str]) -> Response:
+def _response(answered: Answered, request_id: str | None, headers: dict[str, str]) -> Response:
     outputs: list[dict[str, Any]] = []
     parts: list[memoryview] = []
     for output in answered.outputs:

@@ -28,7 +28,7 @@ class RegionRequest(msgspec.Struct):
 
 
 class IndexRequest(msgspec.Struct):
-    ready: bool = False
+    ready: bool | None = None
 
 
 _region = msgspec.json.Decoder(RegionRequest)

@@ -36,8 +36,8 @@ class EmbeddingsRequest(msgspec.Struct):
     """OpenAI's. `user` and keys that are not here are ignored."""
 
     input: str | list[str | int | list[int]]
-    model: str = ""
-    encoding_format: str = "float"
+    model: str | None = None
+    encoding_format: str | None = None
     dimensions: int | None = None
 
 
@@ -45,12 +45,12 @@ class EmbedRequest(msgspec.Struct):
     """text-embeddings-inference's."""
 
     inputs: str | list[str]
-    normalize: bool = True
+    normalize: bool | None = True
     truncate: bool | None = False
-    truncation_direction: str = "right"
+    truncation_direction: str | None = None
     prompt_name: str | None = None
     dimensions: int | None = None
-    model: str = ""
+    model: str | None = None
 
 
 class RerankRequest(msgspec.Struct):
@@ -58,11 +58,11 @@ class RerankRequest(msgspec.Struct):
 
     query: str
     texts: list[str]
-    raw_scores: bool = False
-    return_text: bool = False
+    raw_scores: bool | None = False
+    return_text: bool | None = False
     truncate: bool | None = False
-    truncation_direction: str = "right"
-    model: str = ""
+    truncation_direction: str | None = None
+    model: str | None = None
 
 
 _embeddings = msgspec.json.Decoder(EmbeddingsRequest)
@@ -104,7 +104,7 @@ async def rerank(request: Request, rooms: Rooms) -> Response:
 
 async def _embeddings_of(request: Request, rooms: Rooms) -> Any:
     asked = await _read(request, rooms, _embeddings)
-    if asked.encoding_format not in ("float", "base64"):
+    if asked.encoding_format not in (None, "float", "base64"):
         raise _invalid(f"encoding_format is float or base64, not {asked.encoding_format[:40]!r}")
     text_model = _model(rooms, asked.model)
     tokens = await asyncio.to_thread(_openai_tokens, text_model, asked.input)
@@ -131,7 +131,8 @@ async def _embed_of(request: Request, rooms: Rooms) -> Any:
     text_model = _model(rooms, asked.model)
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     tokens = await asyncio.to_thread(_tokens, text_model, texts, bool(asked.truncate))
-    vectors = await while_connected(request, _vectors(rooms, text_model, tokens, asked.normalize))
+    normalize = asked.normalize is not False
+    vectors = await while_connected(request, _vectors(rooms, text_model, tokens, normalize))
     _check_dimensions(text_model, asked.dimensions, vectors)
     return [vector.tolist() for vector in vectors]
 
@@ -159,8 +160,8 @@ def _check_dimensions(model: TextModel, wanted: int | None, vectors: Sequence[An
         raise _invalid(f"{model.model!r} has {len(vectors[0])} dimensions, and no other number of them")
 
 
-def _check_direction(wanted: str) -> None:
-    if wanted.lower() != "right":
+def _check_direction(wanted: str | None) -> None:
+    if wanted is not None and wanted.lower() != "right":
         text = f"truncation_direction is right, not {wanted[:40]!r}: a text that is too long loses its end"
         raise _invalid(text)
 
@@ -170,7 +171,7 @@ async def _read(request: Request, rooms: Rooms, decoder: msgspec.json.Decoder[An
         return decoded(decoder, await body.rest(), rooms.limits.json_bytes_max)
 
 
-def _model(rooms: Rooms, name: str) -> TextModel:
+def _model(rooms: Rooms, name: str | None) -> TextModel:
     """The text model of that name, or the only one. Raises Refusal."""
     texts = rooms.texts
     if not texts:
@@ -178,9 +179,9 @@ def _model(rooms: Rooms, name: str) -> TextModel:
         raise Refusal(404, "UNKNOWN_MODEL", text)
     if not name and len(texts) == 1:
         return next(iter(texts.values()))
-    found = texts.get(name)
+    found = texts.get(name or "")
     if found is None:
-        text = f"no text model is called {name[:80]!r}; there is: {', '.join(texts)}"
+        text = f"no text model is called {(name or '')[:80]!r}; there is: {', '.join(texts)}"
         raise Refusal(404, "UNKNOWN_MODEL", text)
     return found
 

@@ -246,14 +246,16 @@ class FunctionSession:
                     f"return a dict of {', '.join(spec.name for spec in self.outputs)}"
                 )
             answer = {only: answer}
+        named = {}
         for name, value in answer.items():
             if not isinstance(name, str) or not name.isprintable():
                 raise UserError(f"{self._place}: an output is called by a text, not {name!r}")
-            if not isinstance(value, np.ndarray):
+            if not isinstance(value, np.ndarray | np.generic):
                 raise UserError(
                     f"{self._place}: output {name!r} is a {type(value).__name__}, not a numpy array"
                 )
-        return dict(answer)
+            named[name] = np.asarray(value)  # NumPy makes scalars of what it computes of arrays without axes
+        return named
 
     def _checked(self, answer: Any, rows: int | None) -> list[Array]:
         """What it returned in the order of its outputs, each as declared. Raises UserError."""

@@ -4,7 +4,9 @@ every datatype; jobs; and what is refused."""
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -269,12 +271,53 @@ def test_typed_contents_without_raw_bytes_are_read(served: Gateway) -> None:
             stub.ModelInfer(many, timeout=10)
 
 
+def test_an_input_that_is_given_twice_is_refused_and_neither_is_chosen(served: Gateway) -> None:
+    import grpc
+    from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+    with grpc.insecure_channel(served.grpc) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for raw, field, sentence in (
+            ([bytes(16)], "fp32_contents", "has one of: contents, an entry in raw_input_contents"),
+            ([], "fp64_contents", "FP32 travels in fp32_contents, not in fp64_contents"),
+        ):
+            asked = service_pb2.ModelInferRequest(model_name="FP32", raw_input_contents=raw)
+            entry = asked.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+            entry.contents.fp32_contents.extend([1, 2, 3, 4])
+            getattr(entry.contents, field).append(5)
+            with pytest.raises(grpc.RpcError, match=sentence) as caught:
+                stub.ModelInfer(asked, timeout=10)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 @pytest.mark.parametrize("packing", ["gzip", "deflate"])
 def test_compressed_requests_are_read(served: Gateway, packing: str) -> None:
     x = sample("FP32")
     with triton_http.InferenceServerClient(served.http) as client:
         answer = client.infer("FP32", [tensor(triton_http, x, "FP32")], request_compression_algorithm=packing)
         assert np.array_equal(answer.as_numpy("y"), x)
+
+
+def test_a_body_of_several_gzip_members_is_read_whole(served: Gateway) -> None:
+    """As `cat a.gz b.gz` and pigz make it. What lies behind the members is refused, not passed over."""
+    body = json.dumps({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}).encode()
+    members = gzip.compress(body[:40]) + gzip.compress(body[40:])
+    for name in ("gzip", "x-gzip"):
+        status, said, _ = served.ask("POST", "/v2/models/FP32/infer", members, {"Content-Encoding": name})
+        assert (status, said["outputs"][0]["data"]) == (200, [1, 2, 3, 4])
+    status, said, _ = served.ask("POST", "/v2/models/FP32/infer", members + b"more", {"Content-Encoding": "gzip"})
+    assert (status, "the body is not gzip" in said["error"]) == (400, True)
+
+
+def test_what_is_optional_may_be_null(served: Gateway) -> None:
+    """So MLServer's codecs write what their caller left out."""
+    asked = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4], "parameters": None}
+    body = {"id": None, "parameters": None, "inputs": [asked], "outputs": None}
+    status, said, _ = served.ask("POST", "/v2/models/FP32/infer", body)
+    assert (status, said["outputs"][0]["data"], "id" in said) == (200, [1, 2, 3, 4], False)
+    status, said, _ = served.ask("POST", "/v2/models/FP32/infer", body | {"outputs": [{"name": "y", "parameters": None}]})
+    assert (status, said["outputs"][0]["name"]) == (200, "y")
+    assert served.ask("POST", "/v2/repository/index", {"ready": None})[0] == 200
 
 
 # ---- the owner's own endpoints ------------------------------------------------------------------
@@ -338,10 +381,8 @@ def npy_header(shape: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
 
 
-TWICE = (
-    b'{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}],'
-    b' "outputs": [{"name": "y"}, {"name": "y"}]}'
-)
+FOUR = b'{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]%b}'
+TWICE = FOUR % b', "outputs": [{"name": "y"}, {"name": "y"}]'
 MISTAKES = [
     ("/predict", b"{", None, 400),
     ("/predict", b"[" * 5000, None, 400),
@@ -373,6 +414,8 @@ MISTAKES = [
     ("/predict", b'{"data": {"x": "1"}, "model": "FP32"}', None, 400),
     ("/v2/models/FP32/infer", b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": null}]}', None, 400),
     ("/v2/models/FP32/infer", b"{}", None, 400),
+    ("/v2/models/FP32/infer", b"", None, 400),
+    ("/v2/models/FP32/infer", FOUR % b', "parameters": {"binary_data_output": "yes"}', None, 400),
     ("/v2/models/FP32/infer", b'{"inputs": [{"name": "x", "shape": [-1], "datatype": "FP32", "data": []}]}', None, 400),
     ("/v2/models/FP32/infer", b'{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32"}]}', None, 400),
     ("/v2/models/FP32/infer", TWICE, None, 400),

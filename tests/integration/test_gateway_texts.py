@@ -163,6 +163,16 @@ def test_the_calls_of_text_embeddings_inference(served: Gateway, expected: Any) 
     assert (status, error["error_type"]) == (400, "Empty")
 
 
+def test_an_option_that_is_null_is_one_that_is_left_out(served: Gateway) -> None:
+    options = ("truncate", "truncation_direction", "prompt_name", "dimensions", "normalize")
+    nulls = dict.fromkeys(options)
+    asked = {"inputs": "w4", "model": "encoder"}
+    assert served.ask("POST", "/embed", asked | nulls)[:2] == served.ask("POST", "/embed", asked)[:2]
+    asked = {"input": "w4", "model": "encoder"}
+    nulls = dict.fromkeys(("encoding_format", "dimensions", "user"))
+    assert served.ask("POST", "/v1/embeddings", asked | nulls)[:2] == served.ask("POST", "/v1/embeddings", asked)[:2]
+
+
 @pytest.mark.parametrize(
     ("path", "option", "sentence"),
     [

@@ -316,14 +316,24 @@ def test_every_answer_of_a_stream_says_that_it_is_the_last_of_its_request(served
     assert all(result.get_response().parameters["triton_final_response"].bool_param for result, _ in seen)
 
 
-def test_health_is_answered_without_a_body_too(served: Gateway) -> None:
+def test_whatever_get_has_head_has_without_its_body(served: Gateway) -> None:
     connection = http.client.HTTPConnection(served.http, timeout=PATIENCE_S)
-    paths = {"health/live": 200, "health/ready": 200, "models/scores/ready": 200, "models/nonsense/ready": 404}
-    for path, status in paths.items():  # on one connection: a body would be taken for the next answer
-        connection.request("HEAD", f"/v2/{path}")
+    found = dict.fromkeys(("/v2/health/live", "/v2/health/ready", "/v2/models/scores/ready", "/", "/docs"), 200)
+    found |= dict.fromkeys(("/metrics", "/v2", "/v2/models/scores", "/v2/models/scores/config"), 200)
+    found |= {"/v2/models/nonsense/ready": 404, "/nowhere": 404, "/v2/models/scores/infer": 405}
+    for path, status in found.items():  # on one connection: a body would be taken for the next answer
+        connection.request("HEAD", path)
         answer = connection.getresponse()
-        assert (answer.status, answer.read()) == (status, b"")
+        assert (answer.status, answer.read()) == (status, b""), path
+    connection.request("OPTIONS", "/v2")
+    assert connection.getresponse().getheader("allow") == "GET, HEAD"
     connection.close()
+
+
+def test_who_waits_for_a_model_may_ask_before_it_is_there(triton: tuple[Any, Any]) -> None:
+    _, client = triton
+    for model, version, is_ready in (("scores", "", True), ("nonsense", "", False), ("scores", "99", False)):
+        assert client.is_model_ready(model, version) is is_ready
 
 
 def test_grpcs_own_health_checks_are_answered(served: Gateway) -> None:

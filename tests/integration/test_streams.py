@@ -231,7 +231,7 @@ def events(served: Gateway, model: str, *x: int) -> Iterator[tuple[str, Any]]:
     body = json.dumps({"inputs": [{"name": "x", "shape": [len(x)], "datatype": "INT64", "data": x}]})
     connection = http.client.HTTPConnection(served.http, timeout=PATIENCE_S)
     try:
-        connection.request("POST", f"/v2/models/{model}/infer", body, {"Accept": "text/event-stream"})
+        connection.request("POST", f"/v2/models/{model}/infer", body, {"Accept": "Text/Event-Stream, */*;q=0.1"})
         answer = connection.getresponse()
         assert answer.getheader("content-type", "").startswith("text/event-stream"), answer.read()
         kind = "data"

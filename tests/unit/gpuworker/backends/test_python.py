@@ -94,6 +94,12 @@ def ones(rows: int = 1, width: int = 4) -> Array:
     return np.ones((rows, width), np.float32)
 
 
+def test_numpys_scalars_are_arrays_without_axes(folder: Folder) -> None:
+    """`x + 1` of an array without axes is a scalar. The warm-up runs it."""
+    model = folder.model("def f(x):\n    seen.append(x + 1)\n    return x + 1", '"float32[]"', '"float32[]"', warmup=True)
+    assert [type(value) for value in module_of(model).seen[:1]] == [np.float32]
+
+
 # ---- what it is given ---------------------------------------------------------------------------
 
 
