@@ -34,6 +34,8 @@ MANY_NS = 60_000_000  # for a run of many rows and a run of their halves togethe
 # By the time of one row: (up to so many ns, rows run together, drawings). Slow models are run less.
 EFFORTS = ((5_000_000, 5, 2), (30_000_000, 3, 1), (1 << 62, 2, 1))
 
+RANDOM = "it answers the same inputs differently each time, so its rows never share a run"
+
 Ways = Callable[[Sequence[TensorSpec], Sequence[int], int], Iterable[Drawing]]
 
 
@@ -100,6 +102,8 @@ def judge(
                 refusal = refusal or f"{proposal.why}, but {error}"
                 continue
             except _Disagree as error:
+                if trial.is_random():
+                    return Verdict(None, RANDOM, drawing)
                 refusal = f"{proposal.why}, but {error}"
                 disagreed = True
                 break
@@ -159,6 +163,17 @@ class _Trial:
                 break  # these values are not for this model: the first ones have to do
         self._compare_many(count)
         self._compare_unusual()
+
+    def is_random(self) -> bool:
+        """Whether a second run of the same rows gives other answers. After a comparison that failed."""
+        try:
+            runs = [self._ran([0, 1]) for _ in range(2)]
+        except _Fails:
+            return False
+        return any(
+            one.shape != other.shape or not difference(one, other, other) <= tolerance_of(spec)
+            for spec, one, other in zip(self._outputs, *runs, strict=True)
+        )
 
     def _compare_round(self, count: int, is_other: bool) -> None:
         """So many rows alone, together, and in another order; `is_other`: with other values."""

@@ -185,6 +185,14 @@ def test_the_reason_has_the_figure_and_what_was_allowed() -> None:
     assert found.reason.endswith(f"of the largest value of output 'y' (allowed: {tolerance_of(Y):g})")
 
 
+def test_a_model_that_draws_random_numbers_is_called_so() -> None:
+    rng = np.random.default_rng(0)
+    found = verdict([X], [Y], lambda f: f["x"] + rng.standard_normal(f["x"].shape))
+    assert found.axes is None
+    assert found.reason == room.RANDOM
+    assert not found.undecided
+
+
 def test_the_next_proposal_is_tried_where_the_first_is_wrong() -> None:
     """Sequence-first, and axis 0 has a name in all tensors too."""
     found = verdict([TOKENS], [STATES], lambda f: np.cumsum(f["x"], 0))
