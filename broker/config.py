@@ -386,7 +386,8 @@ def _existing_file(
                 f"which is {resolved}"
             )
         elif not resolved.is_file():
-            problems.append(f"{key_path}: expected a file, found {shown(text)}: no such file: {resolved}")
+            why = "it is a folder" if resolved.is_dir() else f"no such file: {resolved}"
+            problems.append(f"{key_path}: expected a file, found {shown(text)}: {why}")
         else:
             return path.absolute()
     except (OSError, RuntimeError, ValueError) as reason:  # too long; a symlink in circles; a NUL

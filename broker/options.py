@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..transport.messages import PAD_SIZES_MAX, PADDED_AXES_MAX, RUN_SECONDS_MAX, Pad
+from ..transport.messages import PAD_SIZES_MAX, PADDED_AXES_MAX, ROWS_MAX, RUN_SECONDS_MAX, Pad
 from .toml_table import Table
 
 MAX_BATCH_DEFAULT = 32  # rows
-MAX_BATCH_MAX = 1024  # rows
+MAX_BATCH_MAX = ROWS_MAX
 CACHE_BYTES_DEFAULT = 64 << 20
 CACHE_BYTES_MAX = 1 << 48
 CACHE_MS_MAX = 86_400_000

@@ -26,6 +26,7 @@ from ..transport.tensors import TensorSpec
 from . import toml
 from .arguments import parser
 from .text import duration, plural, size, table
+from .weights import files_of
 
 EXAMPLES = """examples:
   batchyard check model.onnx
@@ -37,6 +38,7 @@ GOOD_ENOUGH = 0.95  # of the best rate: a larger batch than that gains nothing
 PATIENCE_S = 600.0  # for one provider, beside the time that is measured
 NAME_CHARS_MAX = 255
 SIZES_SHOWN_MAX = 4  # inputs
+FILES_SHOWN_MAX = 3
 
 
 def main(argv: list[str]) -> int:
@@ -69,10 +71,12 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
         raise InvalidRequest(f"{file} is a folder, not an ONNX file")
     if not file.is_file():
         raise InvalidRequest(f"there is no file {file}")
+    files = files_of(file)
     report: dict[str, Any] = {
         "file": str(file),
         "name": options.name or name_of(file),
-        "bytes": file.stat().st_size,
+        "bytes": sum(files.values()),
+        "files": files,
         "runs": {},
         "providers_that_fail": {},
     }
@@ -217,7 +221,7 @@ def _spec(value: dict[str, Any]) -> TensorSpec:
 def as_text(report: dict[str, Any], is_written: bool) -> list[str]:
     model = report["model"]
     lines = [
-        f"{report['file']}: can be served; {size(report['bytes'])}, "
+        f"{report['file']}: can be served; {size(report['bytes'])}{in_files(report)}, "
         f"loaded and warm in {duration(model['load_ns'])}"
         + (f" into {size(model['load_bytes'])}" if model["load_bytes"] else "")
     ]
@@ -241,6 +245,16 @@ def as_text(report: dict[str, Any], is_written: bool) -> list[str]:
     if is_written:
         return [*lines, "", f"added to {report['written']}"]
     return [*lines, "", "For batchyard.toml (or --write):", "", *report["toml"].rstrip().splitlines()]
+
+
+def in_files(report: dict[str, Any]) -> str:
+    """` in 2 files (model.onnx 1.2 MB, model.onnx_data 480 MB)`; empty if there is one."""
+    files = report["files"]
+    if len(files) == 1:
+        return ""
+    shown = [f"{name} {size(nbytes)}" for name, nbytes in list(files.items())[:FILES_SHOWN_MAX]]
+    more = ", ..." if len(files) > FILES_SHOWN_MAX else ""
+    return f" in {len(files)} files ({', '.join(shown)}{more})"
 
 
 def rows_where(model: dict[str, Any]) -> str:

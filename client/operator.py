@@ -60,8 +60,8 @@ class Operator:
         bound). Raises InvalidRequest for a name that is taken, a file that can't be used, or options that
         can't be, ModelFailed with the reason why it can't be loaded."""
         check_name(name)
-        if max_batch is not None and (not isinstance(max_batch, int) or max_batch < 1):
-            raise InvalidRequest(f"max_batch is a number of rows, 1 or more, not {shown(max_batch)}")
+        if max_batch is not None and not (isinstance(max_batch, int) and 1 <= max_batch <= m.ROWS_MAX):
+            raise InvalidRequest(f"max_batch is a number of rows, 1 to {m.ROWS_MAX}, not {shown(max_batch)}")
         run_ns_max = _run_ns_max(run_seconds_max)
         order = m.LoadModel(name, _path(file), max_batch, run_ns_max, plain(options or {}))
         return self._ask(order, ModelChanged, timeout)

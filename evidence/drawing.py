@@ -125,7 +125,7 @@ class Drawing:
             return self._mask(shape, axis, entry)
         if _RATE.search(spec.name) and self._vocabulary == VOCABULARIES[0]:
             return np.full(shape, 16_000, entry.numpy)
-        if _LENGTH.search(spec.name) and axis != SHARED:
+        if is_length(spec.name) and axis != SHARED:
             few = self._vocabulary[1] <= FEW[1]
             longest = min(self._size or SIZES[0], self._vocabulary[1] if few else entry.top - 1)
             lengths = np.full(shape, longest, entry.numpy)
@@ -154,7 +154,8 @@ class Drawing:
 
     def other_values(self) -> Drawing:
         """A drawing of the same shapes with other values: whole numbers from FEW, and larger fractions."""
-        other = Drawing(self.specs, self.axes, self._size, FEW, self._zeros, self._varied)
+        few = (max(FEW[0], self._vocabulary[0]), FEW[1])
+        other = Drawing(self.specs, self.axes, self._size, few, self._zeros, self._varied)
         other._scale = OTHER_SCALE
         return other
 
@@ -162,6 +163,11 @@ class Drawing:
 def is_mask(name: str) -> bool:
     """Whether an input of this name marks the elements that count."""
     return bool(_MASK.search(name))
+
+
+def is_length(name: str) -> bool:
+    """Whether an input of this name says how many elements of a row count."""
+    return bool(_LENGTH.search(name))
 
 
 def ways(inputs: Sequence[TensorSpec], axes: Sequence[int], until_ns: int) -> Iterator[Drawing]:
@@ -172,7 +178,7 @@ def ways(inputs: Sequence[TensorSpec], axes: Sequence[int], until_ns: int) -> It
         for index, size in enumerate(spec.shape or [])
     )
     lengths = any(
-        axis != SHARED and (is_mask(spec.name) or _LENGTH.search(spec.name))
+        axis != SHARED and (is_mask(spec.name) or is_length(spec.name))
         for spec, axis in zip(inputs, axes, strict=True)
     )
     integers = any(dtypes.BY_CODE[spec.dtype].kind in "iu" for spec in inputs)

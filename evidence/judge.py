@@ -34,6 +34,8 @@ MANY_NS = 60_000_000  # for a run of many rows and a run of their halves togethe
 # By the time of one row: (up to so many ns, rows run together, drawings). Slow models are run less.
 EFFORTS = ((5_000_000, 5, 2), (30_000_000, 3, 1), (1 << 62, 2, 1))
 
+RANDOM = "it answers the same inputs differently each time, so its rows never share a run"
+
 Ways = Callable[[Sequence[TensorSpec], Sequence[int], int], Iterable[Drawing]]
 
 
@@ -100,6 +102,8 @@ def judge(
                 refusal = refusal or f"{proposal.why}, but {error}"
                 continue
             except _Disagree as error:
+                if trial.is_random():
+                    return Verdict(None, RANDOM, drawing)
                 refusal = f"{proposal.why}, but {error}"
                 disagreed = True
                 break
@@ -150,33 +154,50 @@ class _Trial:
             raise _Fails("no inputs could be invented whose rows differ")
         _, count, rounds = next(effort for effort in EFFORTS if self._row_ns <= effort[0])
         count = min(count, self._drawn_max)
-        everyone = list(range(count))
         for round_ in range(rounds):
-            if round_:
-                self._feeds = self._drawing.other_values().feeds(count, self._rng)
-                try:
-                    self._first = self._ran([0])
-                except _Fails:  # then the first drawing has to do
-                    return
-            together = self._ran(everyone)
-            # A size of 1 may be broadcast, so sizes of 2 and more are compared as well.
-            head = self._ran([0, 1]) if count > 2 else together
-            runs = ((self._first, 1), (head, 2), (together, count))
-            self.axes = self.axes or _axes_seen(self._outputs, runs)
-            for answers, rows in runs:
-                self._check_sizes(answers, rows)
-            self._same(self._first, [0], together, [0], "alone")
-            self._same(self._ran([count - 1]), [0], together, [count - 1], "alone")
-            if count > 2:
-                self._same(head, [0, 1], together, [0, 1], "by twos")
-                order = everyone[::-1]
-                self._same(self._ran(order), everyone, together, order, "in another order")
-            if count > 3:
-                rest = everyone[2:]
-                self._same(self._ran(rest), everyone[: len(rest)], together, rest, "by themselves")
-            self.compared += count
+            try:
+                self._compare_round(count, is_other=round_ > 0)
+            except _Fails:
+                if not round_:
+                    raise
+                break  # these values are not for this model: the first ones have to do
         self._compare_many(count)
         self._compare_unusual()
+
+    def is_random(self) -> bool:
+        """Whether a second run of the same rows gives other answers. After a comparison that failed."""
+        try:
+            runs = [self._ran([0, 1]) for _ in range(2)]
+        except _Fails:
+            return False
+        return any(
+            one.shape != other.shape or not difference(one, other, other) <= tolerance_of(spec)
+            for spec, one, other in zip(self._outputs, *runs, strict=True)
+        )
+
+    def _compare_round(self, count: int, is_other: bool) -> None:
+        """So many rows alone, together, and in another order; `is_other`: with other values."""
+        everyone = list(range(count))
+        if is_other:
+            self._feeds = self._drawing.other_values().feeds(count, self._rng)
+            self._first = self._ran([0])
+        together = self._ran(everyone)
+        # A size of 1 may be broadcast, so sizes of 2 and more are compared as well.
+        head = self._ran([0, 1]) if count > 2 else together
+        runs = ((self._first, 1), (head, 2), (together, count))
+        self.axes = self.axes or _axes_seen(self._outputs, runs)
+        for answers, rows in runs:
+            self._check_sizes(answers, rows)
+        self._same(self._first, [0], together, [0], "alone")
+        self._same(self._ran([count - 1]), [0], together, [count - 1], "alone")
+        if count > 2:
+            self._same(head, [0, 1], together, [0, 1], "by twos")
+            order = everyone[::-1]
+            self._same(self._ran(order), everyone, together, order, "in another order")
+        if count > 3:
+            rest = everyone[2:]
+            self._same(self._ran(rest), everyone[: len(rest)], together, rest, "by themselves")
+        self.compared += count
 
     def _compare_many(self, compared: int) -> None:
         """As many rows as may share a run, or as time allows, and the same in halves: some models look only

@@ -9,6 +9,7 @@ from ..transport.tensors import RANK_MAX, TensorSpec
 from .axes import UNNAMED
 
 _OTHER_NAMES = {"float": "float32", "double": "float64"}  # onnxruntime's names of NumPy's types
+ZIPMAP = " (a classifier of scikit-learn's: convert it with options={'zipmap': False})"
 
 
 def spec_of(value: Any, optional: bool = False) -> TensorSpec:
@@ -20,6 +21,7 @@ def spec_of(value: Any, optional: bool = False) -> TensorSpec:
     if entry is None:
         raise ValueError(
             f"{value.name!r} is of type {kind}; batchyard carries tensors of {', '.join(dtypes.BY_NAME)}"
+            + (ZIPMAP if kind.startswith("seq(map(") else "")
         )
     if len(value.shape) > RANK_MAX:
         raise ValueError(f"{value.name!r} has {len(value.shape)} axes; arrays have {RANK_MAX} at most")

@@ -13,13 +13,14 @@ import numpy as np
 from ..transport import dtypes
 from ..transport.tensors import TensorSpec
 from .axes import SHARED
-from .drawing import Array, is_mask
+from .drawing import Array, is_length, is_mask
 
 ORDINARY = 2  # rows of every batch that are as they were drawn
 ROWS = 7
 TELLING = (0, 2, 3, 4)  # an ordinary row, the same again, and two more: of models too slow for all
 FAR = {"float32": 1e4, "float64": 1e4}  # of other types, values would overflow on the way
 IDS = 1200  # reaches the marks of most vocabularies, and asks for no memory where it is a size
+LARGE = 10_000  # of numbers that are no ids: where it is a size after all, its memory is still there
 
 
 def batches(
@@ -39,6 +40,7 @@ def batches(
     yield batch("mixed")
     if "i" in kinds or "u" in kinds:
         yield batch("ids")
+        yield batch("large")
     if "f" in kinds:
         yield batch("not numbers")
     yield batch("shares")
@@ -55,10 +57,8 @@ def _changed(array: Array, spec: TensorSpec, axis: int, change: str, rng: np.ran
         _mask(rows)
     elif is_float:
         _floats(rows, change, FAR.get(entry.name, 30.0))
-    elif entry.kind in "iu" and change == "ids" and rows.ndim > 1:
-        rows[3:] = rng.integers(0, min(IDS, entry.top), rows[3:].shape)
-        if entry.kind == "i":
-            rows[5] = -1
+    elif entry.kind in "iu" and not is_length(spec.name):
+        _wholes(rows, change, entry, rng)
     elif entry.kind == "b":
         _switches(rows, change)
     return np.ascontiguousarray(np.moveaxis(rows, 0, axis))
@@ -75,6 +75,16 @@ def _floats(rows: Array, change: str, far: float) -> None:
         rows[4] = np.abs(rows[4]) * far
         rows[5] = -np.abs(rows[5]) * far
         rows[6] = rows[6] / far
+
+
+def _wholes(rows: Array, change: str, entry: dtypes.DType, rng: np.random.Generator) -> None:
+    if change == "ids":
+        rows[3:] = rng.integers(0, min(IDS, entry.top), rows[3:].shape)
+        rows[4] = 0
+        if entry.kind == "i":
+            rows[5] = -1
+    elif change == "large":
+        rows[4] = min(LARGE, entry.top - 1)
 
 
 def _mask(rows: Array) -> None:

@@ -131,6 +131,13 @@ def _data_elsewhere(match: re.Match[str], path: str) -> str:
     return f"its external data, {name!r}, lies outside the model's own folder: onnxruntime refuses that"
 
 
+def _data_absolute(match: re.Match[str], path: str) -> str:
+    return (
+        f"its weights {match[1]!r} lie in a file that it names from the root on, and onnxruntime takes names "
+        "from the model's own folder on"
+    )
+
+
 def _data_short(match: re.Match[str], path: str) -> str:
     return (
         f"the file with its weights is shorter than the model says (tensor {match[1]!r}): it was not "
@@ -185,6 +192,7 @@ _KNOWN: list[tuple[re.Pattern[str], _Explain]] = [
     (re.compile(r"Missing opset in the model"), _no_opset),
     (re.compile(r'External data path does not exist: "([^"]+)"'), _no_data),
     (re.compile(r'External data path: "([^"]+)".*(?:escapes|director)', re.S), _data_elsewhere),
+    (re.compile(r"for initializer: (\S+)\. .*Absolute path not allowed", re.S), _data_absolute),
     (re.compile(r"Deserialize tensor (\S+) failed.*(?:out of bounds|read in full)", re.S), _data_short),
     (re.compile(r"NO_SUCHFILE"), _no_file),
     (

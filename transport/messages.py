@@ -36,7 +36,8 @@ Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Path = Annotated[str, msgspec.Meta(max_length=4096)]
 Short = Annotated[str, msgspec.Meta(max_length=256)]
 LongText = Annotated[str, msgspec.Meta(max_length=1 << 16)]
-Rows = Annotated[int, msgspec.Meta(ge=1, le=1024)]  # of one run
+ROWS_MAX = 1024  # of one run
+Rows = Annotated[int, msgspec.Meta(ge=1, le=ROWS_MAX)]
 SIZES_MAX = 64  # batch sizes of a model
 Axis = Annotated[int, msgspec.Meta(ge=-1, lt=RANK_MAX)]
 RunTimes = Annotated[dict[Rows, Took], msgspec.Meta(max_length=16)]  # rows -> time of one run

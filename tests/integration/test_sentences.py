@@ -101,7 +101,9 @@ CALLS: list[Mistake] = [
     ("a file elsewhere", lambda w: w.operator.load("a", "../a.onnx"), "models.a: expected a file inside models_root ({root}), found \"../a.onnx\", which is {parent}/a.onnx"),
     ("Python where none may be", lambda w: w.operator.load("a", "a.py:f"), "models.a: \"a.py:f\" is Python, and this yard loads none by order: the operator must set load_python = true in batchyard.toml"),
     ("an option misspelt", lambda w: w.operator.load("a", "net.onnx", options={"max_bacth": 3}), f'models.a.max_bacth: unknown key, did you mean "max_batch"? allowed here: {KEYS}'),
-    ("no rows in a batch", lambda w: w.operator.load("a", "net.onnx", 0), "max_batch is a number of rows, 1 or more, not 0"),
+    ("no rows in a batch", lambda w: w.operator.load("a", "net.onnx", 0), "max_batch is a number of rows, 1 to 1024, not 0"),
+    ("too many rows in a batch", lambda w: w.operator.load("a", "net.onnx", 1025), "max_batch is a number of rows, 1 to 1024, not 1025"),
+    ("a folder in place of a file", lambda w: w.operator.load("a", "."), 'models.a: expected a file, found ".": it is a folder'),
     ("a name that is taken", lambda w: w.operator.load("net", "net.onnx"), "'net' is served already: swap it, or unload it first"),
     ("another model's file", lambda w: w.operator.swap("net", "fixed.onnx"), "'net' was not changed: its input is x: float32[1, 4], and that of the one that serves is x: float32[n, 4] (worker 1); revision 1 serves on"),
     # places and users

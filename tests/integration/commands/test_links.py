@@ -4,6 +4,7 @@ beside the name that is asked for, not beside the file to which it leads."""
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -107,6 +108,16 @@ def test_a_kubernetes_volume_is_served_and_its_next_version_is_read_anew(tmp_pat
         assert watch.listing(tmp_path) != before
         yard.operator.swap("model")
         assert answer(yard) == 2
+
+
+def test_check_counts_the_weights_behind_the_links(cache: Path) -> None:
+    file = cache / "snapshots" / "r1" / "model.onnx"
+    command = [*BATCHYARD, "check", file, "--json", "--provider", "cpu", "--seconds", "0.1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["files"] == {"model.onnx": file.stat().st_size, "model.onnx_data": 4 * 4 * 300}
+    assert report["bytes"] == sum(report["files"].values())
 
 
 def test_a_followed_volume_is_known_by_its_names(tmp_path: Path, tools: Any) -> None:

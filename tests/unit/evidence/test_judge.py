@@ -64,6 +64,18 @@ def alike(lengths: Any) -> Any:
     return lengths[:, None]
 
 
+def without_zeros(x: Any) -> Any:
+    if (x == 0).any():
+        raise ZeroDivisionError("Integer division by zero")
+    return x
+
+
+def at_most(x: Any, most: float) -> Any:
+    if abs(x).max() > most:
+        raise ValueError("too large")
+    return most
+
+
 RIGHT: dict[str, tuple[list[TensorSpec], list[TensorSpec], Callable[[Feeds], Any], list[int]]] = {
     "linear": ([X], [Y], lambda f: f["x"] @ WEIGHTS, [0, 0]),
     "softmax over features": ([X], [Y], lambda f: softmax(f["x"], 1), [0, 0]),
@@ -86,6 +98,13 @@ RIGHT: dict[str, tuple[list[TensorSpec], list[TensorSpec], Callable[[Feeds], Any
     ),
     "a mask inside a row": ([TOKENS, MASK], [Y], lambda f: (f["x"] * f["attention_mask"][..., None]).sum(1), [0, 0, 0]),
     "rows of one length alone": ([X, LENGTHS], [Y], lambda f: f["x"] * alike(f["lengths"]), [0, 0, 0]),
+    "a division by whole numbers": (
+        [spec("x", "n", 4, dtype=INT64)], [spec("y", "n", 4, dtype=INT64)],
+        lambda f: 100 // without_zeros(f["x"]), [0, 0],
+    ),
+    "numbers that are not too large": (
+        [X], [Y], lambda f: f["x"] / at_most(f["x"], 50), [0, 0],
+    ),
     "nan and infinity": ([X], [Y], lambda f: np.where(f["x"] > 1, np.inf, np.where(f["x"] < -1, np.nan, f["x"])), [0, 0]),
     "rounding": (
         [X], [Y], lambda f: f["x"] @ WEIGHTS * np.float32(1 + 1e-6 * len(f["x"])), [0, 0],
@@ -164,6 +183,14 @@ def test_the_reason_has_the_figure_and_what_was_allowed() -> None:
         "every output has the axis 'n', but rows run alone and together differ by "
     )
     assert found.reason.endswith(f"of the largest value of output 'y' (allowed: {tolerance_of(Y):g})")
+
+
+def test_a_model_that_draws_random_numbers_is_called_so() -> None:
+    rng = np.random.default_rng(0)
+    found = verdict([X], [Y], lambda f: f["x"] + rng.standard_normal(f["x"].shape))
+    assert found.axes is None
+    assert found.reason == room.RANDOM
+    assert not found.undecided
 
 
 def test_the_next_proposal_is_tried_where_the_first_is_wrong() -> None:

@@ -40,6 +40,11 @@ def test_what_no_client_can_hold_is_refused_by_its_type(kind: str) -> None:
     assert str(refused.value).startswith(f"'x' is of type {kind};")
 
 
+def test_a_classifier_of_scikit_learn_has_a_way_out() -> None:
+    with pytest.raises(ValueError, match=r"convert it with options=\{'zipmap': False\}"):
+        spec_of(node("seq(map(int64,tensor(float)))"))
+
+
 def test_more_axes_than_an_array_has_are_refused() -> None:
     with pytest.raises(ValueError, match=f"has {RANK_MAX + 1} axes"):
         spec_of(node("tensor(float)", *[1] * (RANK_MAX + 1)))

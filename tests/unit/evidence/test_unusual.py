@@ -16,7 +16,9 @@ Feeds = dict[str, Any]
 X = TensorSpec("x", 1, ["n", 4])
 IDS = TensorSpec("ids", 7, ["n", 6])
 MASK = TensorSpec("attention_mask", 7, ["n", 4])
+USER = TensorSpec("user", 7, ["n"])
 FLAGS = TensorSpec("flags", 9, ["n", 3])
+PIXELS = TensorSpec("image", 2, ["n", 4])
 Y = TensorSpec("y", 1, ["n", 4])
 WEIGHTS = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
 
@@ -46,6 +48,9 @@ MIXING: dict[str, tuple[TensorSpec, Callable[[Feeds], Any]]] = {
     ),
     "an id above a thousand decides": (IDS, lambda f: f["ids"] + (f["ids"] > 1000).any()),
     "an id below nought decides": (IDS, lambda f: f["ids"] + (f["ids"] < 0).any()),
+    "a row of ids of nought decides": (IDS, lambda f: f["ids"] + (f["ids"] == 0).all(1).any()),
+    "a large number decides": (IDS, lambda f: f["ids"] + (f["ids"] > 9000).any()),
+    "an id for each row": (USER, lambda f: f["user"] + (f["user"] > 1000).any()),
     "a mask with a hole decides": (MASK, lambda f: f["attention_mask"] + (f["attention_mask"] == 0).any()),
     "a mask without a one decides": (MASK, lambda f: f["attention_mask"] + (f["attention_mask"] == 0).all(1).any()),
     "where all are true": (FLAGS, lambda f: f["flags"] ^ f["flags"].all()),
@@ -87,6 +92,7 @@ RIGHT: dict[str, tuple[TensorSpec, Callable[[Feeds], Any]]] = {
     "a softmax": (X, lambda f: (e := np.exp(f["x"] - f["x"].max(1, keepdims=True))) / e.sum(1, keepdims=True)),
     "a division by nought": (X, lambda f: f["x"] / f["x"].sum(1, keepdims=True)),
     "a vocabulary": (IDS, looked_up),
+    "pixels": (PIXELS, lambda f: f["image"] / np.float32(255) @ WEIGHTS),
 }
 
 

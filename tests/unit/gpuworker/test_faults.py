@@ -127,6 +127,17 @@ def test_weights_outside_the_models_folder_are_named_as_such(tmp_path: Path) -> 
     assert str(tmp_path) not in text
 
 
+def test_weights_that_are_named_from_the_root_on_are_named(tmp_path: Path) -> None:
+    file = external(tmp_path)
+    model = onnx.load(file, load_external_data=False)
+    location = next(entry for entry in model.graph.initializer[0].external_data if entry.key == "location")
+    location.value = str(tmp_path / "w.bin")
+    file.write_bytes(model.SerializeToString())
+    text = fault(file, None)
+    assert text.startswith("its weights 'w' lie in a file that it names from the root on")
+    assert str(tmp_path) not in text
+
+
 def test_weights_that_end_too_early_are_named(tmp_path: Path) -> None:
     file = external(tmp_path)
     (tmp_path / "w.bin").write_bytes(b"1234")
