@@ -48,7 +48,8 @@ class Link:
             return False
         try:
             session = self.sessions.open()  # also to see that the client, or its yard, is not closed
-            if self._greeting is None:
+            if self._greeting is None or self.session is None:  # None: a signal's exception came in between
+                self.drop_greeting()
                 self.session = session
                 self._greeting = self.session.greet()
             if not self._greeting.welcomed(timeout_ms):

@@ -43,7 +43,7 @@ class LoopLink(Link):
         self._timer: asyncio.Handle | None = None
         self._guard: asyncio.Handle | None = None
         self._timer_s = self._guard_s = inf  # when; uvloop's handle of a time that is near does not say
-        self._is_struck = False  # an exception interrupted `_mend`
+        self._is_struck = False  # a callback is at work, or was interrupted
         self._is_retired = False  # nothing more is asked of it
         self._writes: int | None = None  # the descriptor that is watched for writing
         self._stop_readers: Callable[[], None] | None = None
@@ -103,12 +103,8 @@ class LoopLink(Link):
 
     def _send_early(self) -> None:
         """In the middle of a long pass: a worker may have nothing to do."""
-        try:
-            if self.connection is not None and not self._is_struck:
-                self.send()
-        except BaseException:
-            self._mend()
-            raise
+        if self.connection is not None and not self._is_struck:
+            self._guarded(self.send)
 
     def _plan_guard(self) -> None:
         self._guard_s = self.loop.time() + GUARD_S
@@ -144,31 +140,40 @@ class LoopLink(Link):
         except RuntimeError:
             pass  # the loop has been closed
 
-    def _look(self) -> None:
+    def _guarded(self, act: Callable[[], None]) -> None:
+        """Do a callback's work. One that an exception has interrupted is mended; if another one interrupts
+        that, by the next callback."""
+        if self._is_struck:
+            self._mend()
+        self._is_struck = True
         try:
-            self.engine.expire(time.monotonic_ns())
+            act()
         except BaseException:
             self._mend()
             raise
+        self._is_struck = False
+
+    def _look(self) -> None:
+        self._guarded(self._expire)
         self._act()
 
+    def _expire(self) -> None:
+        self.engine.expire(time.monotonic_ns())
+
     def _act(self) -> None:
-        try:
-            self._planned = None
-            if self._is_struck:
-                self._mend()
-            if self.connection is not None:
-                self.send()
-                self._read()  # libzmq: sending may have swallowed the descriptor's edge
-            self._settle()
-            if self.connection is not None:
-                self._watch_writing()
-            self._plan_timer()
-            if self._is_retired and not self._asked and not self.engine.is_busy:
-                self.close()
-        except BaseException:
-            self._mend()
-            raise
+        self._planned = None
+        self._guarded(self._go_on)
+
+    def _go_on(self) -> None:
+        if self.connection is not None:
+            self.send()
+            self._read()  # libzmq: sending may have swallowed the descriptor's edge
+        self._settle()
+        if self.connection is not None:
+            self._watch_writing()
+        self._plan_timer()
+        if self._is_retired and not self._asked and not self.engine.is_busy:
+            self.close()
 
     def _read(self) -> None:
         """Read until nothing is left: libzmq's descriptors tell of it once."""
@@ -177,14 +182,11 @@ class LoopLink(Link):
                 self.send()
 
     def _readable(self) -> None:
-        try:
-            if self._is_struck:
-                self._mend()
-            self._read()
-            self._settle()
-        except BaseException:
-            self._mend()
-            raise
+        self._guarded(self._read_on)
+
+    def _read_on(self) -> None:
+        self._read()
+        self._settle()
 
     def _settle(self) -> None:
         for stream in self.engine.take_streams():
@@ -252,24 +254,21 @@ class LoopLink(Link):
         self.plan()
 
     def _tick(self) -> None:
-        try:
-            self._timer = None
-            if self._is_struck:
-                self._mend()
-            if self._asked and (self._guard is None or self._guard_s < self.loop.time() - LOST_S):
-                self._plan_guard()
-            self.engine.expire(time.monotonic_ns())
-            if self.engine.wants_connection:
-                if time.monotonic_ns() >= self.retry_ns and self.connect(0):
-                    assert self.connection is not None
-                    watched = dict.fromkeys(self.connection.wire.watched, self._readable)
-                    self._stop_readers = add_readers(self.loop, watched)
-            elif self.connection is None:
-                self.drop_greeting()
-        except BaseException:
-            self._mend()
-            raise
+        self._timer = None
+        self._guarded(self._keep_time)
         self._act()
+
+    def _keep_time(self) -> None:
+        if self._asked and (self._guard is None or self._guard_s < self.loop.time() - LOST_S):
+            self._plan_guard()
+        self._expire()
+        if self.engine.wants_connection:
+            if time.monotonic_ns() >= self.retry_ns and self.connect(0):
+                assert self.connection is not None
+                watched = dict.fromkeys(self.connection.wire.watched, self._readable)
+                self._stop_readers = add_readers(self.loop, watched)
+        elif self.connection is None:
+            self.drop_greeting()
 
     def _watch_writing(self) -> None:
         assert self.connection is not None

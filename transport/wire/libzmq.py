@@ -9,7 +9,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -275,9 +275,14 @@ class Sockets(Carrier):
             _shared.sweep()
 
 
-def _close_sockets(context: zmq.Context[Any] | None, open_sockets: set[Socket]) -> None:
+def _close_sockets(context: zmq.Context[Any] | None, open_sockets: Iterable[Socket]) -> None:
     """A carrier has been collected. The collector would end a context of its own in any order, and that waits
     for open sockets for ever; this comes first, and then the context goes."""
-    for socket in list(open_sockets):
+    sockets = list(open_sockets)
+    for socket in sockets:
+        # Before any is closed: libzmq's thread waits for ever to tell of an event whose listener is gone, and
+        # with it every other socket. A signal may interrupt this between two of them.
+        if not socket.closed and socket.type != zmq.PAIR:
+            socket.disable_monitor()
+    for socket in sockets:
         socket.close(0)
-        open_sockets.discard(socket)

@@ -66,8 +66,12 @@ class Control:
 
     def stalled_ns(self, since_ns: int, until_ns: int) -> int:
         """For how much of this time it was due and had not been woken."""
-        now = (self._due_ns, until_ns)
-        return sum(max(0, min(to, until_ns) - max(at, since_ns)) for at, to in [*list(self.stalls), now])
+        total_ns = max(0, until_ns - max(self._due_ns, since_ns))
+        for at_ns, to_ns in reversed(self.stalls.copy()):
+            if to_ns <= since_ns:
+                break
+            total_ns += max(0, min(to_ns, until_ns) - max(at_ns, since_ns))
+        return total_ns
 
     def queued_ns(self, since_ns: int) -> int:
         """For how long threads of this process had no core since then, all of them together."""

@@ -100,3 +100,11 @@ def test_a_call_that_waits_for_a_broker_ends_at_once_when_its_yard_is_closed(
     line.step = lambda: (line.sessions.end("the yard has been closed"), Line.step(line))  # type: ignore[method-assign]
     with pytest.raises(BrokerLost, match="the yard has been closed"):
         line.describe("", 30.0)
+
+
+def test_an_attempt_that_a_signal_has_torn_apart_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    line, carrier = line_over([[], [WELCOME, NONE]], monkeypatch)
+    assert not line.connect(0)
+    line.session = None  # as between two instructions of _refused
+    assert line.describe("", 30.0) == []
+    assert carrier.made == 2

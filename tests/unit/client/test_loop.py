@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from batchyard.client.loop import LoopLink
 from batchyard.client.session import Sessions, Settings
+from batchyard.tests.striking import CutOff
 
 uvloop = pytest.importorskip("uvloop")  # not on Windows
 
@@ -27,4 +28,32 @@ def test_a_timer_that_is_due_at_once_is_planned_once(
     link._plan_timer()
     assert link._timer is first is not None
     first.cancel()
+    loop.close()
+
+
+def test_a_callback_that_is_interrupted_in_its_mending_too_is_mended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.new_event_loop()
+    link = LoopLink(Sessions(Settings(f"ipc://{tmp_path}", None, None, None, 1.0)), loop)
+    mended: list[int] = []
+    mend = link._mend
+
+    def struck(*_: object) -> None:
+        raise CutOff
+
+    def seen() -> None:
+        mended.append(1)
+        mend()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(link.engine, "expire", struck)
+        patch.setattr(link, "_mend", struck)
+        with pytest.raises(CutOff):
+            link._tick()
+    monkeypatch.setattr(link, "_mend", seen)
+    link._act()
+    assert mended == [1]
+    link._act()
+    assert mended == [1]
     loop.close()

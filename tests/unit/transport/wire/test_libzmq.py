@@ -7,9 +7,11 @@ import socket
 from typing import Any
 
 import pytest
+import zmq
 from batchyard.tests.ports import free_port
+from batchyard.tests.striking import CutOff
 from batchyard.transport.endpoints import Endpoint
-from batchyard.transport.wire import libzmq_listener
+from batchyard.transport.wire import libzmq, libzmq_listener
 from batchyard.transport.wire.libzmq_listener import hang_up
 
 from .driven import Server
@@ -56,3 +58,31 @@ def test_a_number_that_is_no_socket_any_more_is_left_alone() -> None:
     finally:
         os.close(read)
         os.close(write)
+
+
+def test_what_a_carrier_left_is_closed_in_any_order_though_a_signal_interrupts_it(
+    server: Server, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libzmq's thread would wait for ever to tell a monitor that is closed of the connection's end, and serve
+    nobody else of this process."""
+    left = connect()
+    left.send([b"hello"])
+    server.until(lambda: len(server.messages) == 1)
+    closed: list[Any] = []
+
+    def close(self: Any, linger: Any = None) -> None:
+        if closed:
+            raise CutOff
+        closed.append(self)
+        plain(self, linger)
+
+    plain = zmq.Socket.close
+    with monkeypatch.context() as patch:
+        patch.setattr(zmq.Socket, "close", close)
+        with pytest.raises(CutOff):
+            libzmq._close_sockets(None, [left._monitor, left._socket])
+    assert closed == [left._monitor]
+    (peer, _), *_ = server.arrived
+    peer.close()
+    connect().send([b"and another"])
+    server.until(lambda: len(server.messages) == 2)
