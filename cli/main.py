@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import io
 import os
 import signal
 import sys
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `batchyard` with `argv` (default: the process's own), and return the exit code."""
     os.environ.setdefault(NO_TELEMETRY, "1")
     open_standard_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr does so already
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     return _guarded(lambda: _main(arguments), arguments[0] if arguments else "")
 

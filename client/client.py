@@ -15,7 +15,7 @@ from typing import Any, Self, cast
 import numpy as np
 
 from ..transport import endpoints
-from ..transport.errors import BatchyardError, BrokerLost
+from ..transport.errors import BatchyardError, BrokerLost, no_descriptors
 from ..transport.messages import ModelInfo, Priority
 from . import ending, tracing
 from .future import InferFuture
@@ -334,7 +334,10 @@ class Client:
             if self._closed:
                 raise ClientClosed(CLOSED)
             if self._io is None or self._io.ended:
-                io = IoThread(self._sessions)
+                try:
+                    io = IoThread(self._sessions)
+                except OSError as error:
+                    raise no_descriptors(error) from error
                 io.start()
                 self._io = io
             return self._io

@@ -46,6 +46,7 @@ _clients: weakref.WeakSet[Any] = weakref.WeakSet()
 _yards: list[Guest] = []  # a yard that nobody holds serves on: its clients may be held
 _abandoned: list[Any] = []  # a parent's: kept, so that no destructor closes it here
 _has_begun = False
+_half_read: weakref.WeakSet[Any] = weakref.WeakSet()  # generators of `own`
 _forks = 0  # between the first process and this one
 T = TypeVar("T")
 
@@ -89,6 +90,7 @@ def own(begin: Callable[..., Generator[T, None, None]], *arguments: Any) -> Gene
     in it, and tell the broker at its end that nobody waits any more."""
     number = _forks
     inner = begin(*arguments)
+    _half_read.add(inner)
     try:
         for value in inner:
             yield value
@@ -96,15 +98,6 @@ def own(begin: Callable[..., Generator[T, None, None]], *arguments: Any) -> Gene
     finally:
         if number == _forks:
             inner.close()
-        else:
-            _never_end(inner)
-
-
-def _never_end(generator: object) -> None:
-    """Keep it beyond the last moments of the interpreter, which would run its `finally`."""
-    import ctypes
-
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(generator))
 
 
 def has_begun() -> bool:
@@ -160,6 +153,12 @@ def _after_fork() -> None:
     global _has_begun, _forks
     _has_begun = False
     _forks += 1
+    for generator in list(_half_read):
+        # Beyond the last moments of the interpreter, which would run its `finally`.
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(generator))
+    _half_read.clear()
     for guest in (*_clients, *_yards):
         guest.begin_anew()
     _yards.clear()

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from ...transport.errors import BrokerLost, InvalidRequest
+from ...transport.errors import BrokerLost, InvalidRequest, no_descriptors
 from .. import ending
 from ..future import harden
 from ..request import Request
@@ -82,7 +82,11 @@ class LoopThread:
                 work.close()
                 raise BrokerLost("this client has been closed")
             if self._loop is None:
-                loop = asyncio.new_event_loop()
+                try:
+                    loop = asyncio.new_event_loop()
+                except OSError as error:
+                    work.close()
+                    raise no_descriptors(error) from error
                 thread = threading.Thread(target=_run, args=(loop,), name="batchyard-remote", daemon=True)
                 try:
                     ending.start(thread)

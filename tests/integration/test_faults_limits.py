@@ -144,6 +144,11 @@ POOR_CLIENT = """
 import os, resource, sys
 import batchyard, numpy as np
 X = np.ones((1, 4), np.float32)
+ask = {
+    "infer": lambda client: client.infer("neg", X),
+    "submit": lambda client: client.submit("neg", X).result(20),
+    "stream": lambda client: list(client.stream("neg", X)),
+}[sys.argv[2]]
 rich = batchyard.Client(sys.argv[1])
 rich.infer("neg", X)
 open_now = max(map(int, os.listdir("/proc/self/fd")))
@@ -153,7 +158,7 @@ for more in range(3, 40, 4):  # wherever the end is met, it is an error and not 
     try:
         while True:
             poor.append(batchyard.Client(sys.argv[1]))
-            poor[-1].infer("neg", X)
+            ask(poor[-1])
     except batchyard.Overloaded as error:
         assert "may open no more descriptors" in str(error), error
     assert (rich.infer("neg", X) == -1).all()
@@ -171,8 +176,9 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_client_process_short_of_descriptors_gets_a_typed_error_and_lives_on(yard: Alone) -> None:
-    done = run(POOR_CLIENT, yard.url)
+@pytest.mark.parametrize("verb", ["infer", "submit", "stream"])
+def test_a_client_process_short_of_descriptors_gets_a_typed_error_and_lives_on(yard: Alone, verb: str) -> None:
+    done = run(POOR_CLIENT, yard.url, verb)
     assert done.stdout == "in order\n", done.stderr
 
 

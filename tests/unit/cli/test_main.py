@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -238,3 +240,13 @@ def test_keys_in_a_place_that_cannot_be_written_is_a_sentence(
     (tmp_path / "file").write_text("")
     assert shell.main(["keys", "create", str(tmp_path / "file" / "keys")]) == 1
     assert "cannot hold the keys" in capsys.readouterr().err
+
+
+def test_a_terminal_that_knows_no_such_letter_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check Größe.onnx` under `PYTHONIOENCODING=ascii`, or in Windows' code pages."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    monkeypatch.setitem(shell.VERBS, "speak", ("speaking", ""))
+    monkeypatch.setitem(sys.modules, "speaking", SimpleNamespace(main=lambda _: print("Größe") or 0))
+    assert shell.main(["speak"]) == 0
+    assert raw.getvalue() == b"Gr\\xf6\\xdfe\n"
