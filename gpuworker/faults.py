@@ -133,8 +133,8 @@ def _data_elsewhere(match: re.Match[str], path: str) -> str:
 
 def _data_absolute(match: re.Match[str], path: str) -> str:
     return (
-        f"its weights {match[1]!r} lie in a file that it names from the root on, and onnxruntime takes names "
-        "from the model's own folder on"
+        f"its external data (of {match[1]!r}) is named by an absolute path: onnxruntime wants a path from the "
+        "model's own folder on"
     )
 
 

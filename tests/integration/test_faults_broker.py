@@ -268,9 +268,9 @@ def test_threads_that_meet_the_end_of_the_broker_get_only_typed_errors(yard: Yar
         while not stop.is_set():
             try:
                 y = (
-                    client.infer("neg", x, timeout=5)
+                    client.infer("neg", x, timeout=20)
                     if seed % 2
-                    else client.submit("neg", x, timeout=5).result(10)
+                    else client.submit("neg", x, timeout=20).result(30)
                 )
                 assert (y == -x).all()
             except (BrokerLost, Overloaded):
@@ -291,7 +291,7 @@ def test_threads_that_meet_the_end_of_the_broker_get_only_typed_errors(yard: Yar
         finally:
             stop.set()
             for thread in threads:
-                thread.join(20)
+                thread.join(40)
     assert surprises == []
     assert not any(thread.is_alive() for thread in threads)
 

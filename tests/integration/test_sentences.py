@@ -215,7 +215,7 @@ COMMANDS: list[tuple[str, str]] = [
 
 # What is posted to /predict -> the error that is answered.
 BODIES: list[tuple[Any, str]] = [
-    ("", "the JSON cannot be used: Input data was truncated"),
+    ("", "there is no JSON: the body is empty"),
     ([], "the JSON cannot be used: Expected `object`, got `array`"),
     ({"model": "net"}, f"the JSON cannot be used: Object missing required field `data`; {FIELDS}"),
     ({"model": "net", "inputs": [[1]]}, f"the JSON cannot be used: Object contains unknown field `inputs`; {FIELDS}"),

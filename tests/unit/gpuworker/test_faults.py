@@ -134,7 +134,7 @@ def test_weights_that_are_named_from_the_root_on_are_named(tmp_path: Path) -> No
     location.value = str(tmp_path / "w.bin")
     file.write_bytes(model.SerializeToString())
     text = fault(file, None)
-    assert text.startswith("its weights 'w' lie in a file that it names from the root on")
+    assert text.startswith("its external data (of 'w') is named by an absolute path: ")
     assert str(tmp_path) not in text
 
 
