@@ -27,8 +27,8 @@ CLAIM_FLAT_MAX = 8  # nor, so many times cheaper: a batch may be kept for 20 tim
 OWN_COST_NS = 100_000
 HALVES_SHARE = 1.15
 HALVED_ROW_NS_MAX = 250_000  # beside a longer one, what clients do between two requests counts for little
-TRIED_AFTER = 16  # batches that were not halved for a measurement's sake; then it is taken anew
-TRIED_AFTER_MAX = 1024  # twice as many each time, if it was right
+TRIED_AFTER = 16  # batches that were not halved: then a half that was slow is tried once, and measured anew
+TRIED_AFTER_MAX = 1024  # twice as many each time, as long as it is slow
 
 # A run is a surprise when it took longer than so many times its expected time, and so long at all.
 SURPRISE_FACTOR = 4
@@ -61,7 +61,7 @@ class TimeModel:
     the only sizes that are run, rising; smaller batches are padded. Empty: any size. `claims`: {rows: ns}
     that the model's file says of itself."""
 
-    __slots__ = ("_claims", "_measured", "_ns", "_rows", "_tried_after", "_unhalved", "buckets", "longest_ns")
+    __slots__ = ("_claims", "_doubts", "_measured", "_ns", "_rows", "buckets", "longest_ns")
 
     worth: float = 0.0  # elements of padding that cost no more than a run of one's own; see elements.py
     whole: bool = False  # whether batches are padded to sizes of the configuration
@@ -77,8 +77,8 @@ class TimeModel:
         self._measured = set(self._ns)
         self._rows = sorted(self._ns)
         self.longest_ns = int(max(self._ns.values(), default=0))  # that was ever seen, or claimed
-        self._unhalved = 0  # batches in a row
-        self._tried_after = TRIED_AFTER
+        # Halves that were measured as slow: batches that were not halved since, and after how many to try.
+        self._doubts: dict[int, tuple[int, int]] = {}
         usable = {rows: min(ns, CLAIM_NS_MAX) for rows, ns in (claims or {}).items() if ns > 0}
         self._claims = TimeModel(usable) if usable else None
         self._heed_claims()
@@ -186,21 +186,21 @@ class TimeModel:
         half = (rows + 1) // 2
         half_ns_max = (HALVES_SHARE * whole_ns - OWN_COST_NS) / 2
         if self.predict_ns(half) <= half_ns_max:
-            self._tried_after = TRIED_AFTER
-        # Otherwise nothing would correct the time of a half that was measured at a bad moment.
-        elif not self._is_half_worth_trying(half, (whole_ns + self.predict_ns(1)) / 2, half_ns_max):
-            return rows
-        self._unhalved = 0
-        return half
+            self._doubts.pop(half, None)
+            return half
+        evenly_ns = (whole_ns + self.predict_ns(1)) / 2
+        return half if evenly_ns <= half_ns_max and self._is_worth_a_try(half, evenly_ns) else rows
 
-    def _is_half_worth_trying(self, half: int, evenly_ns: float, half_ns_max: float) -> bool:
-        """Now and then, against what was measured: if time that grows evenly with the rows would allow it."""
-        if evenly_ns > half_ns_max or not self._measured:
+    def _is_worth_a_try(self, half: int, evenly_ns: float) -> bool:
+        """Against what was measured, perhaps at a bad moment: nothing else would correct it. `evenly_ns`: its
+        time, if that grows evenly with the rows."""
+        unhalved, tried_after = self._doubts.get(half, (0, TRIED_AFTER))
+        if len(self._doubts) > POINTS_MAX:
+            self._doubts.clear()
+        if not self._measured or unhalved + 1 < tried_after:
+            self._doubts[half] = unhalved + 1, tried_after
             return False
-        self._unhalved += 1
-        if self._unhalved < self._tried_after:
-            return False
-        self._tried_after = min(2 * self._tried_after, TRIED_AFTER_MAX)
+        self._doubts[half] = 0, min(2 * tried_after, TRIED_AFTER_MAX)
         self.learn(half, int(evenly_ns))  # enters the size
         if half in self._measured:
             self._ns[half] = evenly_ns

@@ -51,11 +51,11 @@ def _locations(model: Path) -> Iterator[str]:
 def _within(content: mmap.mmap, start: int, end: int, kind: str) -> Iterator[str]:
     """The locations that a message of this kind names."""
     entry: dict[int, bytes] = {}
-    for number, first, last in _fields(content, start, min(end, len(content))):
+    for number, first, last in _fields(content, start, end):
         if kind == "Entry":
             entry[number] = content[first:last]
         elif number in FIELDS[kind]:
-            yield from _within(content, first, last, FIELDS[kind][number])
+            yield from _within(content, first, min(last, end), FIELDS[kind][number])
     if entry.get(KEY) == b"location":
         yield entry.get(VALUE, b"").decode()
 

@@ -146,7 +146,8 @@ def from_json(raw: bytes | msgspec.Raw, dtype: np.dtype[Any], what: str, words: 
     if given.dtype.kind not in allowed:
         found = {"O": "a number of more than 64 bits", "f": "fractions", "b": "true and false"}
         raise invalid(f"{what} must be {dtype}, and has {found.get(given.dtype.kind, 'numbers')}")
-    if given.dtype.kind != "b" and any(word in bytes(raw) for word in (b"true", b"false")):
+    text = b"" if given.dtype.kind == "b" else bytes(raw)
+    if b"true" in text or b"false" in text:
         raise invalid(f"{what} must be {dtype}, and has true and false among its numbers")
     array = _held(given, dtype, what)
     if dtype.kind in "iu" and not np.array_equal(array, given):

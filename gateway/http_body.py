@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from typing import Self
+from typing import Any, Self
 
 from starlette.requests import Request
 
 from .errors import ClientGone, Refusal, invalid
 
+PIECE_BYTES = 1 << 16  # decompressed at once: what is behind a member's end is copied
+MEMBERS_MAX = 1000  # of a gzip body; an empty one takes 20 bytes
 PATIENCE_S = 60.0  # for a whole body; who sends slower holds memory that others need
 
 
@@ -130,16 +132,27 @@ class Body:
         """Never more than a body may have: some bytes can stand for a thousand times as many."""
         if self.encoding not in ("gzip", "x-gzip", "deflate"):
             raise Refusal(415, "UNSUPPORTED_ENCODING", "Content-Encoding may be gzip, deflate, or identity")
-        plain, left = b"", raw
-        while left:  # a gzip file may have several members, one behind the other
-            unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: gzip or zlib, as its first bytes say
-            try:
-                plain += unpack.decompress(left, self._bytes_max + 1 - len(plain))
-            except zlib.error as error:
-                raise invalid(f"the body is not {self.encoding}: {error}") from None
-            self._check(len(plain))
-            if not unpack.eof:
-                raise invalid(f"the body ends within its {self.encoding} stream")
-            left = unpack.unused_data
+        parts: list[bytes] = []
+        nbytes = members = 0
+        unpack: Any = None
+        for start in range(0, len(raw), PIECE_BYTES):
+            piece = raw[start : start + PIECE_BYTES]
+            while piece:
+                if unpack is None or unpack.eof:  # a gzip file may have several members, one behind the other
+                    members += 1
+                    if members > MEMBERS_MAX:
+                        raise invalid(f"the body has more than {MEMBERS_MAX} {self.encoding} members")
+                    # 32: gzip or zlib, as its first bytes say
+                    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)
+                try:
+                    parts.append(unpack.decompress(piece, self._bytes_max + 1 - nbytes))
+                except zlib.error as error:
+                    raise invalid(f"the body is not {self.encoding}: {error}") from None
+                nbytes += len(parts[-1])
+                self._check(nbytes)
+                piece = unpack.unused_data
+        if unpack is not None and not unpack.eof:
+            raise invalid(f"the body ends within its {self.encoding} stream")
+        plain = b"".join(parts)
         self._reserve(len(raw) + len(plain))
         return plain

@@ -256,13 +256,19 @@ async def _asked(
     return Asked(info, inputs, priority, timeout_s, wanted or None, receipt=receipt)
 
 
+def _is_left_out(raw: msgspec.Raw) -> bool:
+    view = memoryview(raw)
+    return view.nbytes in (0, 4) and bytes(view) in (b"", b"null")
+
+
 async def _input(entry: InputTensor, words: bool, info: ModelInfo, binary: Tensors, rooms: Rooms) -> Array:
     """One input, from wherever it is. Raises Refusal."""
     what = f"input {entry.name!r}"
     parameters = entry.parameters or {}
     place = place_of(parameters, rooms.regions, what)
     nbytes = parameters.get("binary_data_size")
-    if (place is not None) + (nbytes is not None) + bool(entry.data) != 1:
+    has_data = not _is_left_out(entry.data)
+    if (place is not None) + (nbytes is not None) + has_data != 1:
         raise invalid(f"{what} has one of: data, binary_data_size, a shared_memory_region")
     if nbytes is not None:
         if type(nbytes) is not int or nbytes < 0:

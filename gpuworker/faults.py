@@ -133,7 +133,7 @@ def _data_elsewhere(match: re.Match[str], path: str) -> str:
 
 def _data_absolute(match: re.Match[str], path: str) -> str:
     return (
-        f"its external data (of {match[1]!r}) is named by an absolute path: onnxruntime wants a path from the "
+        f"its external data (of {match[1]!r}) is named by an absolute path: onnxruntime wants one from the "
         "model's own folder on"
     )
 

@@ -204,3 +204,18 @@ def test_a_half_that_is_slow_is_tried_ever_more_rarely() -> None:
             times.learn(32, 2_000_000)
         times.learn(64, 2_000_000)
     assert halved == [15, 47, 111, 239, 495]
+
+
+@pytest.mark.parametrize("others", [2, 10, 20])
+def test_batches_of_another_size_neither_hasten_nor_prevent_a_try(others: int) -> None:
+    times = TimeModel({1: 500_000, 4: 1_000_000, 8: 1_900_000, 16: 5_000_000, 32: 5_000_000})
+    halved = []
+    for number in range(1_000):
+        if number % others == 0:
+            assert times.worth_halving(8) == 4
+            times.learn(4, 1_000_000)
+        if times.worth_halving(32) == 16:
+            halved.append(number)
+            times.learn(16, 5_000_000)
+        times.learn(32, 5_000_000)
+    assert halved == [15, 47, 111, 239, 495]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from batchyard.cli import weights
 from batchyard.cli.weights import files_of
 from onnx import TensorProto, helper, numpy_helper
 
@@ -89,3 +91,23 @@ def test_a_damaged_model_is_no_error(tmp_path: Path) -> None:
         nested = tag + length + bytes([size]) + nested
     file.write_bytes(nested)
     assert list(files_of(file)) == ["model.onnx"]
+
+
+def test_a_message_that_claims_more_than_its_parent_has_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the work doubles with each level of a few bytes."""
+    looks = 0
+
+    def counted(*arguments: Any) -> tuple[int, int]:
+        nonlocal looks
+        looks += 1
+        return varint(*arguments)
+
+    varint = weights._varint
+    monkeypatch.setattr(weights, "_varint", counted)
+    level = bytes([1 << 3 | 2, 120, 5 << 3 | 2, 120, 6 << 3 | 2, 120])  # a node, an attribute, a graph
+    file = tmp_path / "model.onnx"
+    file.write_bytes(bytes([7 << 3 | 2, 120]) + level * 10)
+    assert files_of(file) == {"model.onnx": 62}
+    assert looks <= 62

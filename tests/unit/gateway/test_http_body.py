@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -123,3 +124,22 @@ def test_a_few_bytes_that_stand_for_many_are_refused() -> None:
 def test_what_cannot_be_unpacked_is_refused(name: str, raw: bytes) -> None:
     with pytest.raises(Refusal):
         read(lambda body: body.rest(), request(raw, headers={"content-encoding": name}))
+
+
+@pytest.mark.parametrize(("count", "is_allowed"), [(bodies.MEMBERS_MAX, True), (bodies.MEMBERS_MAX + 1, False)])
+def test_a_gzip_body_may_have_several_members_and_not_without_end(count: int, is_allowed: bool) -> None:
+    """Each costs a copy of what follows it: empty ones, of 20 bytes, would hold the gateway for hours."""
+    raw = gzip.compress(b"") * (count - 2) + gzip.compress(b"ab") + gzip.compress(b"c")
+    asked = request(raw, headers={"content-encoding": "gzip"})
+    if is_allowed:
+        assert read(lambda body: body.rest(), asked, 1 << 20) == b"abc"
+        return
+    with pytest.raises(Refusal, match=f"more than {bodies.MEMBERS_MAX} gzip members"):
+        read(lambda body: body.rest(), asked, 1 << 20)
+
+
+def test_a_member_may_reach_over_what_is_decompressed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "PIECE_BYTES", 7)
+    raw = gzip.compress(bytes(range(200))) + gzip.compress(b"end")
+    asked = request(raw, headers={"content-encoding": "gzip"})
+    assert read(lambda body: body.rest(), asked) == bytes(range(200)) + b"end"
