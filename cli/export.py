@@ -177,7 +177,8 @@ def _parser() -> argparse.ArgumentParser:
     rows = "rows for static: .npy, .npz by input name, or module:function that yields batches"
     add("--calibration", metavar="FILE", help=rows)
     methods = ("minmax", "entropy", "percentile")
-    add("--calibration-method", choices=methods, default="minmax", help="(%(default)s)")
+    chosen = "how static finds the ranges (%(default)s)"
+    add("--calibration-method", choices=methods, default="minmax", help=chosen)
     add("--validation", metavar="FILE", help="rows to compare with PyTorch, besides random ones")
     compared = "what variants are compared by besides their error: top-1, cosine, nothing (%(default)s)"
     tasks = ("auto", "classification", "embedding", "regression")

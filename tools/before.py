@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("revision", help="of git, to compare with")
-    parser.add_argument("--rounds", type=count, default=5, help="(%(default)s)")
+    parser.add_argument("--rounds", type=count, default=5, help="of both, in turns (%(default)s)")
     parser.add_argument("--seconds", type=number, default=0.5, help="per contender and round (%(default)s)")
     parser.add_argument("--only", default="", metavar="A,B", help="as `batchyard bench` takes it")
     options = parser.parse_args(arguments)

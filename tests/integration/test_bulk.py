@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,6 +22,8 @@ from ..required import module
 
 distributed = module("distributed", "dask")
 from batchyard.examples.bulk import rows_dask  # noqa: E402
+
+WITHIN_S = 60.0
 
 CODE = """
 import pathlib, time, batchyard
@@ -58,7 +61,9 @@ class Nodes:
     def busy(self) -> tuple[int, int]:
         """(the number of a worker with a partition under way, its process)."""
         found: dict[str, tuple[int, int]] = {}
+        give_up_s = time.monotonic() + WITHIN_S
         while not found:  # each is without one for a moment between two
+            assert time.monotonic() < give_up_s, "no worker has a partition under way"
             processing = {worker: keys for worker, keys in self.dask.processing().items() if keys}
             found = self.dask.run(_named, workers=list(processing)) if processing else {}
         return next(iter(found.values()))

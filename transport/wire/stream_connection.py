@@ -143,7 +143,8 @@ class StreamConnection(Connection):
             and receiver.room is None
             and not receiver.has_more
         ):
-            # What waits is nearly always one whole message: 2 calls in place of 6.
+            # What waits is nearly always one whole message: 2 calls in place of 6. Where handlers of signals
+            # run, a poll comes first: the receiving call would wait anew after each of them.
             assert stream.socket is not None
             if gets_signals() and not self._poller.poll(timeout_ms):
                 return None
@@ -205,7 +206,7 @@ class StreamConnection(Connection):
                 self._timeout_ms = timeout_ms
                 timeval = struct.pack("ll", timeout_ms // 1000, timeout_ms % 1000 * 1000)
                 stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-            # One system call, where a poll would be a second one.
+            # One system call, but where handlers of signals run: see above.
             happened = (not gets_signals() or bool(self._poller.poll(timeout_ms))) and stream.read(0)
         else:
             happened = wait_for(stream.socket.fileno(), timeout_ms)
