@@ -34,9 +34,9 @@ _STATUS = {
 
 
 class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Refuses a call without the token before its message is received, as HTTP's Guard does: the message
-    may be long, and is longer once parsed. `token`, `calls_max`: as the Guard's. gRPC's own limit on calls
-    answers without a sentence, and health checks, too."""
+    """Refuses a call without the token, or one too many, before its message is received, as HTTP's Guard
+    does: the message may be long, and is longer once parsed. `token`, `calls_max`: as the Guard's. gRPC's
+    own limit refuses without a reason, and refuses health checks as well."""
 
     def __init__(
         self, services: Sequence[Any], token: str | None, metrics: Metrics, calls_max: int
@@ -47,7 +47,11 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._calls_max = calls_max
         self._calls = 0  # under way
         self._counted: dict[str, Any] = {}  # methods by their paths, which take one of these places
-        self._refused = grpc.stream_stream_rpc_method_handler(self._refuse)  # it need not read anything
+        text = "send the gateway's token: authorization: Bearer TOKEN"
+        self._without_token = _refusing(Refusal(401, "UNAUTHENTICATED", text))
+        text = f"{calls_max} requests are under way here; try again"
+        self._one_too_many = Refusal(429, "TOO_MANY_REQUESTS", text, 1.0)
+        self._without_place = _refusing(self._one_too_many)
 
     def service(self, details: Any) -> Any:
         path = details.method
@@ -57,12 +61,14 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
                 if self._method(details) is None:
                     return None
                 self._metrics.observe(f"grpc/{path.rpartition('/')[2]}", 401, 0.0)
-                return self._refused
+                return self._without_token
         found = self._counted.get(path)
         if found is None:
             found = self._method(details)
             if found is not None and path not in OPEN:
                 found = self._counted[path] = self._counting(found, path.rpartition("/")[2])
+        if path in self._counted and self._is_full(path.rpartition("/")[2]):
+            return self._without_place
         return found
 
     def _method(self, details: Any) -> Any:
@@ -95,11 +101,9 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     @contextmanager
     def _place(self, name: str) -> Iterator[Refusal | None]:
-        """A call's place; or the refusal, where all are taken."""
-        if self._calls >= self._calls_max:
-            self._metrics.observe(f"grpc/{name}", 429, 0.0)
-            text = f"{self._calls_max} requests are under way here; try again"
-            yield Refusal(429, "TOO_MANY_REQUESTS", text, 1.0)
+        """A call's place; or the refusal, where others took the last one while its message was received."""
+        if self._is_full(name):
+            yield self._one_too_many
             return
         self._calls += 1
         try:
@@ -107,9 +111,21 @@ class Door(grpc.GenericRpcHandler):  # type: ignore[misc]
         finally:
             self._calls -= 1
 
-    async def _refuse(self, messages: AsyncIterator[bytes], context: Context) -> None:
-        text = "send the gateway's token: authorization: Bearer TOKEN"
-        await abort(context, Refusal(401, "UNAUTHENTICATED", text))
+    def _is_full(self, name: str) -> bool:
+        """Whether a call must be refused, which is then among the figures."""
+        if self._calls < self._calls_max:
+            return False
+        self._metrics.observe(f"grpc/{name}", 429, 0.0)
+        return True
+
+
+def _refusing(refusal: Refusal) -> Any:
+    """A method that reads nothing: only one whose messages are a stream need not."""
+
+    async def refuse(messages: AsyncIterator[bytes], context: Context) -> None:
+        await abort(context, refusal)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def refusal_seen(error: BaseException) -> Refusal:
