@@ -15,6 +15,7 @@ the way out; it stays where it is instead, as the interpreter is about to make i
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import sys
 import threading
@@ -153,11 +154,8 @@ def _after_fork() -> None:
     global _has_begun, _forks
     _has_begun = False
     _forks += 1
-    for generator in list(_half_read):
-        # Beyond the last moments of the interpreter, which would run its `finally`.
-        import ctypes
-
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(generator))
+    # One reference too many on purpose: else the generators' `finally` would run at the child's exit.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(list(_half_read)))
     _half_read.clear()
     for guest in (*_clients, *_yards):
         guest.begin_anew()

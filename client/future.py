@@ -10,7 +10,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from ..transport.errors import Cancelled
+from ..transport.errors import Cancelled, DeadlineExceeded
 from . import ending
 from .reply import Reply
 from .request import Outcome, Request
@@ -32,10 +32,16 @@ def harden(future: Future[Any]) -> None:
 class InferFuture(Future[Any]):
     """A request under way. `result()` is an array, or a dict of arrays by output name."""
 
-    def __init__(self, request: Request, cancel: Callable[[Request], None]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        cancel: Callable[[Request], None],
+        held_up: Callable[[Request], DeadlineExceeded] | None = None,
+    ) -> None:
         super().__init__()
         harden(self)
         self._cancel = cancel
+        self.held_up = held_up  # IoThread's, for a stream
         self._request: Request | None = request
         self._forks = ending.forks()
         self.reply: Reply | None = None  # with the receipt, once done
@@ -79,6 +85,11 @@ class InferFuture(Future[Any]):
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         """Call `fn` with this future when it has ended, on the I/O thread. Not once the program is ending."""
         super().add_done_callback(partial(_call, fn))
+
+    @property
+    def has_callbacks(self) -> bool:
+        """Whether `settle` is about to call any."""
+        return bool(self._done_callbacks)  # type: ignore[attr-defined]
 
     def settle(self, outcome: Outcome | None) -> None:
         """The I/O thread's: end it, unless it was cancelled meanwhile."""

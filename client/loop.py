@@ -43,7 +43,7 @@ class LoopLink(Link):
         self._timer: asyncio.Handle | None = None
         self._guard: asyncio.Handle | None = None
         self._timer_s = self._guard_s = inf  # when; uvloop's handle of a time that is near does not say
-        self._is_struck = False  # a callback is at work, or was interrupted
+        self._is_acting = False  # a callback is at work, or was interrupted
         self._is_retired = False  # nothing more is asked of it
         self._writes: int | None = None  # the descriptor that is watched for writing
         self._stop_readers: Callable[[], None] | None = None
@@ -103,7 +103,7 @@ class LoopLink(Link):
 
     def _send_early(self) -> None:
         """In the middle of a long pass: a worker may have nothing to do."""
-        if self.connection is not None and not self._is_struck:
+        if self.connection is not None and not self._is_acting:
             self._guarded(self.send)
 
     def _plan_guard(self) -> None:
@@ -143,15 +143,15 @@ class LoopLink(Link):
     def _guarded(self, act: Callable[[], None]) -> None:
         """Do a callback's work. One that an exception has interrupted is mended; if another one interrupts
         that, by the next callback."""
-        if self._is_struck:
+        if self._is_acting:
             self._mend()
-        self._is_struck = True
+        self._is_acting = True
         try:
             act()
         except BaseException:
             self._mend()
             raise
-        self._is_struck = False
+        self._is_acting = False
 
     def _look(self) -> None:
         self._guarded(self._expire)
@@ -214,14 +214,14 @@ class LoopLink(Link):
     def _mend(self) -> None:
         """An exception has interrupted a callback, at any instruction. The connection is given up as if its
         broker had gone: what may be asked again is. Whoever is in no table any more gets an error."""
-        self._is_struck = True
+        self._is_acting = True
         self.lose(BrokerLost(STRUCK))
         self.drop_greeting()
         self.engine.end_strays(self._asked, BrokerLost(f"{STRUCK}, and the request with it"))
         for request, future in list(self._asked.items()):
             if request.outcome is not None:
                 self._tell(request, future)
-        self._is_struck = False
+        self._is_acting = False
 
     def _look_after(self) -> None:
         """Whatever a lost callback would have done, while anybody waits."""
@@ -289,11 +289,9 @@ class LoopLink(Link):
     def unwatch(self) -> None:
         stop, self._stop_readers = self._stop_readers, None
         writes, self._writes = self._writes, None
-        if self.loop.is_closed():
-            return  # it watches nothing any more
         if stop is not None:
             stop()
-        if writes is not None:
+        if writes is not None and not self.loop.is_closed():
             self.loop.remove_writer(writes)
 
     def end(self, error: Exception) -> None:

@@ -20,7 +20,8 @@ JOIN_S = 1.0  # for the thread, which ends at once
 def add_readers(
     loop: asyncio.AbstractEventLoop, callbacks: Mapping[int, Callable[[], None]]
 ) -> Callable[[], None]:
-    """Call `callbacks[fd]` on the loop whenever fd is readable; what is returned ends that."""
+    """Call `callbacks[fd]` on the loop whenever fd is readable; what is returned ends that, and has to be
+    called once the loop has been closed, too."""
     try:
         for fd, callback in callbacks.items():
             loop.add_reader(fd, callback)
@@ -28,6 +29,8 @@ def add_readers(
         return _SelectThread(loop, callbacks).stop
 
     def stop() -> None:
+        if loop.is_closed():
+            return  # it watches nothing any more
         for fd in callbacks:
             loop.remove_reader(fd)
 
@@ -50,7 +53,10 @@ class _SelectThread:
         with self._wake_read:
             watched = [*self._callbacks, self._wake_read.fileno()]
             while True:
-                readable, _, _ = select.select(watched, [], [])
+                try:
+                    readable, _, _ = select.select(watched, [], [])
+                except OSError:
+                    return  # a descriptor was closed under it: there is nothing left to wait for
                 self._handled.clear()
                 if self._ending.is_set():
                     return
@@ -58,7 +64,7 @@ class _SelectThread:
                     self._loop.call_soon_threadsafe(self._call, readable)
                 except RuntimeError:
                     return  # the loop is closed
-                self._handled.wait()
+                self._handled.wait()  # for `stop`, if the loop is closed before it comes to that call
 
     def _call(self, readable: list[int]) -> None:
         try:

@@ -11,7 +11,7 @@ from . import ending
 from .future import InferFuture
 from .request import Request, Stream
 from .signature import Array
-from .thread import SLACK_S, held_up
+from .thread import SLACK_S
 
 
 def answers_of(
@@ -38,7 +38,8 @@ def answers_of(
             while stream.answers:
                 yield stream.answers.popleft().value
             if not is_rung and not is_over:
-                raise held_up(request)
+                assert future.held_up is not None
+                raise future.held_up(request)
         error = future.exception()
         if isinstance(error, BrokerLost | Cancelled):
             ending.cut_off()

@@ -36,15 +36,6 @@ IN_A_ROW_NS = 100_000  # what comes sooner after one that its caller sent is gat
 LIGHT_SLEEP_NS = 1_000_000_000  # so long after one, the thread looks up in time for others like it
 
 
-def held_up(request: Request) -> DeadlineExceeded:
-    """The error of a caller whose time is up, of which the thread has said nothing."""
-    waited_s = (time.monotonic_ns() - request.began_ns) / 1e9
-    return DeadlineExceeded(
-        f"no answer within {waited_s:.3g} s: a done-callback of this client does not return, and requests "
-        "share its thread"
-    )
-
-
 class _WatchedLink(Link):
     def __init__(self, sessions: Sessions, bell: Callable[[], None], watch: Watch) -> None:
         super().__init__(sessions, bell)
@@ -110,6 +101,7 @@ class IoThread:
         self._spoilt = False  # a signal's exception struck there: who knows what was written
         self._looks_up_ns = 0  # when the thread ends its sleep by itself
         self._direct_ns = 0  # when a caller last sent his request
+        self._is_in_callback = False  # the thread is in a future's done-callbacks
         self._closing = False
         self._is_last = False  # the client is gone: the sessions are ours to close
         self._thread = threading.Thread(target=self._run, name="batchyard-io", daemon=True)
@@ -132,7 +124,7 @@ class IoThread:
     def submit(self, request: Request) -> InferFuture:
         """Send a request on its way; its future ends its span. Raises what is wrong with the call, or why it
         could not be placed in time."""
-        future = request.waiter = InferFuture(request, self.cancel)
+        future = request.waiter = InferFuture(request, self.cancel, self.held_up)
         session = self._session
         signature = session.signatures.get(request.model) if session is not None else None
         if session is not None and signature is None and threading.current_thread() is not self._thread:
@@ -208,7 +200,7 @@ class IoThread:
             self._put((request, None))
             left_s = (request.due_ns - time.monotonic_ns()) / 1e9 + SLACK_S
             if not placed.acquire(timeout=min(max(0.0, left_s), TIMEOUT_MAX)):
-                raise held_up(request)
+                raise self.held_up(request)
         except BaseException:
             self.cancel(request)
             raise
@@ -221,6 +213,14 @@ class IoThread:
         """Cancel a request: nobody waits for it any more."""
         request.waiter = None
         self._put((request, None))
+
+    def held_up(self, request: Request) -> DeadlineExceeded:
+        """The error of a caller whose patience ended before the I/O thread reported anything."""
+        waited_s = (time.monotonic_ns() - request.began_ns) / 1e9
+        cause = "the client's I/O thread had no time to answer"
+        if self._is_in_callback:
+            cause = "a done-callback of this client has not returned, and requests share its thread"
+        return DeadlineExceeded(f"no answer within {waited_s:.3g} s: {cause}")
 
     def _put(self, entry: tuple[Request, Session | None]) -> None:
         self._inbox.append(entry)
@@ -368,10 +368,14 @@ class IoThread:
         for stream in self._link.engine.take_streams():
             stream.bell()
         outcomes = self._link.engine.take_outcomes()
-        for request in outcomes:
-            future = request.waiter
-            if future is not None:
-                future.settle(request.take())
+        try:
+            for request in outcomes:
+                future = request.waiter
+                if future is not None:
+                    self._is_in_callback = future.has_callbacks
+                    future.settle(request.take())
+        finally:
+            self._is_in_callback = False
         if self._callers:
             self._tell_callers()
         return bool(outcomes)

@@ -141,6 +141,42 @@ def test_a_child_does_not_go_on_with_what_its_parent_has_half_read(
     assert "went on" not in done.stdout, done.stdout
 
 
+FINALLY = """
+import os, sys
+from batchyard.client import ending
+from batchyard.transport.errors import BrokerLost
+
+
+def begin():
+    try:
+        yield from range(9)
+    finally:
+        os.write(1, b"parent" if os.getpid() == parent else b"child")
+
+
+parent = os.getpid()
+goes_on, is_left = ending.own(begin), ending.own(begin)
+next(goes_on), next(is_left)
+if not os.fork():
+    try:
+        next(goes_on)
+    except BrokerLost:
+        del goes_on
+    sys.exit()
+assert os.wait()[1] == 0
+goes_on.close()
+is_left.close()
+"""
+
+
+def test_what_its_parent_has_half_read_is_not_ended_in_a_child(tmp_path: Path) -> None:
+    """Neither when the child goes on with it nor at its exit: that would cancel the parent's requests."""
+    program = tmp_path / "finally.py"
+    program.write_text(FINALLY)
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "parentparent", "")
+
+
 @pytest.mark.parametrize("segment", ["memfd", "named", "frames", "http"])
 def test_results_and_inputs_are_private_after_a_fork(
     request: pytest.FixtureRequest, yard: batchyard.Yard, tmp_path: Path, segment: str

@@ -357,6 +357,23 @@ def test_a_caller_waits_no_longer_for_a_thread_that_is_held_up_by_a_callback(
     goes_on.set()
 
 
+def test_a_callback_that_has_returned_is_not_named_as_what_holds_the_thread_up(
+    io: IoThread, sessions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    future = submit(io)
+    connection = sessions.connection(0)
+    called, goes_on = threading.Event(), threading.Event()
+    future.add_done_callback(lambda _: called.set())
+    connection.say(m.Failed(connection.wait_for(m.Submit).request, 8, "no"))
+    assert called.wait(SOON_S)
+    monkeypatch.setattr(io, "_collect", lambda: goes_on.wait(SOON_S))
+    io._session = None  # so that the thread would have to place it
+    with pytest.raises(DeadlineExceeded, match="I/O thread had no time"):
+        submit(io, 0.05)
+    monkeypatch.undo()
+    goes_on.set()
+
+
 def test_a_stream_waits_no_longer_for_a_thread_that_is_held_up_by_a_callback(io: IoThread, sessions: Any) -> None:
     future = submit(io)
     connection = sessions.connection(0)
