@@ -17,6 +17,7 @@ from batchyard.broker.ragged import RaggedLane
 from batchyard.broker.requests import Part, Request
 from batchyard.broker.serving import Batch, Worker
 from batchyard.broker.taking import heads
+from batchyard.broker.timing import TimeModel
 from batchyard.broker.waiting import Waiting
 from batchyard.transport.errors import InvalidRequest
 from batchyard.transport.messages import Loaded, Pad, Padding, Priority, Submit
@@ -355,3 +356,10 @@ def test_rows_that_fill_up_a_batch_size_are_expected_as_well() -> None:
     assert worker.timing(lane).predict_ns(3) == pytest.approx(64 * MS, rel=0.05)
     assert isinstance(lane, RaggedLane)
     assert lane.size == prod(lane.bucket)
+
+
+def test_a_lane_of_one_size_is_halved_by_the_line_of_all_sizes() -> None:
+    even = ElementTimes({16: {1: MS // 10, 64: 6 * MS}})
+    assert even.of(16, TimeModel(), 64).worth_halving(64) == 32
+    flat = ElementTimes({16: {1: 5 * MS, 64: 6 * MS}})
+    assert [flat.of(16, TimeModel(), 64).worth_halving(64) for _ in range(40)] == [64] * 40
