@@ -122,21 +122,29 @@ def many(batch):
 """
 
 
+def forking(
+    text: str, request: pytest.FixtureRequest, yard: batchyard.Yard, folder: Path, segment: str
+) -> subprocess.CompletedProcess[str]:
+    """A program that forks, run to its end; `segment`: how its tensors travel, or "http" for a gateway."""
+    url = yard.url
+    if segment == "http":
+        pytest.importorskip("httpx", reason="pip install 'batchyard[fleet]'")
+        url = f"http://{request.getfixturevalue('served').http}"
+    program = folder / "forking.py"
+    program.write_text(text)
+    done = subprocess.run(
+        [sys.executable, program, segment, url], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 @pytest.mark.parametrize("segment", ["memfd", "frames", "http"])  # grpcio itself does not survive a fork
 def test_a_child_does_not_go_on_with_what_its_parent_has_half_read(
     request: pytest.FixtureRequest, yard: batchyard.Yard, tmp_path: Path, segment: str
 ) -> None:
     """It read its parent's answers from its parent's socket, and cancelled its parent's requests at its end."""
-    url = yard.url
-    if segment == "http":
-        pytest.importorskip("httpx", reason="pip install 'batchyard[fleet]'")
-        url = f"http://{request.getfixturevalue('served').http}"
-    program = tmp_path / "half_read.py"
-    program.write_text(HALF_READ)
-    done = subprocess.run(
-        [sys.executable, program, segment, url], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = forking(HALF_READ, request, yard, tmp_path, segment)
     assert "Traceback" not in done.stderr, done.stderr
     assert "went on" not in done.stdout, done.stdout
 
@@ -181,16 +189,7 @@ def test_what_its_parent_has_half_read_is_not_ended_in_a_child(tmp_path: Path) -
 def test_results_and_inputs_are_private_after_a_fork(
     request: pytest.FixtureRequest, yard: batchyard.Yard, tmp_path: Path, segment: str
 ) -> None:
-    url = yard.url
-    if segment == "http":
-        pytest.importorskip("httpx", reason="pip install 'batchyard[fleet]'")
-        url = f"http://{request.getfixturevalue('served').http}"
-    program = tmp_path / "forks.py"
-    program.write_text(PROGRAM)
-    done = subprocess.run(
-        [sys.executable, program, segment, url], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = forking(PROGRAM, request, yard, tmp_path, segment)
     assert "Traceback" not in done.stderr
 
 
