@@ -10,8 +10,9 @@ whose owner locks. Must not import anything of ours but the errors.
 A slab is cut into slots of one stride (the asked size rounded up to 64). A class hands out its
 lowest free slot first, so that consecutive requests of one size lie side by side and a batch of
 them is one contiguous range. Slabs are carved first fit out of an address-ordered, coalesced list
-of extents; wholly free slabs go back there when the arena is exhausted, and when they have been idle:
-then their pages are given back to the system as well (`give_back`).
+of extents. Behind a slab of few large slots other sizes leave room for more of its own, or a lone slab of
+outputs would part the inputs of every batch. Wholly free slabs go back when the arena is exhausted, and when
+they have been idle: then their pages are given back to the system as well (`give_back`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ ALIGNMENT = 64  # a cache line, and the widest vector load (AVX-512)
 SLAB_BYTES = 1 << 20
 # A slab takes no more than this share of the arena, or a few small classes would eat a small arena.
 SLABS_PER_ARENA_MIN = 16
+SIDE_BY_SIDE = 32  # slots for which room is left, where that is no more than a slab's share of the arena
 
 
 class Arena:
@@ -53,6 +55,7 @@ class Arena:
         self._live: dict[int, int] = {}  # live slot -> stride
         self._free: dict[int, list[int]] = {}  # stride -> heap of free slots
         self._slabs: dict[int, tuple[int, int]] = {}  # slab's offset -> (stride, slot count)
+        self._ends: dict[int, tuple[int, int]] = {}  # the same by the slab's end
         self._extents: list[tuple[int, int]] = [(0, self.nbytes)]  # (start, end), by address
         # First fit carves the never-used bytes from their start, so that what was ever committed
         # is always [0, high water): one number replaces a set of ranges.
@@ -123,35 +126,49 @@ class Arena:
     def _carve(self, nbytes: int, stride: int) -> int:
         """Cut a new slab for `stride`; its first slot is returned, the others become free slots."""
         failure: OSError | None = None
-        index = self._find_extent(stride)
-        if index is not None:
+        found = self._find_extent(stride)
+        if found is not None:
             try:
-                return self._take(index, stride)
+                return self._take(*found, stride)
             except OSError as error:
                 failure = error
         # Scanning all free slots for nothing would cost milliseconds for every refused request.
         if self.nbytes - self.used_bytes >= stride and self._reclaim():
-            index = self._find_extent(stride)
-            if index is not None:
+            found = self._find_extent(stride)
+            if found is not None:
                 try:
-                    return self._take(index, stride)
+                    return self._take(*found, stride)
                 except OSError as error:
                     failure = error
         raise ArenaExhausted(self._describe(nbytes, failure)) from failure
 
-    def _find_extent(self, stride: int) -> int | None:
-        """First fit for a whole slab, else the first extent that holds at least one slot."""
+    def _find_extent(self, stride: int) -> tuple[int, int] | None:
+        """The extent, and where in it: first fit for a whole slab behind the room of others, else for a whole
+        slab, else the first extent that holds at least one slot."""
         wanted = max(1, self._slab_bytes // stride) * stride
-        fallback = None
+        whole = one = None
         for index, (start, end) in enumerate(self._extents):
-            if end - start >= wanted:
-                return index
-            if fallback is None and end - start >= stride:
-                fallback = index
-        return fallback
+            room = end - start
+            if room >= wanted:
+                left = self._left_for_others(start, stride)
+                if room >= left + wanted:
+                    return index, start + left
+                if whole is None:
+                    whole = index, start
+            elif one is None and room >= stride:
+                one = index, start
+        return whole or one
 
-    def _take(self, index: int, stride: int) -> int:
-        start, end = self._extents[index]
+    def _left_for_others(self, start: int, stride: int) -> int:
+        """The bytes from `start` on that are left for the slab before it to be continued."""
+        other, count = self._ends.get(start, (stride, 0))
+        if other == stride or count >= SIDE_BY_SIDE:
+            return 0
+        most = self.nbytes // SLABS_PER_ARENA_MIN
+        return min(SIDE_BY_SIDE - count, most // other) * other
+
+    def _take(self, index: int, start: int, stride: int) -> int:
+        low, end = self._extents[index]
         count = min(max(1, self._slab_bytes // stride), (end - start) // stride)
         slab_end = start + count * stride
         holes = [hole for hole in self._holes if hole[0] < slab_end and start < hole[1]]
@@ -159,16 +176,16 @@ class Arena:
             if self._commit is not None:
                 fresh = start if holes else max(start, self._high_water)
                 self._commit(fresh, slab_end - fresh)  # may raise: nothing was changed yet
+            if start > self._high_water:
+                self._holes.append((self._high_water, start))
             self._high_water = max(slab_end, self._high_water)
             for hole in holes:
                 self._holes.remove(hole)
                 kept = ((hole[0], start), (slab_end, hole[1]))
                 self._holes += [(low, high) for low, high in kept if low < high]
-        if slab_end == end:
-            del self._extents[index]
-        else:
-            self._extents[index] = (slab_end, end)
-        self._slabs[start] = (stride, count)
+        left = ((low, start), (slab_end, end))
+        self._extents[index : index + 1] = [extent for extent in left if extent[0] < extent[1]]
+        self._slabs[start] = self._ends[slab_end] = (stride, count)
         slots = self._free.setdefault(stride, [])
         assert not slots, "a class carves only when it has no free slot"
         slots.extend(range(start + stride, slab_end, stride))  # ascending, hence a heap
@@ -216,6 +233,7 @@ class Arena:
         for start in slabs:
             stride, count = self._slabs.pop(start)
             end = start + stride * count
+            del self._ends[end]
             if stride not in left:
                 left[stride] = set(self._free[stride])
             left[stride].difference_update(range(start, end, stride))
@@ -258,6 +276,8 @@ class Arena:
         assert [start for start, _ in pieces] == [0] + [end for _, end in pieces[:-1]], "gap or overlap"
         assert pieces[-1][1] == self.nbytes, "bytes were lost at the end"
         assert self._extents == sorted(self._extents), "extents are not ordered by address"
+        ends = {start + stride * count: (stride, count) for start, (stride, count) in self._slabs.items()}
+        assert self._ends == ends, "a slab's end is not known"
         joins = zip(self._extents, self._extents[1:], strict=False)
         assert all(left[1] < right[0] for left, right in joins), "neighbouring extents were not joined"
 

@@ -37,6 +37,26 @@ def test_consecutive_big_slots_from_fresh_space_are_neighbours() -> None:
     arena.validate()
 
 
+@pytest.mark.parametrize("nbytes", [100_000, 602_112, 4_915_200])
+def test_large_slots_are_neighbours_though_others_are_carved_between(nbytes: int) -> None:
+    arena = Arena(4096 * MIB)
+    stride = nbytes + -nbytes % ALIGNMENT
+    taken = [arena.alloc_all([nbytes, 4000, 40 + 64 * index]) for index in range(16)]
+    first = taken[0][0]
+    assert [slots[0] for slots in taken] == [first + stride * index for index in range(16)]
+    arena.validate()
+
+
+def test_room_that_is_left_for_neighbours_has_no_pages_and_is_taken_before_an_arena_is_exhausted() -> None:
+    committed: list[tuple[int, int]] = []
+    arena = Arena(64 * MIB, lambda offset, nbytes: committed.append((offset, nbytes)))
+    arena.alloc_all([602_112, 4000])
+    assert sum(nbytes for _, nbytes in committed) == arena.committed_bytes < 2 * MIB
+    fill(arena, 4000)
+    assert arena.nbytes - arena.used_bytes < 602_112
+    arena.validate()
+
+
 def test_freed_slot_is_handed_out_again_lowest_address_first() -> None:
     arena = Arena(16 * MIB)
     offsets = [arena.alloc(1000) for _ in range(10)]
