@@ -207,6 +207,7 @@ class Engine:
             memory = session.memory
         is_alone = len(self.pending) == 1
         carried: dict[str, deque[Request]] = {}
+        questions: deque[Request] = deque()
         for request in self._everything():
             if request.outcome is not None or _is_our_own(request):
                 request.give_back(None)  # arrays, but no slots
@@ -215,13 +216,13 @@ class Engine:
             if may_ask_again(lost, request, is_alone):
                 request.pick_up(memory, str(lost), now_ns)
                 if request.is_question:
-                    self._questions.append(request)
+                    questions.append(request)
                 else:
                     carried.setdefault(request.model, deque()).append(request)
             else:
                 self._end(request, not_again(lost, request))
                 request.give_back(None)
-        self._waiting = carried
+        self._waiting, self._questions = carried, questions
         self._forget_connection()
         self.session = None  # last: a signal's exception on the way leaves `pending` with its own memory
 
@@ -479,9 +480,10 @@ class Engine:
             if request.waiter is not None:
                 self._outcomes.append(request)
 
-    def _everything(self) -> list[Request]:
+    def _everything(self) -> Iterable[Request]:
+        """Each once: what is being lost is in two tables for an instant."""
         waiting = [request for queue in self._waiting.values() for request in queue]
-        return [*self.pending.values(), *self.room.waiting(), *waiting, *self._questions]
+        return dict.fromkeys([*self.pending.values(), *self.room.waiting(), *waiting, *self._questions])
 
     def _forget_connection(self) -> None:
         self.pending.clear()

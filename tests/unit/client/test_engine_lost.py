@@ -24,6 +24,8 @@ from batchyard.transport.errors import (
 )
 from batchyard.transport.tensors import Tensor, TensorSpec
 
+from ...striking import struck
+
 BIG = np.zeros((15_000, 4), np.float32)
 
 
@@ -367,27 +369,31 @@ class CutOff(Exception):
     pass
 
 
-def test_losing_a_broker_may_be_interrupted_and_done_again(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = [side.submit(np.full((2, 4), number, np.float32)) for number in range(3)]
-    side.sent()
-    pick_up, left = Request.pick_up, [1]
-
-    def interrupted(request: Request, *arguments: Any) -> None:
-        if not left[0]:
-            left[0] = -1
-            raise CutOff
-        left[0] -= 1
-        pick_up(request, *arguments)
-
-    monkeypatch.setattr(Request, "pick_up", interrupted)
-    with pytest.raises(CutOff):
-        side.lose()
-    assert side.session.lost  # so that nothing new is placed in it
-    side.lose()
-    side.connect()
-    assert len(side.sent()) == 3
-    for number, request in enumerate(requests):
-        assert (side.read(request) == number).all()
+def test_losing_a_broker_may_be_interrupted_anywhere_and_done_again() -> None:
+    places, is_within = 0, True
+    while is_within:
+        places += 1
+        side = Side()
+        side.connect()
+        requests = [side.submit(np.full((2, 4), number, np.float32)) for number in range(2)]
+        requests.append(side.submit(np.full((2, 4), 2, np.float32), model="unheard of"))
+        question = side.ask("net")
+        side.sent()
+        unsent = side.submit(np.full((2, 4), 3, np.float32))
+        is_within = struck(side.lose, places)
+        if is_within:
+            side.lose()
+        side.connect()
+        sent = side.sent()
+        numbers = sorted(message.request for message in sent)
+        assert len(sent) == 5, f"struck at look {places}: {sent}"
+        assert numbers == sorted(side.engine.pending), f"struck at look {places}"
+        assert question.outcome is None
+        for number, request in enumerate([*requests[:2], unsent]):
+            assert (side.read(request) == number + number // 2).all()
+        assert requests[2].outcome is None
+        side.close()
+    assert places > 50
 
 
 def test_answers_of_the_lost_connection_are_not_read_from_the_new_ones_memory(
