@@ -68,7 +68,6 @@ class LoopLink(Link):
         arrived = asyncio.Event()
         stream = request.stream = Stream(arrived.set)
         future = request.waiter = self.loop.create_future()
-        future.add_done_callback(lambda _: arrived.set())
         try:
             self._begin(request, future)
             is_over = False
@@ -208,6 +207,8 @@ class LoopLink(Link):
                 waiter.set_exception(outcome)
             else:
                 waiter.set_result(outcome)
+        if request.stream is not None:
+            request.stream.bell()
         request.waiter = None
         request.take()
 

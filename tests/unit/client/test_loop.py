@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from batchyard.client.loop import LoopLink
+from batchyard.client.request import Request
 from batchyard.client.session import Sessions, Settings
 from batchyard.tests.striking import CutOff
+from batchyard.transport.errors import BrokerLost
 
 uvloop = pytest.importorskip("uvloop")  # not on Windows
 
@@ -56,4 +58,38 @@ def test_a_callback_that_is_interrupted_in_its_mending_too_is_mended_by_the_next
     assert mended == [1]
     link._act()
     assert mended == [1]
+    loop.close()
+
+
+def test_a_stream_ends_though_the_bell_of_its_end_was_struck(tmp_path: Path) -> None:
+    loop = asyncio.new_event_loop()
+    link = LoopLink(Sessions(Settings(f"ipc://{tmp_path}", None, None, None, 60.0)), loop)
+    now_ns = time.monotonic_ns()
+    request = Request("net", None, 1, 0, now_ns + 60_000_000_000, now_ns)
+
+    async def read() -> None:
+        async for _ in link.answers(request):
+            pass
+
+    async def begin() -> asyncio.Task[None]:
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0)
+        return task
+
+    task = loop.run_until_complete(begin())
+    stream = request.stream
+    assert stream is not None
+    bell = stream.bell
+
+    def struck() -> None:
+        stream.bell = bell
+        raise CutOff
+
+    stream.bell = struck
+    request.outcome = BrokerLost("gone")
+    with pytest.raises(CutOff):
+        link._guarded(lambda: link._tell(request, request.waiter))
+    with pytest.raises(BrokerLost):
+        loop.run_until_complete(asyncio.wait_for(task, 10))
+    link.end(BrokerLost("over"))
     loop.close()
