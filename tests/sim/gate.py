@@ -54,7 +54,7 @@ def judge(mutant: Mutant | None, seeds: int) -> str | None:
         if done.returncode:
             told = [line for line in done.stdout.splitlines() if line.startswith("broken at seed ")]
             return f"simulator, {told[0].split(':')[0].removeprefix('broken at ')}" if told else "simulator: it crashes"
-        unit = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *_unit_folders(mutant)]
+        unit = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *_unit_tests(mutant)]
         try:
             limit_s = UNIT_LIMIT_S if mutant else ALL_UNITS_LIMIT_S
             tested = subprocess.run(
@@ -66,15 +66,17 @@ def judge(mutant: Mutant | None, seeds: int) -> str | None:
         return f"unit test {failed[0].split('::')[-1].split(' - ')[0]}" if failed else None
 
 
-def _unit_folders(mutant: Mutant | None) -> list[str]:
-    """Where the tests of a mutant's file are: the deepest folder that mirrors its own."""
-    found = set()
+def _unit_tests(mutant: Mutant | None) -> list[str]:
+    """Where the tests of a mutant's file are: those called after it, then the deepest folder that mirrors its own."""
+    found: dict[str, None] = {}  # in order, each once
     for one in [mutant] if mutant else MUTANTS:
-        folder = Path("tests/unit") / Path(one.file).parent
+        file = Path(one.file)
+        folder = Path("tests/unit") / file.parent
         while not (ROOT / folder).is_dir():
             folder = folder.parent
-        found.add(str(folder))
-    return sorted(found)
+        named = sorted((ROOT / folder).glob(f"test_{file.stem}*.py")) if mutant else []
+        found |= dict.fromkeys([*(str(test.relative_to(ROOT)) for test in named), str(folder)])
+    return list(found)
 
 
 def main(arguments: list[str]) -> int:
