@@ -23,7 +23,7 @@ STREAMS = 64
 WINDOW = 576
 RATE = np.array(16000)
 BATCHES = (8, 16, 32, 64)
-WANTED = {"of the yard one by one": 4.0, "of onnxruntime's best batch": 0.5}
+WANTED = 0.5  # of onnxruntime's own best batch; before streams were batched it was 0.07
 
 Array = np.ndarray[Any, Any]
 
@@ -135,9 +135,10 @@ def report(measured: dict[str, float]) -> dict[str, float]:
         rate for name, rate in measured.items() if name.startswith("yard") and "one by one" not in name
     )
     ratios = {
-        "of the yard one by one": yard / measured["yard, one by one"],
         "of onnxruntime's best batch": yard / measured[best],
+        "of the yard one by one": yard / measured["yard, one by one"],
     }
     for name, ratio in ratios.items():
-        print(f"  batched: {ratio:.2f} {name} (wanted: {WANTED[name]:g})")
+        print(f"  batched: {ratio:.2f} {name}")
+    print(f"  (wanted: {WANTED:g} of onnxruntime's best batch)")
     return ratios
