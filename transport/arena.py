@@ -9,7 +9,8 @@ whose owner locks. Must not import anything of ours but the errors.
 
 A slab is cut into slots of one stride (the asked size rounded up to 64). A class hands out its
 lowest free slot first, so that consecutive requests of one size lie side by side and a batch of
-them is one contiguous range. Slabs are carved first fit out of an address-ordered, coalesced list
+them is one contiguous range. Of large slots it hands out the next one above the last: the lowest, which have
+just come back, would part the batch that is being made. Slabs are carved first fit out of an address-ordered, coalesced list
 of extents. Behind a slab of few large slots other sizes leave room for more of its own, or a lone slab of
 outputs would part the inputs of every batch. Wholly free slabs go back when the arena is exhausted, and when
 they have been idle: then their pages are given back to the system as well (`give_back`).
@@ -17,7 +18,7 @@ they have been idle: then their pages are given back to the system as well (`giv
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 
@@ -27,7 +28,8 @@ ALIGNMENT = 64  # a cache line, and the widest vector load (AVX-512)
 SLAB_BYTES = 1 << 20
 # A slab takes no more than this share of the arena, or a few small classes would eat a small arena.
 SLABS_PER_ARENA_MIN = 16
-SIDE_BY_SIDE = 32  # slots for which room is left, where that is no more than a slab's share of the arena
+LARGE_BYTES = 1 << 16  # slots of which the next is handed out, and not the lowest: no cache holds many of them
+SIDE_BY_SIDE = 64  # slots for which room is left, where that is no more than a slab's share of the arena
 
 
 class Arena:
@@ -53,7 +55,8 @@ class Arena:
         self._release = release
         self._slab_bytes = min(SLAB_BYTES, self.nbytes // SLABS_PER_ARENA_MIN)
         self._live: dict[int, int] = {}  # live slot -> stride
-        self._free: dict[int, list[int]] = {}  # stride -> heap of free slots
+        self._free: dict[int, list[int]] = {}  # stride -> heap of free slots; of large ones, a sorted list
+        self._next: dict[int, int] = {}  # stride of large slots -> where the one after the last begins
         self._slabs: dict[int, tuple[int, int]] = {}  # slab's offset -> (stride, slot count)
         self._ends: dict[int, tuple[int, int]] = {}  # the same by the slab's end
         self._extents: list[tuple[int, int]] = [(0, self.nbytes)]  # (start, end), by address
@@ -80,10 +83,15 @@ class Arena:
         else:
             raise ValueError(f"cannot allocate {nbytes} bytes")
         slots = self._free.get(stride)
-        if slots:
+        if not slots:
+            offset = self._carve(nbytes, stride)
+        elif stride < LARGE_BYTES:
             offset = heappop(slots)
         else:
-            offset = self._carve(nbytes, stride)
+            at = bisect_left(slots, self._next[stride])
+            offset = slots.pop(at if at < len(slots) else 0)
+        if stride >= LARGE_BYTES:
+            self._next[stride] = offset + stride
         self._live[offset] = stride
         self.used_bytes += stride
         return offset
@@ -94,7 +102,10 @@ class Arena:
         if not stride:
             raise ValueError(f"no live slot at offset {offset}: freed twice, or never allocated")
         self.used_bytes -= stride
-        heappush(self._free[stride], offset)
+        if stride < LARGE_BYTES:
+            heappush(self._free[stride], offset)
+        else:
+            insort(self._free[stride], offset)
 
     def nbytes_of(self, offset: int) -> int:
         """The size of a slot that is in use."""
@@ -108,7 +119,7 @@ class Arena:
             for nbytes in sizes:
                 stride = (nbytes + 63) & -64
                 slots = free.get(stride)
-                if slots and stride:  # as in `alloc`, without entering it
+                if slots and 0 < stride < LARGE_BYTES:  # as in `alloc`, without entering it
                     offset = heappop(slots)
                     live[offset] = stride
                     self.used_bytes += stride
@@ -292,6 +303,7 @@ class Arena:
         assert set(free) | set(live) == expected, "a slot is outside its slab"
         for slots in self._free.values():
             assert all(slots[(i - 1) // 2] < slots[i] for i in range(1, len(slots))), "no heap"
+        assert all(slots == sorted(slots) for stride, slots in self._free.items() if stride >= LARGE_BYTES)
 
         assert self.used_bytes == sum(self._live.values()), "used_bytes is wrong"
         slab_end = max((start + stride * count for start, (stride, count) in self._slabs.items()), default=0)

@@ -47,6 +47,20 @@ def test_large_slots_are_neighbours_though_others_are_carved_between(nbytes: int
     arena.validate()
 
 
+def test_large_slots_are_handed_out_in_order_though_lower_ones_come_back_meanwhile() -> None:
+    arena = Arena(256 * MIB)
+    first = [arena.alloc(602_112) for _ in range(16)]
+    for offset in reversed(first):
+        arena.free(offset)
+    taken = [arena.alloc(602_112) for _ in range(8)]
+    for offset in taken[:4]:
+        arena.free(offset)
+    taken += [arena.alloc(602_112) for _ in range(8)]
+    assert taken == first
+    assert arena.alloc(602_112) == first[0], "behind the last the lowest comes again"
+    arena.validate()
+
+
 def test_room_that_is_left_for_neighbours_has_no_pages_and_is_taken_before_an_arena_is_exhausted() -> None:
     committed: list[tuple[int, int]] = []
     arena = Arena(64 * MIB, lambda offset, nbytes: committed.append((offset, nbytes)))
