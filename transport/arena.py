@@ -9,11 +9,12 @@ whose owner locks. Must not import anything of ours but the errors.
 
 A slab is cut into slots of one stride (the asked size rounded up to 64). A class hands out its
 lowest free slot first, so that consecutive requests of one size lie side by side and a batch of
-them is one contiguous range. Of large slots it hands out the next one above the last: the lowest, which have
-just come back, would part the batch that is being made. Slabs are carved first fit out of an address-ordered, coalesced list
-of extents. Behind a slab of few large slots other sizes leave room for more of its own, or a lone slab of
-outputs would part the inputs of every batch. Wholly free slabs go back when the arena is exhausted, and when
-they have been idle: then their pages are given back to the system as well (`give_back`).
+them is one contiguous range. Of large slots it hands out the next one above the last: the lowest
+ones, which have just come back, would part the batch that is being made. Slabs are carved first
+fit out of an address-ordered, coalesced list of extents. Behind a slab of few large slots other
+sizes leave room for more of its own, or a lone slab of outputs would part the inputs of every
+batch. Wholly free slabs go back when the arena is exhausted, and when they have been idle: then
+their pages are given back to the system as well (`give_back`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ALIGNMENT = 64  # a cache line, and the widest vector load (AVX-512)
 SLAB_BYTES = 1 << 20
 # A slab takes no more than this share of the arena, or a few small classes would eat a small arena.
 SLABS_PER_ARENA_MIN = 16
-LARGE_BYTES = 1 << 16  # slots of which the next is handed out, and not the lowest: no cache holds many of them
+LARGE_BYTES = 1 << 16  # slots of which the next is handed out, not the lowest: caches hold few of them
 SIDE_BY_SIDE = 64  # slots for which room is left, where that is no more than a slab's share of the arena
 
 
