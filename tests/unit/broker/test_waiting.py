@@ -226,6 +226,45 @@ def test_a_choice_asks_a_few_lanes_however_many_wait() -> None:
     assert asked <= 8
 
 
+@pytest.mark.parametrize("rule", ["earliest", "highest"])
+def test_what_was_earlier_in_a_lane_and_has_ended_is_put_right_once(rule: str) -> None:
+    shapes, choices = 50, 10
+    waiting, model, worker = full(shapes)
+    for width in range(1, shapes + 1):
+        queue(waiting, model, width, virtual_ns=-width, priority=0)
+    choose_by = getattr(waiting, rule)
+    assert choose_by(worker, 0) is not None  # all are in the heaps
+    for lane in waiting.lanes:
+        urgent = next(part.request for part in lane.waiting() if not part.request.priority)
+        urgent.ended = True
+        lane.forget(urgent)
+    asked: list[Lane] = []
+
+    def noted(lane: Lane, worker: Worker, starts_ns: int) -> Heads | None:
+        asked.append(lane)
+        return heads(lane, worker, starts_ns)
+
+    (order,) = waiting._orders.values()
+    order._look = noted
+    for _ in range(choices):
+        found = choose_by(worker, 0)
+        assert found is not None
+        assert found[0][0] == 1
+    assert len(asked) <= shapes + 2 * choices
+
+
+def test_lanes_of_models_that_nobody_serves_are_in_no_order() -> None:
+    waiting, _, worker = full(3)
+    other = Model(ModelConfig("other", Path("/net.onnx"), 4))
+    spec = TensorSpec("x", 1, ["n", "t"])
+    Worker(2, 5002).serve(other, Loaded("other", 1, [spec], [spec], True, "", 4, "cpu", "", {}))
+    for came in range(2):  # before there is an order, and afterwards
+        queue(waiting, other, 1 + came, virtual_ns=100)
+        assert choose(waiting, worker, 0) is not None
+        (order,) = waiting._orders.values()
+        assert {lane.model_name for _, _, lane in (*order._due, *order._first)} == {"net"}
+
+
 def test_lanes_that_come_and_go_leave_nothing_in_the_heaps() -> None:
     waiting, model, worker = full(3)
     for turn in range(20 * SWEEP_MIN):
