@@ -277,7 +277,7 @@ class Engine:
         """End what is too late, and give room to whom there is room for."""
         if self.room:
             self._serve(now_ns)
-        for request in list(self._dues.due(now_ns)):
+        for request in self._dues.due(now_ns):
             if request.due_ns <= now_ns:
                 error = too_late(request, now_ns, self._url, self.session is not None, self._why_refused)
                 self._end(request, error if request.want is None else errors.ArenaExhausted(self.room.why))

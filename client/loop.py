@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from math import inf
 from typing import Any
@@ -22,6 +23,8 @@ LOOK_AROUND_S = 0.1  # how often the end of a connection is looked for beside it
 CONNECT_LOOK_S = 0.002  # how often a new connection is asked whether it is welcome
 GATHER_NS = 2_000_000  # of one pass: what is asked for then has waited long enough for the rest
 GUARD_S = 0.1  # how often a lost timer is looked for, while anybody waits
+GUARD_NS = int(GUARD_S * 1e9)
+GUARDS = 5  # that are planned at any time: a look that is lost itself costs GUARD_S, and no other one
 LOST_S = 0.03  # after which a timer that was due counts as lost
 STRUCK = "an exception of a signal's handler interrupted the connection"
 
@@ -30,8 +33,8 @@ class LoopLink(Link):
     """The link of one running event loop.
 
     A signal's handler may raise at any instruction: of a callback of ours, which is then mended, and of the
-    event loop's own code, which loses the callback that it was about to call. So two timers look after each
-    other, and no plan is trusted for long.
+    event loop's own code, which loses the callback that it was about to call. So no plan is trusted for
+    long: while anybody waits, several looks are planned ahead, none of which hangs on another's being called.
     """
 
     def __init__(self, sessions: Sessions, loop: asyncio.AbstractEventLoop) -> None:
@@ -41,8 +44,9 @@ class LoopLink(Link):
         self._planned: asyncio.Handle | None = None  # `_act` is about to be called
         self._gathers_until_ns = 0
         self._timer: asyncio.Handle | None = None
-        self._guard: asyncio.Handle | None = None
-        self._timer_s = self._guard_s = inf  # when; uvloop's handle of a time that is near does not say
+        self._timer_s = inf  # when; uvloop's handle of a time that is near does not say
+        self._guards: deque[tuple[float, asyncio.Handle]] = deque()  # when, and the look that is planned
+        self._guarded_until_ns = 0  # as of the last plan
         self._is_acting = False  # a callback is at work, or was interrupted
         self._is_retired = False  # nothing more is asked of it
         self._writes: int | None = None  # the descriptor that is watched for writing
@@ -91,8 +95,8 @@ class LoopLink(Link):
             self.engine.ask(request, request.began_ns)
         else:
             self.engine.submit(request, request.began_ns)
-        if self._guard is None:
-            self._plan_guard()
+        if request.began_ns > self._guarded_until_ns:
+            self._plan_guards()
         if self._planned is None:
             self._gathers_until_ns = request.began_ns + GATHER_NS
             self.plan()
@@ -105,9 +109,17 @@ class LoopLink(Link):
         if self.connection is not None and not self._is_acting:
             self._guarded(self.send)
 
-    def _plan_guard(self) -> None:
-        self._guard_s = self.loop.time() + GUARD_S
-        self._guard = self.loop.call_at(self._guard_s, self._look_after)
+    def _plan_guards(self) -> None:
+        """Somebody waits: there shall be as many looks ahead as there may be."""
+        now_s = self.loop.time()
+        guards = self._guards
+        while guards and guards[0][0] <= now_s:
+            guards.popleft()
+        when_s = guards[-1][0] if guards else now_s
+        while len(guards) < GUARDS:
+            when_s += GUARD_S
+            guards.append((when_s, self.loop.call_at(when_s, self._look_after)))
+        self._guarded_until_ns = time.monotonic_ns() + GUARD_NS
 
     def _leave(self, request: Request) -> None:
         """Its caller goes on. What has no outcome by then is cancelled."""
@@ -195,14 +207,15 @@ class LoopLink(Link):
 
     def _tell(self, request: Request, waiter: Any) -> None:
         """Whoever waits first, then what is forgotten: an exception in between loses nothing."""
+        outcome = request.outcome
         if callable(waiter):
-            self._asked.pop(request, None)
+            request.waiter = None  # no signal is heeded between this and the call: it is called exactly once
             try:
-                waiter(request.take())
+                waiter(outcome)
             except Exception as error:  # the caller's fault ends no other request
                 self.loop.call_exception_handler({"message": f"{waiter!r} failed", "exception": error})
+            self._asked.pop(request, None)
         elif waiter is not None and not waiter.done():
-            outcome = request.outcome
             if isinstance(outcome, Exception):
                 waiter.set_exception(outcome)
             else:
@@ -219,17 +232,17 @@ class LoopLink(Link):
         self.lose(BrokerLost(STRUCK))
         self.drop_greeting()
         self.engine.end_strays(self._asked, BrokerLost(f"{STRUCK}, and the request with it"))
-        for request, future in list(self._asked.items()):
+        for request in list(self._asked):
             if request.outcome is not None:
-                self._tell(request, future)
+                self._tell(request, request.waiter)
         self._is_acting = False
 
     def _look_after(self) -> None:
         """Whatever a lost callback would have done, while anybody waits."""
-        self._guard = None
-        if self._asked:
-            self._plan_guard()
-        if self._timer is None or self._timer_s < self.loop.time() - LOST_S:
+        if not self._asked:
+            return
+        self._plan_guards()
+        if self._is_acting or self._timer is None or self._timer_s < self.loop.time() - LOST_S:
             self._tick()
 
     def _plan_timer(self) -> None:
@@ -260,8 +273,6 @@ class LoopLink(Link):
         self._act()
 
     def _keep_time(self) -> None:
-        if self._asked and (self._guard is None or self._guard_s < self.loop.time() - LOST_S):
-            self._plan_guard()
         self._expire()
         if self.engine.wants_connection:
             if time.monotonic_ns() >= self.retry_ns and self.connect(0):
@@ -283,6 +294,9 @@ class LoopLink(Link):
         self._writes = blocked_on
 
     def _writable(self) -> None:
+        self._guarded(self._write_on)
+
+    def _write_on(self) -> None:
         if self.connection is not None:
             self.connection.wire.flush()
             self._watch_writing()
@@ -299,9 +313,10 @@ class LoopLink(Link):
         """Everything ends so, and the connection is closed."""
         self.engine.end(error)
         if not self.loop.is_closed():
-            for timer in (self._timer, self._guard):
-                if timer is not None:
-                    timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+            for _, look in self._guards:
+                look.cancel()
             self._settle()
         if self.session is not None:
             self.session.give_up()

@@ -15,13 +15,16 @@ class CutOff(Exception):
     """What a handler raises."""
 
 
-def struck(call: Callable[[], object], instruction: int) -> bool:
-    """Call, and raise when Python has looked for signals so often. Whether it has."""
+def struck(call: Callable[[], object], instruction: int, within: str = "") -> bool:
+    """Call, and raise when Python has looked for signals so often, in files below the folder `within`. Whether
+    it has."""
     left = instruction
     last: dict[int, str] = {}  # by the frame's id: a frame would keep what it holds
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal left
+        if not frame.f_code.co_filename.startswith(within):
+            return trace
         frame.f_trace_opcodes = True
         if event == "call":
             last.pop(id(frame), None)

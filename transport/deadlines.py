@@ -66,12 +66,19 @@ class Deadlines(Generic[T]):
         return [(due_ns, thing) for _, due_ns, thing in entries if not self._is_over(thing)]
 
     def due(self, now_ns: int, most: int = sys.maxsize) -> Iterator[T]:
-        """Take out and yield the things that are due and still matter; `most`: entries that are taken out."""
+        """Yield the things that are due and still matter, and take them out, `most` entries at most.
+
+        An entry goes when the next thing is asked for: an exception amid what is done about one (a signal's
+        handler may raise anywhere) leaves it due.
+        """
         while most > 0 and (heap := self._heap) and (heap[0][0] <= now_ns or self._is_over(heap[0][2])):
             most -= 1
-            thing = heappop(heap)[2]
+            _, sequence, thing = heap[0]
             if not self._is_over(thing):
                 yield thing
+            heap = self._heap  # whoever was given the thing may have added others
+            if heap and heap[0][1] == sequence:
+                heappop(heap)
 
 
 def sleep_ms(due_ns: int | None, now_ns: int) -> int:

@@ -36,6 +36,33 @@ def test_what_ends_while_the_due_are_handled_is_passed_over_too() -> None:
         over.add("b")
 
 
+def test_what_is_due_stays_so_until_somebody_has_come_to_an_end_with_it() -> None:
+    """An exception (a signal's handler's) amid what is done about one loses none."""
+    over: set[str] = set()
+    deadlines: Deadlines[str] = Deadlines(over.__contains__)
+    for thing in "abc":
+        deadlines.add(1, thing)
+    for thing in deadlines.due(1):
+        if thing == "b":
+            break
+        over.add(thing)
+    assert deadlines.next_ns() == 1
+    assert list(deadlines.due(1)) == ["b", "c"]
+
+
+def test_things_may_be_added_while_the_due_are_handled() -> None:
+    deadlines: Deadlines[str] = Deadlines(lambda _: False)
+    deadlines.add(5, "a")
+    deadlines.add(5, "b")
+    found = []
+    for thing in deadlines.due(9):
+        found.append(thing)
+        if thing == "a":
+            deadlines.add(20, "a, later")
+    assert found == ["a", "b"]
+    assert deadlines.next_ns() == 20
+
+
 def test_ended_things_with_far_deadlines_do_not_pile_up() -> None:
     over: set[int] = set()
     deadlines: Deadlines[int] = Deadlines(over.__contains__)
