@@ -25,7 +25,7 @@ from ..transport import extras, lifeline
 from .options import check, parser, token_of
 
 log = logging.getLogger("gateway")
-BACKLOG = 512
+BACKLOG = 2048  # connections that the system keeps until they are accepted
 CONNECTIONS_PER_REQUEST = 2  # of HTTP and of gRPC each, for every request that may be under way
 GRPC_PENDING_MAX = 1 << 14  # calls that have come, and that this process has not begun
 GRPC_IDLE_MS = 300_000  # a connection without calls is closed then; clients open it again
@@ -87,6 +87,7 @@ def _listen(host: str, port: int) -> socket.socket:
 async def _serve(options: argparse.Namespace, token: str | None) -> None:
     import uvicorn
 
+    from .http_accept import Server
     from .http_app import application, running
     from .http_body import Budget
     from .http_connection import connection_of, descriptors
@@ -131,7 +132,7 @@ async def _serve(options: argparse.Namespace, token: str | None) -> None:
         ssl_keyfile=options.tls_key,
         ssl_ciphers=CIPHERS,
     )
-    server = uvicorn.Server(config)
+    server = Server(config, connections_max)
 
     loop = asyncio.get_running_loop()
     ending: list[asyncio.Task[None]] = []  # held, or it could be collected

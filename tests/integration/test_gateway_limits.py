@@ -7,16 +7,17 @@ import asyncio
 import collections
 import json
 import os
+import selectors
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -162,6 +163,43 @@ def test_too_many_at_once_are_told_to_come_back(served: Gateway, yard: batchyard
     tools.until(lambda: served.ask("GET", "/status")[0] == 200)
     served.ask("DELETE", f"/predict/cancel/{job}")
     nothing_is_left(served, yard, tools)
+
+
+def test_new_connections_do_not_wait_for_every_answer_to_the_busy_ones(served: Gateway) -> None:
+    """perf_analyzer's asynchronous sweeps opened connections for what waited; they were accepted one a turn,
+    and a turn answers all who have asked. By itself each connection asks again as soon as it is answered."""
+    body = json.dumps({"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [0.5] * 4}]})
+    ask = b"POST /v2/models/neg/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    ask += body.encode()
+    answers = {"busy": 0, "new": 0}
+
+    with selectors.DefaultSelector() as waited, ExitStack() as opened:
+
+        def connect(kind: str, count: int) -> None:
+            for _ in range(count):
+                connection = opened.enter_context(socket.create_connection(("127.0.0.1", served.port)))
+                connection.sendall(ask)
+                waited.register(connection, selectors.EVENT_READ, kind)
+
+        def answer_until(done: Callable[[], bool]) -> None:
+            while not done():
+                ready = waited.select(30)
+                assert ready, f"nobody is answered any more, after {answers}"
+                for key, _ in ready:
+                    connection = cast(socket.socket, key.fileobj)
+                    assert whole_answer(connection).startswith(b"HTTP/1.1 200 ")
+                    answers[key.data] += 1
+                    if key.data == "busy":
+                        connection.sendall(ask)
+                    else:
+                        waited.unregister(connection)
+
+        connect("busy", 32)
+        answer_until(lambda: answers["busy"] >= 320)
+        connect("new", 64)
+        before = answers["busy"]
+        answer_until(lambda: answers["new"] == 64)
+    assert answers["busy"] - before < 3 * 64
 
 
 def test_a_burst_of_grpc_calls_is_served_or_refused_with_a_sentence(
