@@ -89,7 +89,7 @@ class Arena:
         elif stride < LARGE_BYTES:
             offset = heappop(slots)
         else:
-            at = bisect_left(slots, self._next[stride])
+            at = bisect_left(slots, self._next.get(stride, 0))
             offset = slots.pop(at if at < len(slots) else 0)
         if stride >= LARGE_BYTES:
             self._next[stride] = offset + stride
