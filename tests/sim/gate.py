@@ -1,6 +1,6 @@
 """The mutation gate: sow one bug at a time into a copy of the package, and see who finds it.
 
-`python -m batchyard.tests.sim.gate [--seeds N] [--only TEXT]`. The simulator goes first; a mutant that
+`python -m batchyard.tests.sim.gate [--seeds N] [--only TEXT] [--skip N]`. The simulator goes first; a mutant that
 survives its seeds goes on to the unit tests. Exit status 1 if one survives both.
 """
 
@@ -83,11 +83,12 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="gate", description=__doc__)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", default="", help="mutants whose name or file has this text")
+    parser.add_argument("--skip", type=int, default=0, help="so many at the beginning: a run that was ended goes on")
     options = parser.parse_args(arguments)
     if found := judge(None, 20):
         print(f"the code as it is fails already: {found}")
         return 1
-    chosen = [m for m in MUTANTS if options.only in m.name or options.only in m.file]
+    chosen = [m for m in MUTANTS if options.only in m.name or options.only in m.file][options.skip :]
     started_s = time.monotonic()
     survivors = 0
     print("| bug | in | found by |\n|---|---|---|")
