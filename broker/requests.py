@@ -95,6 +95,10 @@ class Request:
         return like.outputs if self._offsets is None else moved(like.inputs, like.outputs, self._offsets)[1]
 
     @property
+    def packed(self) -> bool:
+        return self._like.packed
+
+    @property
     def offsets(self) -> Sequence[int]:
         """The offsets of its inputs, then of its output slots."""
         if self._offsets is not None:
@@ -110,6 +114,7 @@ class Request:
         return (
             self.rows == other.rows
             and self.arena == other.arena
+            and self.packed == other.packed
             and [(slot.nbytes, slot.shape) for slot in mine] == [(slot.nbytes, slot.shape) for slot in others]
         )
 
@@ -191,10 +196,13 @@ class Part:
         request = self.request
         if self.stop - self.start == request.rows:
             if request.key is None:
-                return m.Item(request.arena, request.inputs, request.outputs)
+                return m.Item(request.arena, request.inputs, request.outputs, packed=request.packed)
             # Others may want the result: it comes back as frames.
-            return m.Item(request.arena, request.inputs, [], request.key[1])
-        return m.Item(request.arena, request.inputs, request.outputs, b"", self.start, self.stop - self.start)
+            return m.Item(request.arena, request.inputs, [], request.key[1], packed=request.packed)
+        rows = self.stop - self.start
+        return m.Item(
+            request.arena, request.inputs, request.outputs, b"", self.start, rows, [], request.packed
+        )
 
 
 def items_of(parts: Sequence[Part], is_uniform: bool) -> list[m.Item]:

@@ -78,6 +78,7 @@ def _are_alike(leader: Request, request: Request) -> bool:
         signature is None
         or signature is not leader.signature
         or request.rows != leader.rows
+        or (request.packed is None) != (leader.packed is None)
         or request.priority != leader.priority
         or not signature.is_uniform
     ):
@@ -100,6 +101,7 @@ def _leading(message: Submit) -> Submit:
         message.inputs,
         message.outputs,
         More([], [], []),
+        message.packed,
     )
 
 

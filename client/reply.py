@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..transport.messages import BatchReceipt
-from .signature import Array
+from .signature import Array, rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,16 @@ class Reply:
     def value(self) -> Array | dict[str, Array]:
         """The output, when the model has one; else all by name."""
         return self.arrays[0] if len(self.arrays) == 1 else self.outputs
+
+    def apart(self, axes: Sequence[int], count: int) -> list[Reply] | None:
+        """A reply for each of `count` rows along these axes of the outputs; None if they have other rows."""
+        rows: list[list[Array]] = [[] for _ in range(count)]
+        for array, axis in zip(self.arrays, axes, strict=True):
+            if array.ndim <= axis or array.shape[axis] != count:
+                return None
+            for row, arrays in enumerate(rows):
+                arrays.append(array[row : row + 1] if not axis else array[rows_of(axis, row, row + 1)].copy())
+        return [Reply(self.names, arrays, self._queue_ns, self._batch) for arrays in rows]
 
     @property
     def receipt(self) -> Receipt:

@@ -21,6 +21,7 @@ from .reply import Reply
 from .signature import Array, Kind, Signature
 
 if TYPE_CHECKING:
+    from .packing import Packed
     from .spans import RequestSpan
 
 _BYTE = np.dtype("u1")
@@ -49,8 +50,9 @@ class Request:
 
     __slots__ = (
         "arrays", "began_ns", "due_ns", "expect", "frames", "given", "inputs", "is_patient", "is_question",
-        "is_sent", "kind", "layout", "lost", "lost_ns", "message", "model", "outcome", "outputs", "priority",
-        "rows", "sent_ns", "signature", "span", "stream", "traceparent", "until_ns", "waiter", "want",
+        "is_sent", "kind", "layout", "lost", "lost_ns", "message", "model", "outcome", "outputs", "packed",
+        "priority", "rows", "sent_ns", "signature", "span", "stream", "traceparent", "until_ns", "waiter",
+        "want",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +81,7 @@ class Request:
         self.frames: Sequence[Any] = ()
         self.layout: tuple[list[Tensor], Fresh, list[int], int] | None = None  # while it waits for room
         self.want: Want | None = None
+        self.packed: Packed | None = None  # several of one row, of which each is one of the caller's
         self.lost = ""  # how it lost its broker
         self.lost_ns = 0
         self.waiter: Any = None
@@ -180,6 +183,8 @@ class Request:
         if left_ns < 1:
             left_ns = 1
         self.message = m.Submit(number, self.model, self.priority, left_ns, tensors, slots)
+        if self.packed is not None:
+            self.message.packed = True
         self.sent_ns = now_ns
         self.given = self.layout = None
 

@@ -392,6 +392,11 @@ def without(shape: Sequence[Any], axis: int) -> tuple[Any, ...]:
     return (*shape[:axis], *shape[axis + 1 :]) if axis >= 0 else tuple(shape)
 
 
+def rows_of(axis: int, start: int, stop: int) -> Any:
+    """The index of these rows of an array."""
+    return (*(slice(None),) * axis, slice(start, stop))
+
+
 def _list(what: str, names: Any) -> str:
     names = list(map(str, names))
     return f"the {what}{'s' * (len(names) > 1)} {', '.join(names)}" if names else f"no {what}s"

@@ -54,6 +54,13 @@ class Group:
         self.common: Sequence[bytes] = ()
         self.shared: Sequence[int] = ()
 
+    def pieces(self) -> list[int]:
+        """The rows of each request of a caller's: of packed items, one each."""
+        pieces = []
+        for item, count in zip(self.items, self.counts, strict=True):
+            pieces += [1] * count if item.packed else [count]
+        return pieces
+
     def side_by_side(self, index: int, layout: Layout) -> bool:
         """Whether an input of all requests is contiguous in memory, in the order of the run."""
         items = self.items

@@ -103,7 +103,7 @@ class Uniform(Sequence[Item]):
         self.offsets = [tensor.offset for tensor in first.inputs]
         self.offsets += [slot.offset for slot in first.outputs]
         self.offsets += first.more
-        self.first = Item(first.arena, first.inputs, first.outputs)
+        self.first = Item(first.arena, first.inputs, first.outputs, packed=first.packed)
         self._as_it_came = first
         self._items: list[Item] | None = None
 

@@ -139,6 +139,8 @@ class Runner:
         """Bind handles in place when they come for the second time."""
         if not self._in_place or not item.outputs or item.digest or item.rows or self._written is None:
             return
+        if item.packed:
+            return  # its rows are checked now and then
         known = self._known
         if len(known) >= BINDINGS_MAX:
             del known[next(iter(known))]
@@ -289,6 +291,9 @@ class Runner:
             self._run_alone(item, arena, first + number, result)
 
     def _run_alone(self, item: Item, arena: MappedArena, number: int, result: Result) -> None:
+        if item.packed:
+            reason = f": {self.alone_reason}" if self.alone_reason else ""
+            raise ItemRefused(number, f"packed requests of {self.name!r} may not share a run{reason}")
         if self._by_value:
             run_texts(self._sessions, self.inputs, self.outputs, item, arena, number, result)
         else:
@@ -335,11 +340,11 @@ class Runner:
         # Inputs that are run twice must not change meanwhile, or rows would seem to depend on each other.
         is_checked = (
             self._spots is not None
-            and len(items) > 1
+            and (len(items) > 1 or (items[0].packed and group.rows > 1))
             and group.padded is None
             and self._spots.wants((form.key, *common), group.rows, started_ns)
         )
-        if items[0].rows and not items[0].start:
+        if items[0].rows and not items[0].start and not items[0].packed:
             self._check_split(items[0], arenas[0], group)
         addresses = place_inputs(group, result, self._in_place, is_checked, self.max_batch)
         places = [0] * len(self.outputs)

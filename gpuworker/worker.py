@@ -238,6 +238,7 @@ class Worker:
             else:
                 result = model.run(message, self._memory)
         except ItemRefused as error:
+            self._tell_of_rows(message, model)
             failed = m.BatchFailed(
                 self._epoch, message.batch, Code.INVALID_REQUEST, str(error)[:4000], error.item
             )
@@ -267,16 +268,21 @@ class Worker:
                 text = f"the answer of {message.model!r} doesn't fit into a message to the broker: {unfit}"
                 self._send([m.BatchFailed(self._epoch, message.batch, Code.MODEL_FAILED, text)])
                 return
-            reason = model.disproved
-            if reason and model.batchable:  # first: it decides what the broker does with this batch's parts
-                model.batchable = False
-                self._send([m.RunsAlone(message.model, message.revision, reason[:4000])])
+            self._tell_of_rows(message, model)
             self._send([done], result.frames)
             if model.has_learned:
                 model.has_learned = False
                 for (name, revision), served in self._models.items():
                     if served is model:
                         self._describe(name, revision, model, None)
+
+    def _tell_of_rows(self, message: m.LentBatch, model: ServedModel) -> None:
+        """Say that rows depend on each other, if this batch has shown it. Before the batch's own outcome: it
+        decides what the broker does with its parts."""
+        reason = model.disproved
+        if reason and model.batchable:
+            model.batchable = False
+            self._send([m.RunsAlone(message.model, message.revision, reason[:4000])])
 
     def _emit(self, batch: int, outputs: list[Tensor], frame: Any) -> bool:
         """Send one of a batch's answers. Returns whether another is wanted."""

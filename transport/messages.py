@@ -16,7 +16,7 @@ from .segments import SegmentHandle
 from .tensors import RANK_MAX, Count, Slot, Tensor, TensorSpec, moved
 from .wire import ALONG_MAX
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 MESSAGES_MAX = 4096  # messages in one envelope
 REQUESTS_MAX = 4096  # request ids in one Cancel
 MORE_MAX = 256  # further requests of one Submit
@@ -82,7 +82,7 @@ class More(msgspec.Struct, array_like=True, gc=False):
 
 class Submit(msgspec.Struct, array_like=True, tag=2, gc=False):
     """A request, and more that are like it. `request` is the client's own number, unique among what it has
-    under way."""
+    under way. `packed`: every row is a request of its caller's, which the client has laid beside others."""
 
     request: Id
     model: Name
@@ -91,6 +91,7 @@ class Submit(msgspec.Struct, array_like=True, tag=2, gc=False):
     inputs: Annotated[list[Tensor], msgspec.Meta(max_length=TENSORS_MAX)]
     outputs: Annotated[list[Slot], msgspec.Meta(max_length=TENSORS_MAX)]  # in the model's order, or empty
     more: More | None = None
+    packed: bool = False
 
     @property
     def width(self) -> int:
@@ -102,14 +103,15 @@ class Submit(msgspec.Struct, array_like=True, tag=2, gc=False):
         more, width = self.more, self.width
         if more is None:
             return [self]
+        model, priority, packed = self.model, self.priority, self.packed
         submits = [
-            Submit(self.request, self.model, self.priority, self.deadline_ns, self.inputs, self.outputs)
+            Submit(self.request, model, priority, self.deadline_ns, self.inputs, self.outputs, None, packed)
         ]
         for index, (number, left_ns) in enumerate(zip(more.requests, more.deadlines_ns, strict=True)):
             tensors, slots = moved(
                 self.inputs, self.outputs, more.offsets[index * width : (index + 1) * width]
             )
-            submits.append(Submit(number, self.model, self.priority, left_ns, tensors, slots))
+            submits.append(Submit(number, model, priority, left_ns, tensors, slots, None, packed))
         return submits
 
 
@@ -461,7 +463,7 @@ class Item(msgspec.Struct, array_like=True, gc=False):
     `rows` is 0. `outputs` empty, or of other sizes than come out: the outputs go back as frames. `digest`:
     others want this result too, if the inputs are what they were; see docs/architecture.md, "Identical
     work". `more`: the offsets of further whole requests that are like it, as in More; each counts as an item
-    of the batch."""
+    of the batch. `packed`: as in Submit. Where rows may share no run, it is refused."""
 
     arena: int
     inputs: list[Tensor]
@@ -470,14 +472,19 @@ class Item(msgspec.Struct, array_like=True, gc=False):
     start: int = 0
     rows: int = 0
     more: list[Count] = []
+    packed: bool = False
 
     def apart(self) -> list[Item]:
         """Its requests, each as an Item of its own."""
         width = len(self.inputs) + len(self.outputs)
-        items = [Item(self.arena, self.inputs, self.outputs, self.digest, self.start, self.rows)]
+        packed = self.packed
+        items = [
+            Item(self.arena, self.inputs, self.outputs, self.digest, self.start, self.rows, [], packed)
+        ]
         for at in range(0, len(self.more), width):
             places = self.more[at : at + width]
-            items.append(Item(self.arena, *moved(self.inputs, self.outputs, places)))
+            tensors, slots = moved(self.inputs, self.outputs, places)
+            items.append(Item(self.arena, tensors, slots, b"", 0, 0, [], packed))
         return items
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from batchyard.client.engine import GRACE_NS
-from batchyard.client.map import Window
+from batchyard.client.map import SEND_SHARE, Window
+from batchyard.client.packing import packer_of
 from batchyard.client.request import Request
 from batchyard.client.signature import Signature
 from batchyard.transport import errors
@@ -35,7 +36,8 @@ class SimMap:
         self._line = client.line()
         self._line.user = self
         self._begun = False
-        self._window = Window(self._line.engine, self._inputs(rng.randrange(1, 14)), rng.choice((1, 3, 8)), self._request)
+        self._size = rng.choice((1, 3, 8, 12))
+        self._window = Window(self._line.engine, self._inputs(rng.randrange(1, 14)), self._size, self._request)
         now_ns = client.world.clock.now_ns
         self._question = Request(model, None, 0, 0, now_ns + self._patience_ns, now_ns)
         self._line.ask(self._question)
@@ -45,7 +47,7 @@ class SimMap:
         for _ in range(number_of):
             does = client.world.what_an_item_does(self.model)
             number = client.world.next_number()
-            rows = ALONE_ROWS if self.model == "alone" else rng.choice((1, 2, MAX_BATCH[self.model]))
+            rows = ALONE_ROWS if self.model == "alone" else rng.choice((1, 1, 1, 2, MAX_BATCH[self.model]))
             inputs = make_inputs(self.model, number, rows, does, rng.randrange(1000), 4)
             ticket = Ticket(number, self.model, does, inputs)
             ticket.driver = self._line
@@ -56,11 +58,15 @@ class SimMap:
                 array[...] = -1  # the caller's own again, when the next is asked for
 
     def _request(self, given: Any) -> Request:
-        ticket, now_ns = self._tickets[-1], self._client.world.clock.now_ns
+        now_ns = self._client.world.clock.now_ns
         until_ns = now_ns + self._patience_ns
-        ticket.request = Request(self.model, given, 2, until_ns, until_ns + GRACE_NS, now_ns)
-        ticket.inputs = []
-        return ticket.request
+        request = Request(self.model, given, 2, until_ns, until_ns + GRACE_NS, now_ns)
+        first = given[INPUTS[self.model][0].name]
+        numbers = set((first[0] if self.model == "turned" else first[:, 0]).tolist())
+        for ticket in self._tickets:  # several, if it is packed
+            if ticket.number in numbers:
+                ticket.request, ticket.inputs = request, []
+        return request
 
     def go_on(self) -> None:
         """One round of results(): fill, and take out what has come."""
@@ -75,18 +81,21 @@ class SimMap:
                 self._begun = True
                 if isinstance(outcome, Exception):
                     raise outcome
-                Signature(outcome[0])  # type: ignore[index]
+                (info,) = outcome  # type: ignore[misc]
+                Signature(info)
+                self._window.packer = packer_of(info, self._size // SEND_SHARE)
             while True:
                 has_room = window.wants_filling
                 while has_room:
                     has_room = window.fill(client.world.clock.now_ns)
                 if window.waits:
                     return
-                if not window.under_way:
+                if window.is_over:
                     self._end(None)
                     return
-                reply = window.take()
-                client.check(self._tickets.popleft(), reply)
+                reply = window.take(client.world.clock.now_ns)
+                if reply is not None:
+                    client.check(self._tickets.popleft(), reply)
                 del reply
         except errors.BatchyardError as error:
             self._end(error)

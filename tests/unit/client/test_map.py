@@ -42,7 +42,7 @@ class Mapped(Side):
             self.complete(request)
 
     def take(self) -> float:
-        return float(self.window.take().value[0, 0])  # type: ignore[call-overload,index]
+        return float(self.window.take(self.now_ns).value[0, 0])  # type: ignore[call-overload,index]
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_what_cannot_be_asked_again_ends_the_map(made: Any) -> None:
     side.fill()
     side.lose()
     with pytest.raises(BrokerLost, match="not idempotent"):
-        side.window.take()
+        side.window.take(side.now_ns)
 
 
 def test_a_map_with_nothing_under_way_goes_on_with_any_model(made: Any) -> None:
@@ -147,7 +147,7 @@ def test_what_will_never_have_room_is_an_error_in_its_place(made: Any) -> None:
     side.answer(*side.fill())
     assert side.take() == 1
     with pytest.raises(ArenaExhausted):
-        side.window.take()
+        side.window.take(side.now_ns)
     assert side.fill() == [], "the first error ends it"
 
 
@@ -158,7 +158,7 @@ def test_an_error_is_raised_in_its_place_and_the_rest_is_cancelled(made: Any) ->
     side.hear(m.Failed(submits[1].request, ModelFailed.code, "no"))
     assert side.take() == 1
     with pytest.raises(ModelFailed):
-        side.window.take()
+        side.window.take(side.now_ns)
     (third,) = side.window.under_way
     side.window.leave()
     assert side.sent() == [m.Cancel([submits[2].request])]
@@ -171,7 +171,7 @@ def test_an_input_that_cannot_be_is_an_error_in_its_place(made: Any) -> None:
     side.answer(*side.fill())
     assert side.take() == 1
     with pytest.raises(InvalidRequest):
-        side.window.take()
+        side.window.take(side.now_ns)
 
 
 def test_results_that_nobody_took_are_let_go_of(made: Any) -> None:

@@ -122,7 +122,7 @@ def test_tags_of_another_direction_are_malformed() -> None:
     assert outcome(codec.admin_to_broker, bytes.fromhex(GOLDEN["client_to_broker.Submit"])) == "malformed"
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 6, 127, 128, 1 << 32, (1 << 63) - 1, -1])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 5, 7, 127, 128, 1 << 32, (1 << 63) - 1, -1])
 def test_another_version_is_told_apart_whatever_follows(version: int) -> None:
     for behind in ([], [SUBMIT], [[99]], "text", None, {"a": 1}, [[2, -1]]):
         payload = msgpack.packb([version, behind])
@@ -137,7 +137,7 @@ def test_a_version_that_is_no_number_is_malformed(version: Any) -> None:
 
 
 def test_the_sentence_about_another_version_names_both_and_says_what_to_do() -> None:
-    with pytest.raises(WrongVersion, match=r"speaks protocol 9, this side speaks 5: install the same"):
+    with pytest.raises(WrongVersion, match=r"speaks protocol 9, this side speaks 6: install the same"):
         codec.client_to_broker.decode(submit(version=9))
 
 

@@ -63,34 +63,39 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
     "client_to_broker.Submit": (
         codec.client_to_broker,
         m.Submit(42, "resnet18", 2, 50_000_000, [Tensor(1, [2, 3, 224, 224], 1_204_224)], [Slot(4096, 8000)]),
-        [2, 42, "resnet18", 2, 50_000_000, [[1, [2, 3, 224, 224], 1_204_224, 0, 0]], [[4096, 8000, None]], None],
+        [2, 42, "resnet18", 2, 50_000_000, [[1, [2, 3, 224, 224], 1_204_224, 0, 0]], [[4096, 8000, None]], None, False],
     ),
     "client_to_broker.Submit with frames": (
         codec.client_to_broker,
         m.Submit((1 << 63) - 1, "m", 0, 0, [Tensor(7, [], 0, 1), Tensor(9, [0, 5], 0, 2)], []),
-        [2, (1 << 63) - 1, "m", 0, 0, [[7, [], 0, 1, 0], [9, [0, 5], 0, 2, 0]], [], None],
+        [2, (1 << 63) - 1, "m", 0, 0, [[7, [], 0, 1, 0], [9, [0, 5], 0, 2, 0]], [], None, False],
     ),
     "client_to_broker.Submit of strings, and an input left out": (
         codec.client_to_broker,
         m.Submit(5, "m", 3, 0, [Tensor(8, [2], 640, 0, 19), Tensor(ABSENT, [], 0)], []),
-        [2, 5, "m", 3, 0, [[8, [2], 640, 0, 19], [0, [], 0, 0, 0]], [], None],
+        [2, 5, "m", 3, 0, [[8, [2], 640, 0, 19], [0, [], 0, 0, 0]], [], None, False],
     ),
     "client_to_broker.Submit without inputs": (
         codec.client_to_broker,
         m.Submit(6, "m", 2, 0, [], [Slot(64, 4)]),
-        [2, 6, "m", 2, 0, [], [[64, 4, None]], None],
+        [2, 6, "m", 2, 0, [], [[64, 4, None]], None, False],
     ),
     "client_to_broker.Submit for an output of one shape": (
         codec.client_to_broker,
         m.Submit(7, "m", 2, 0, [], [Slot(64, 24, [2, 3])]),
-        [2, 7, "m", 2, 0, [], [[64, 24, [2, 3]]], None],
+        [2, 7, "m", 2, 0, [], [[64, 24, [2, 3]]], None, False],
     ),
     "client_to_broker.Submit of several that are alike": (
         codec.client_to_broker,
         m.Submit(
             7, "m", 2, 90, [Tensor(1, [4], 64)], [Slot(0, 4)], m.More([8, 9], [91, 0], [128, 192, 1 << 40, 256])
         ),
-        [2, 7, "m", 2, 90, [[1, [4], 64, 0, 0]], [[0, 4, None]], [[8, 9], [91, 0], [128, 192, 1 << 40, 256]]],
+        [2, 7, "m", 2, 90, [[1, [4], 64, 0, 0]], [[0, 4, None]], [[8, 9], [91, 0], [128, 192, 1 << 40, 256]], False],
+    ),
+    "client_to_broker.Submit of rows that are packed": (
+        codec.client_to_broker,
+        m.Submit(8, "m", 2, 0, [Tensor(1, [3, 4], 64)], [Slot(256, 12)], None, True),
+        [2, 8, "m", 2, 0, [[1, [3, 4], 64, 0, 0]], [[256, 12, None]], None, True],
     ),
     "client_to_broker.Cancel": (codec.client_to_broker, m.Cancel([42, 43, 70_000]), [3, [42, 43, 70_000]]),
     "client_to_broker.Describe": (codec.client_to_broker, m.Describe(44, "größe"), [4, 44, "größe"]),
@@ -317,19 +322,19 @@ EXPECTED: dict[str, tuple[codec.Decoder[Any], Any, list[Any]]] = {
         m.Batch(
             17, "resnet18", 2, 3, [m.Item(5, [Tensor(1, [3, 4], 128)], [Slot(0, 60)], b"\x01\xff")], 7_000
         ),
-        [6, 17, "resnet18", 2, 3, [[5, [[1, [3, 4], 128, 0, 0]], [[0, 60, None]], b"\x01\xff", 0, 0, []]], 7_000],
+        [6, 17, "resnet18", 2, 3, [[5, [[1, [3, 4], 128, 0, 0]], [[0, 60, None]], b"\x01\xff", 0, 0, [], False]], 7_000],
     ),
     "broker_to_worker.Batch of a part": (
         codec.broker_to_worker,
         m.Batch(18, "resnet18", 2, 8, [m.Item(5, [Tensor(1, [13, 4], 128)], [Slot(0, 260)], b"", 5, 8)]),
-        [6, 18, "resnet18", 2, 8, [[5, [[1, [13, 4], 128, 0, 0]], [[0, 260, None]], b"", 5, 8, []]], 0],
+        [6, 18, "resnet18", 2, 8, [[5, [[1, [13, 4], 128, 0, 0]], [[0, 260, None]], b"", 5, 8, [], False]], 0],
     ),
     "broker_to_worker.Batch of requests that are alike": (
         codec.broker_to_worker,
         m.Batch(
-            19, "net", 1, 6, [m.Item(5, [Tensor(1, [2, 4], 128)], [Slot(0, 40)], more=[192, 64, 1 << 40, 256])]
+            19, "net", 1, 6, [m.Item(5, [Tensor(1, [2, 4], 128)], [Slot(0, 40)], more=[192, 64, 1 << 40, 256], packed=True)]
         ),
-        [6, 19, "net", 1, 6, [[5, [[1, [2, 4], 128, 0, 0]], [[0, 40, None]], b"", 0, 0, [192, 64, 1 << 40, 256]]], 0],
+        [6, 19, "net", 1, 6, [[5, [[1, [2, 4], 128, 0, 0]], [[0, 40, None]], b"", 0, 0, [192, 64, 1 << 40, 256], True]], 0],
     ),
     "admin_to_broker.Snapshot": (codec.admin_to_broker, m.Snapshot("5ec"), [1, "5ec"]),
     "admin_to_broker.LoadModel": (
@@ -435,8 +440,8 @@ def test_every_direction_takes_every_message_of_its_union() -> None:
 
 
 def test_the_version_is_the_one_that_the_golden_bytes_were_written_for() -> None:
-    assert m.PROTOCOL_VERSION == 5, "write golden.json anew: see the module's docstring"
+    assert m.PROTOCOL_VERSION == 6, "write golden.json anew: see the module's docstring"
 
 
 def test_the_first_byte_of_an_envelope_is_the_same_in_every_version() -> None:
-    assert {text[:4] for text in GOLDEN.values()} == {"9205"}  # an array of two, then the version
+    assert {text[:4] for text in GOLDEN.values()} == {"9206"}  # an array of two, then the version
