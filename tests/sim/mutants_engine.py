@@ -8,6 +8,7 @@ REQUEST = "client/request.py"
 RESUBMIT = "client/resubmit.py"
 MEMORY = "client/memory.py"
 MAP = "client/map.py"
+PACKING = "client/packing.py"
 SIGNATURE = "client/signature.py"
 ROOM = "client/room.py"
 OUTBOX = "client/outbox.py"
@@ -103,12 +104,30 @@ ENGINE = [
     ("what was learned of a model outlives it", EIN, "not known[model].still_holds(message.models[0])", "False"),
     # ---- map
     ("a map asks for the next input while the last one waits", MAP, "if self.refill_at < 0 or (under_way and not _is_placed(under_way[-1])):", "if self.refill_at < 0:"),
-    ("all of a window leaves at once", MAP, "min(-(-self._size // SEND_SHARE), self._size - len(under_way))", "self._size - len(under_way)"),
+    ("all of a window leaves at once", MAP, "min(-(-self._size // SEND_SHARE), self._size - self._count)", "self._size - self._count"),
     # ---- kinds of requests
     ("requests of other shapes are taken for the first's kind", SIGNATURE, "self._kinds.get((inputs.shape,))", "next(iter(self._kinds.values()), None)"),
     ("what is learned does not reach known kinds", SIGNATURE, "            self._learned[key] = learned\n            self._kinds.clear()\n", "            self._learned[key] = learned\n"),
-    ("a map hands out results in another order", MAP, "self.under_way.popleft().take()", "(self.under_way.popleft() if len(self.under_way) < 2 or self.under_way[1].outcome is None else self.under_way.pop()).take()"),
+    ("a map hands out results in another order", MAP, "            request = self.under_way.popleft()\n", "            request = self.under_way.popleft() if len(self.under_way) < 2 or self.under_way[1].outcome is None else self.under_way.pop()\n"),
     ("a map asks in another place", MAP, "            under_way.append(request)\n", "            under_way.insert(len(under_way) // 2, request)\n"),
     ("a map's input that had no room is lost", MAP, "                if request.outcome is not None:\n                    self.refill_at = -1  # the first error ends it\n", "                if request.outcome is None:\n                    under_way.pop()\n"),
     ("a map that is over cancels nothing", MAP, "            self._engine.cancel(request)\n", ""),
+    # ---- requests that go as rows of one
+    ("what lies packed is overtaken by what goes by itself", MAP, "                self._send_packed(packer, now_ns)\n            request = make(entry)\n", "            request = make(entry)\n"),
+    ("what is packed does not say so", REQUEST, "            self.message.packed = True\n", "            pass\n"),
+    ("requests of other shapes are packed together", PACKING, "        if kind is not self._kind or signature is not self._signature:\n            return False\n", ""),
+    ("requests with other shared inputs are packed together", PACKING, " or (axis < 0 and array.tobytes() != laid.tobytes())", ""),
+    ("requests of several rows are packed", PACKING, "kind.rows != 1 or ", ""),
+    ("packed rows are handed out in another order", MAP, "            self._arrived.extend(replies)\n", "            self._arrived.extend(reversed(replies))\n"),
+    ("what was packed goes by itself in another order", MAP, "extendleft(reversed(requests))", "extendleft(requests)"),
+    ("one bad row ends all that it was packed with", MAP, "isinstance(outcome, (Reply, *OF_ONE))", "isinstance(outcome, Reply)"),
+    ("after a bad row requests are packed as before", MAP, "        self.packer = None\n        requests", "        requests"),
+    ("what must not run twice is packed", PACKING, " or not info.idempotent", ""),
+    ("a worker does not know what is packed", "broker/requests.py", "return m.Item(request.arena, request.inputs, request.outputs, packed=request.packed)", "return m.Item(request.arena, request.inputs, request.outputs)"),
+    ("packed requests are run as one where rows may share no run", "gpuworker/runner.py", "        if item.packed:\n            reason", "        if False:\n            reason"),
+    ("packed rows are checked as one request", "gpuworker/group.py", "[1] * count if item.packed else [count]", "[count]"),
+    ("one packed request is not checked", "gpuworker/runner.py", "(len(items) > 1 or (items[0].packed and group.rows > 1))", "len(items) > 1"),
+    ("handles of packed rows are remembered, and checked no more", "gpuworker/runner.py", "        if item.packed:\n            return", "        if False:\n            return"),
+    ("packed requests travel in the columns of others", OUTBOX, "        or (request.packed is None) != (leader.packed is None)\n", ""),
+    ("in columns it is not said what is packed", OUTBOX, "        message.packed,\n", ""),
 ]  # fmt: skip

@@ -33,7 +33,7 @@ ROWS = [
     ("rows that wait are joined with others when they are none", CORE, "        for parts in (*leased, *(lane.waiting() for lane in model.lanes.values())):\n", "        for parts in leased:\n"),
     ("a request that starts over still waits for one that is like it", BOOKS, "        request.key = None  # nobody waits for its result any more\n", ""),
     ("workers that have not seen the same share runs all the same", CORE, "            if model.outputs and model.batchable != message.batchable and not model.disproved:\n", "            if False:\n"),
-    ("a worker keeps it to itself that rows are none", SESSION, "                self._send([m.RunsAlone(message.model, message.revision, reason[:4000])])\n", ""),
+    ("a worker keeps it to itself that rows are none", SESSION, "            self._send([m.RunsAlone(message.model, message.revision, reason[:4000])])\n", ""),
     ("an answer that the broker would refuse is sent", SESSION, "codec.worker_to_broker.refusal(done) if result.frames else \"\"", "\"\""),
     ("outputs without the batch's rows are dealt out", ANSWERS, "if axis >= 0 and (axis >= len(shape) or shape[axis] != group.size):", "if False:"),
     # ---- inputs that a batch shares
@@ -57,7 +57,7 @@ ROWS = [
     ("many rows are not tried", JUDGE, "        self._compare_many(count)\n", ""),
     ("larger values are not tried", DRAWING, "        other._scale = OTHER_SCALE\n", ""),
     ("the first batches are not run by each request", RUNNER, "        if is_checked:\n            self._check_pieces(group, addresses, values)\n", ""),
-    ("what each request gives by itself is not compared", "gpuworker/spotchecks.py", "            if not off <= tolerance_of(spec):\n                raise NotRows(\n                    f\"rows of {len(group", "            if False:\n                raise NotRows(\n                    f\"rows of {len(group"),
+    ("what each request gives by itself is not compared", "gpuworker/spotchecks.py", "            if not off <= tolerance_of(spec):\n                raise NotRows(\n                    f\"rows of {len(requests", "            if False:\n                raise NotRows(\n                    f\"rows of {len(requests"),
     ("a split request is not compared with the whole one", "gpuworker/spotchecks.py", "            if not off <= tolerance_of(spec):\n                raise NotRows(\n                    f\"rows of a request", "            if False:\n                raise NotRows(\n                    f\"rows of a request"),
     ("unusual rows are not tried", JUDGE, "        self._compare_unusual()\n", ""),
     ("every batch is run twice", "gpuworker/spotchecks.py", "        return self._batches % EVERY == 0\n", "        return True\n"),

@@ -468,6 +468,54 @@ def test_a_part_that_comes_after_that_is_run_as_its_whole_request(yard: Yard, po
         np.testing.assert_array_equal(got, x[x[:, 0] > 0])
 
 
+@pytest.fixture(scope="module")
+def mixing(onnx_models: Any) -> Path:
+    """y = x, and beyond a million what is too much of the largest row is added to all: no drawn input shows it."""
+    found: Path = onnx_models.save(
+        "mixing",
+        [("ReduceMax", ["x"], ["most"], {"keepdims": 0}), ("Sub", ["most", "bound"], ["over"], {}),
+         ("Relu", ["over"], ["added"], {}), ("Add", ["x", "added"], ["y"], {})],
+        [("x", FLOAT, ["n", 2])], [("y", FLOAT, ["n", 2])], {"bound": np.array(1e6, np.float32)},
+    )  # fmt: skip
+    return found
+
+
+def test_packed_rows_are_checked_by_themselves_and_refused_where_they_mix(yard: Yard, mixing: Path) -> None:
+    model = serve(mixing)
+    assert model.batchable
+    x = rows(1, 2, 3)
+    item = m.Item(ARENA, [yard.put(x, FLOAT)], slots(yard, x), packed=True)
+    yard.run(model, item)
+    np.testing.assert_array_equal(read(yard, item, x)[0], x)
+    large = rows(1, 2e6, 3, 4)
+    mixed = m.Item(ARENA, [yard.put(large, FLOAT)], slots(yard, large), packed=True)
+    with pytest.raises(ItemRefused, match="rows of 4 requests, run together and by themselves, differ"):
+        yard.run(model, mixed)
+    assert model.disproved
+    for lent_rows in (0, 3):
+        with pytest.raises(ItemRefused, match="packed requests of 'net' may not share a run"):
+            yard.run(model, item, rows=lent_rows)
+    one = m.Item(ARENA, [yard.put(large, FLOAT)], slots(yard, large))  # a caller's own rows run as he gave them
+    yard.run(model, one)
+    np.testing.assert_array_equal(read(yard, one, large)[0], large + np.float32(1e6))
+
+
+def test_packed_handles_that_come_again_are_looked_at_again(
+    yard: Yard, onnx_models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = serve(onnx_models.unary("again", "Neg", ["n", 4]))
+    asked = []
+    monkeypatch.setattr(runner_module.SpotChecks, "wants", lambda *_: asked.append(1))
+    for is_packed in (False, True):
+        asked.clear()
+        x = draw(3, 4)
+        item = m.Item(ARENA, [yard.put(x, FLOAT)], slots(yard, x), packed=is_packed)
+        for _ in range(6):
+            yard.run(model, item)
+        np.testing.assert_array_equal(read(yard, item, x)[0], -x)
+        assert len(asked) == (6 if is_packed else 0)
+
+
 def test_a_model_that_filters_rows_is_not_batched_where_that_is_seen_at_load(positive: Path) -> None:
     model = serve(positive)
     assert not model.batchable
