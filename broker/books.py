@@ -134,7 +134,7 @@ class Books:
         if (
             request.virtual_ns < leader.virtual_ns
             and run.part is not None
-            and request.lane.withdraw(run.part)
+            and leader.lane.withdraw(run.part)
         ):
             run.lead(request)
             run.follow(leader)

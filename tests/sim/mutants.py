@@ -61,6 +61,7 @@ MUTANTS = [
     Mutant("a request that is done is released twice", DELIVERY, '            books.end(request, "ok")\n', '            books.end(request, "ok")\n            books.release(request)\n'),
     Mutant("a cancel is ignored", CORE, 'self.books.fail(request, Code.CANCELLED, "cancelled by its client")', "pass"),
     Mutant("a deadline is ignored", CORE, "ENDED_MAX):\n            self.books.expire(request)\n", "ENDED_MAX):\n            pass\n"),
+    Mutant("the lead is taken from the lane of who takes it", BOOKS, "leader.lane.withdraw", "request.lane.withdraw"),
     Mutant("held slots are called free", BOOKS, "held = request.rows_leased > 0", "held = False"),
     Mutant("free slots are called held", BOOKS, "held = request.rows_leased > 0", "held = True"),
     Mutant("a batch that is done answers requests that have ended", DELIVERY, "    if request.ended:\n        books.release_if_free(request)\n        return False\n", ""),

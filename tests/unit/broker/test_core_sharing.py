@@ -265,6 +265,23 @@ def test_the_lead_goes_up_with_every_class_and_comes_down_with_every_cancel(yard
     yard.at_rest()
 
 
+def test_who_takes_the_lead_takes_it_from_the_lane_in_which_it_waits(yard: Yard) -> None:
+    """Once rows may share no run, what waits keeps its lane, and what comes has another."""
+    running = busy(yard)
+    yard.ask(1, 1, priority=LOW)
+    yard.say(1, m.RunsAlone("net", 1, "rows mix"))
+    yard.ask(2, 3, priority=URGENT)
+    invariants.check(yard.core)
+    assert yard.core.models["net"].waiting == [1, 0, 0, 0]
+    yard.ran(1, running)
+    (batch,) = yard.turn()
+    assert numbers(batch) == [3]
+    yard.ran(1, batch)
+    assert yard.outcomes(1) == {1: "ok"}
+    assert yard.outcomes(2) == {3: "ok"}
+    yard.at_rest()
+
+
 def test_what_is_to_run_as_it_is_keeps_the_lead(yard: Yard) -> None:
     """Half of a failed batch waits for its run; nobody takes its place, or the culprit is not found."""
     yard.ask(1, 1)
