@@ -238,8 +238,9 @@ class Client:
     ) -> Iterator[Array | dict[str, Array]]:
         """`infer` over many inputs, `window` of them under way at once; results in order.
 
-        The quickest way to run many: no futures, no thread, and requests leave as one message. The
-        first error ends it, and cancels what is under way. `timeout` and `deadline` are for each.
+        The quickest way to run many: no futures, no thread, requests leave as one message, and small ones of
+        one row as rows of one request (of idempotent models whose rows may share a run). The first error ends
+        it, and cancels what is under way. `timeout` and `deadline` are for each.
         """
         options = Options(model, priority, deadline, timeout)
         source, size = source_of(inputs), window_of(window)

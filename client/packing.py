@@ -82,7 +82,7 @@ class Packer:
             ]
         for array, (laid, axis) in zip(arrays, self._laid, strict=True):
             if not axis:
-                laid[self.count] = array
+                laid[self.count : self.count + 1] = array
             elif axis > 0:
                 laid[rows_of(axis, self.count, self.count + 1)] = array
         self.count += 1

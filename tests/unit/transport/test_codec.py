@@ -142,7 +142,7 @@ def test_the_sentence_about_another_version_names_both_and_says_what_to_do() -> 
 
 
 def test_fields_that_a_newer_peer_added_at_the_end_are_skipped() -> None:
-    newer = msgpack.packb([m.PROTOCOL_VERSION, [[*SUBMIT, None, "new", {"field": [1]}]], "behind the messages"])
+    newer = msgpack.packb([m.PROTOCOL_VERSION, [[*SUBMIT, None, False, "new", {"field": [1]}]], "behind the messages"])
     assert codec.client_to_broker.decode(newer) == codec.client_to_broker.decode(submit())
 
 

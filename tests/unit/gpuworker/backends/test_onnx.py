@@ -72,13 +72,13 @@ def folded(items: Sequence[m.Item]) -> list[m.Item]:
     sent: list[m.Item] = []
     for item in items:
         shapes = [(tensor.dtype, tensor.shape) for tensor in item.inputs]
-        kind = item.arena, shapes, [slot.nbytes for slot in item.outputs]
+        kind = item.arena, shapes, [slot.nbytes for slot in item.outputs], item.packed
         is_whole = not (item.rows or item.digest or any(tensor.strings_nbytes for tensor in item.inputs))
         if is_whole and kinds and kinds[-1] == kind and kind[1]:
             sent[-1].more += [place.offset for place in (*item.inputs, *item.outputs)]
             continue
         kinds.append(kind if is_whole else None)
-        sent.append(m.Item(item.arena, item.inputs, item.outputs, item.digest, item.start, item.rows))
+        sent.append(m.Item(item.arena, item.inputs, item.outputs, item.digest, item.start, item.rows, [], item.packed))
     return sent
 
 
