@@ -139,6 +139,18 @@ class Model(ModelSignature):
             self.elements,
             self.padding,
             self.streams,
+            self.packs,
+        )
+
+    @property
+    def packs(self) -> bool:
+        """Whether requests may go as rows of one. Of identical ones each must be seen, and of different sizes
+        each is padded by itself; what may not run twice could not be sent again, each by itself."""
+        return (
+            self.batchable
+            and self.config.idempotent
+            and not (self.streams or self.sharing.shares or self.ragged)
+            and min(self.batch_axes[len(self.inputs) :], default=0) >= 0
         )
 
     def brief(self) -> ModelInfo:

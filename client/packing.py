@@ -16,15 +16,13 @@ from ..transport.messages import ModelInfo
 from .signature import Array, Kind, Signature, rows_of
 
 BYTES_MAX = 1 << 14  # of a request's inputs: beyond, a copy costs more than a message saves
+ANSWER_BYTES_MAX = 1 << 16  # of its outputs, as far as they are known: one that is kept keeps them all
 RUN_NS_MAX = 10_000_000  # of a packed run, by the warm-up: results come when all of it is done
 
 
 def packer_of(info: ModelInfo, most: int) -> Packer | None:
     """For a model whose requests may go together, `most` of them; None: each goes by itself."""
-    outputs = info.batch_axes[len(info.inputs) :] or [0]
-    if not info.batchable or not info.idempotent or info.streams or info.padded_axes or min(outputs) < 0:
-        return None
-    if not all(BY_CODE[spec.dtype].itemsize for spec in (*info.inputs, *info.outputs)):
+    if not info.packs or not all(BY_CODE[spec.dtype].itemsize for spec in (*info.inputs, *info.outputs)):
         return None  # texts, and two elements to a byte
     most = min(most, info.max_batch)
     for worker in info.workers:
@@ -58,6 +56,8 @@ class Packer:
             if kind.rows != 1 or any(array is None for array in arrays):
                 return None
             if sum(array.nbytes for array in arrays if array is not None) > BYTES_MAX:
+                return None
+            if sum(signature.output_nbytes(1)) > ANSWER_BYTES_MAX:
                 return None
         return cast("list[Array]", arrays), kind
 

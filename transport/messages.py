@@ -265,6 +265,7 @@ class ModelInfo(msgspec.Struct, array_like=True, frozen=True):
     elements: int = 0  # along padded axes, of all its batches so far
     padding: int = 0  # of these, what was padding
     streams: bool = False  # it answers a request several times; see Yielded
+    packs: bool = False  # small requests for it may go as rows of one; see Submit
 
 
 class Described(msgspec.Struct, array_like=True, tag=6):

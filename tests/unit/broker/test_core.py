@@ -392,3 +392,22 @@ def test_small_requests_are_not_cut_in_two_to_fill_a_batch(world: World) -> None
     batch, *_ = world.turn()
     assert numbers(batch) == [1]
     assert batch.rows == 3
+
+
+def test_a_worker_is_told_which_requests_are_packed(world: World) -> None:
+    """Whole, in columns, and in parts; those that are not share no item with them."""
+    def ask(number: int, rows: int, packed: bool) -> None:
+        at = number * 64 * ROW_BYTES
+        tensors, slots = [Tensor(1, [rows, 4], at)], [Slot(at, rows * ROW_BYTES)]
+        world.do(e.Submitted(1, 1, m.Submit(number, "net", NORMAL, 0, tensors, slots, None, packed)))
+
+    for number, rows, packed in ((1, 1, True), (2, 1, True), (3, 1, False), (4, 6, True)):
+        ask(number, rows, packed)
+    seen = []
+    for _ in range(4):
+        for batch in world.turn():
+            seen += [(number, item.packed) for number, item in zip(numbers(batch), batch.apart(), strict=True)]
+            world.done(1, batch)
+    assert sorted(set(seen)) == [(1, True), (2, True), (3, False), (4, True)]
+    assert len(seen) > 4, "the last one came in parts"
+    assert world.outcomes(1) == dict.fromkeys((1, 2, 3, 4), "ok")

@@ -167,6 +167,29 @@ def test_a_model_that_cannot_batch_takes_its_whole_shape_as_one_row() -> None:
     assert alone.output_shapes(1) == [(FLOAT32, [2])]
 
 
+@pytest.mark.parametrize(
+    ("config", "loaded", "packs"),
+    [
+        ({}, {}, True),
+        ({"idempotent": False}, {}, False),
+        ({"join": True}, {}, False),
+        ({"cache_ns": 1}, {}, False),
+        ({}, {"batchable": False}, False),
+    ],
+    ids=str,
+)
+def test_requests_go_as_rows_of_one_only_where_each_may_be_sent_again_and_none_is_another_s(
+    config: dict[str, Any], loaded: dict[str, Any], packs: bool
+) -> None:
+    made = Model(ModelConfig("net", Path("/net.onnx"), 4, **config))
+    spec = TensorSpec("x", 1, ["n", 4])
+    fields: dict[str, Any] = {"batchable": True, "alone_reason": ""} | loaded
+    made.loaded(1, 5001, Loaded("net", 1, [spec], [spec], max_batch=4, provider="cpu", placement="", warmup_ns={}, **fields))
+    assert made.info().packs is packs
+    made.disprove("rows mix")
+    assert not made.info().packs
+
+
 def test_the_smaller_of_configured_and_loaded_maximum_holds() -> None:
     spec = [TensorSpec("x", FLOAT32, ["n", 4])]
     assert model(spec, spec, max_batch=3).max_batch == 3

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from batchyard.client.map import SEND_SHARE
-from batchyard.client.packing import BYTES_MAX, RUN_NS_MAX, packer_of
+from batchyard.client.packing import ANSWER_BYTES_MAX, BYTES_MAX, RUN_NS_MAX, packer_of
 from batchyard.client.reply import Reply
 from batchyard.tests.unit.client.test_map import Mapped, rows
 from batchyard.tests.unit.client.yard import RECEIPT, info
@@ -18,7 +18,7 @@ from batchyard.transport.errors import Code, InvalidRequest, ModelFailed, Overlo
 from batchyard.transport.tensors import TensorSpec
 
 QUICK = m.WorkerInfo(3, 99, "cpu", "", {1: 1_000, 4: 2_000, 8: 3_000})
-PACKABLE = {"workers": [QUICK]}
+PACKABLE = {"workers": [QUICK], "packs": True}
 
 
 class Packing(Mapped):
@@ -206,10 +206,7 @@ def test_packed_requests_leave_in_columns_of_their_own(sides: list[Packing]) -> 
     [
         ({}, 8),
         ({"max_batch": 3}, 3),
-        ({"batchable": False}, 1),
-        ({"idempotent": False}, 1),
-        ({"streams": True}, 1),
-        ({"padded_axes": ["t"]}, 1),
+        ({"packs": False}, 1),
         ({"workers": []}, 8),
         ({"workers": [QUICK, m.WorkerInfo(4, 98, "cpu", "", {1: 1_000, 4: RUN_NS_MAX, 8: RUN_NS_MAX + 1})]}, 4),
         ({"workers": [m.WorkerInfo(4, 98, "cpu", "", {})]}, 1),
@@ -221,6 +218,12 @@ def test_packed_requests_leave_in_columns_of_their_own(sides: list[Packing]) -> 
 def test_which_models_requests_are_packed(changed: dict[str, Any], most: int) -> None:
     packer = packer_of(info(**(PACKABLE | changed)), 32)
     assert (packer._rows_max if packer is not None else 1) == most
+
+
+def test_what_gives_much_goes_by_itself(sides: list[Packing]) -> None:
+    model = info([TensorSpec("y", 1, ["n", ANSWER_BYTES_MAX // 4 + 1])], **PACKABLE)
+    sides.append(side := Packing(rows(1, 2), 8, model))
+    assert sizes(side.fill()) == [(1, False), (1, False)]
 
 
 def test_what_is_large_is_not_copied_twice(sides: list[Packing]) -> None:
