@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
+from collections.abc import Iterator
 
 import pytest
 from batchyard.transport.wire import Bounds
@@ -14,6 +16,15 @@ from batchyard.transport.wire.zmtp import DEALER
 from ....striking import struck
 
 PASSED = 3
+
+
+@pytest.fixture(autouse=True)
+def _no_garbage_of_other_tests() -> Iterator[None]:
+    """Whose descriptors a collection would close in between."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="descriptors are passed on Linux")
