@@ -34,6 +34,7 @@ PATIENCE_MS = 10_000  # where time-outs are not the question
 START_S = 60.0
 ROUNDING = 1e-4
 ALONE, BARE, BY_HAND, ADAPTER = "onnxruntime alone", "REQ/REP alone", "by hand", "batchyard frigate"
+CHAIN = "three processes"
 WANTED_MS = 0.5
 
 Array = np.ndarray[Any, Any]
@@ -63,17 +64,20 @@ def measure(file: Path, seconds: float) -> dict[str, Any]:
     adapter += ["--model-type", "yolo-generic", "--endpoint", "{}"]
     by_hand = ["batchyard.tests.campaigns.pace.plain_detector", str(file), "{}"]
     bare = [by_hand[0], "", "{}"]
+    chain = ["batchyard.tests.campaigns.pace.bare_chain", str(file), "{}"]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         context: zmq.Context[Any] = stack.enter_context(zmq.Context())
         with (
             detector(folder, "one", *adapter, "--threads", "1", "--timeout-ms", str(PATIENCE_MS)) as ours,
             detector(folder, "hand", *by_hand) as theirs,
+            detector(folder, "chain", *chain) as floor,
             detector(folder, "bare", *bare) as nobody,
         ):
             ways = {
                 BARE: Camera(context, nobody, PATIENCE_MS),
                 BY_HAND: Camera(context, theirs, PATIENCE_MS),
+                CHAIN: Camera(context, floor, PATIENCE_MS),
                 ADAPTER: Camera(context, ours, PATIENCE_MS),
             }
             found: dict[str, Any] = one_by_one(plain, ways, seconds)
@@ -161,10 +165,10 @@ def report(measured: dict[str, Any]) -> dict[str, float]:
     added = {}
     print(f"frames of {frames(0, 1)[0].nbytes:,} bytes, in turn: {len(alone)} of each")
     bare = np.array(measured[BARE])
-    for way in (ALONE, BARE, BY_HAND, ADAPTER):
+    for way in (ALONE, BARE, BY_HAND, CHAIN, ADAPTER):
         p10, p50, p90 = np.percentile(measured[way], [10, 50, 90])
         text = f"  {way:18} {p50:6.2f} ms (p10 {p10:.2f}, p90 {p90:.2f})"
-        if way in (BY_HAND, ADAPTER):
+        if way in (BY_HAND, CHAIN, ADAPTER):
             added[way] = float(np.median(np.array(measured[way]) - alone))
             own = float(np.median(np.array(measured[way]) - alone - bare))
             text += f"; by the frame, beyond the run {added[way]:.2f} ms, and beyond the bare way too {own:.2f} ms"
