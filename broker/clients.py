@@ -334,7 +334,9 @@ class Clients:
                 self._send(client.peer, [answer], frames)
             self._forget(client)  # if it was dropped on the way
             return
-        if isinstance(message, m.Answer) or (isinstance(message, m.Failed) and not message.held):
+        if action.is_of_question:
+            pass  # it has no slots, and another client's request must not get those of its namesake
+        elif isinstance(message, m.Answer) or (isinstance(message, m.Failed) and not message.held):
             self.inline.release(conn, message.request)
         elif isinstance(message, m.Released):
             for number in message.requests:

@@ -199,7 +199,7 @@ class Core:
 
     def _describe_asked(self, event: e.DescribeAsked, now_ns: int) -> None:
         if self._arrivals.stopped:
-            self._act(e.ToClient(event.conn, refusal(event.message, stopped())))
+            self._act(e.ToClient(event.conn, refusal(event.message, stopped()), is_of_question=True))
             return
         self.books.actions += self._questions.ask(event.conn, event.message)
 
@@ -239,7 +239,9 @@ class Core:
         self._rollout.joined(worker)
 
     def _worker_said(self, event: e.WorkerSaid, now_ns: int) -> None:
-        self._said[type(event.message)](self.workers[event.worker], event.message, event.frames, now_ns)
+        worker = self.workers.get(event.worker)
+        if worker is not None:  # else it was cut off over an earlier message, and these came with it
+            self._said[type(event.message)](worker, event.message, event.frames, now_ns)
 
     def _loaded(
         self, worker: Worker, message: m.Loaded | m.LoadFailed, frames: Sequence[Any], now_ns: int

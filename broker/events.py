@@ -131,6 +131,7 @@ class ToClient(msgspec.Struct, gc=False):
     conn: int
     message: Any
     frames: Sequence[Any] = ()
+    is_of_question: bool = False  # whose number may be that of a request, and means no slots
 
 
 class ToWorker(msgspec.Struct, gc=False):

@@ -32,7 +32,7 @@ class Questions:
         model = self._models.get(message.model)
         if message.model and (model is None or model.leaving):
             failed = m.Failed(message.request, Code.UNKNOWN_MODEL, unknown(self._models, message.model))
-            return [ToClient(conn, failed)]
+            return [ToClient(conn, failed, is_of_question=True)]
         if model is not None and model.state is m.ModelState.LOADING:
             waiting = self._waiting.setdefault(conn, deque())
             waiting.append(message)
@@ -40,12 +40,13 @@ class Questions:
                 return []
             given_up = waiting.popleft()  # a client that asks so often no longer waits for the first answer
             text = f"{given_up.model!r} is loading, and {WAITING_MAX} later questions wait for a model"
-            return [ToClient(conn, m.Failed(given_up.request, Code.OVERLOADED, text, 100_000_000))]
+            failed = m.Failed(given_up.request, Code.OVERLOADED, text, 100_000_000)
+            return [ToClient(conn, failed, is_of_question=True)]
         # A list of a thousand models' metadata would not fit into a message.
         infos = [model.info()] if model is not None else [entry.brief() for entry in self._served()]
         if self.leaving:
             infos = [info if info.reason else replace(info, reason=LEAVING) for info in infos]
-        return [ToClient(conn, m.Described(message.request, infos))]
+        return [ToClient(conn, m.Described(message.request, infos), is_of_question=True)]
 
     def answer(self) -> list[ToClient]:
         """Some model's state has changed: the answers to waiting questions, or to ANSWERS_MAX of them; then

@@ -95,7 +95,7 @@ class WatchedCore:
         if kind is e.WorkerSaid and isinstance(event.message, m.Loaded):  # type: ignore[union-attr]
             self._loaded_seen(event.message.model)  # type: ignore[union-attr]
         for action in actions:
-            if isinstance(action, e.ToClient):
+            if isinstance(action, e.ToClient) and not action.is_of_question:
                 self._told(action.conn, action.message)
             elif isinstance(action, e.ToWorker) and isinstance(action.message, m.Batch):
                 self._batch_lent(action.worker, action.message, now_ns)
@@ -214,7 +214,7 @@ class WatchedCore:
                 self._ended(conn, number, "ok")
         elif isinstance(message, m.Answer):
             self._ended(conn, message.request, "ok")
-        elif isinstance(message, m.Failed) and (conn, message.request) in self.seen:
+        elif isinstance(message, m.Failed) and (conn, message.request) in self.seen:  # else it was refused
             self._ended(conn, message.request, str(message.code), message.held)
         elif isinstance(message, m.Released):
             for number in message.requests:

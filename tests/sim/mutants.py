@@ -271,6 +271,7 @@ MUTANTS = [
     Mutant("a worker whose connection has ended stays", BACK, "        worker = self.known.get(peer)\n        if worker is not None:\n            self.events.append(e.WorkerCutOff(worker.worker))\n\n", "\n"),
     Mutant("a worker that can't be told anything stays", BACK, "            worker = self.known.get(peer)\n            if worker is not None:\n                self.events.append(e.WorkerCutOff(worker.worker))\n", "            pass\n"),
     Mutant("a dropped client is told half", FRONT, "        elif client.peer not in self.known:\n            return  # dropped; half of its results would be worse than its connection's end\n", ""),
+    Mutant("a question that fails frees the slots of the request with its number", FRONT, "        if action.is_of_question:\n", "        if False:\n"),
     Mutant("a message goes on after its client was dropped", FRONT, "                self._drop(client)\n                return\n", "                self._drop(client)\n"),
     Mutant("a client over tcp that was dropped is remembered for ever", FRONT, "            self._forget(client)  # if it was dropped on the way\n", ""),
     Mutant("tensors that came as frames are never freed", FRONT, "            self.inline.release(conn, message.request)\n", "            pass\n"),

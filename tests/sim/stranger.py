@@ -32,9 +32,10 @@ class Stranger:
         assert broker is not None
         self._works = world.rng.random() < 0.2
         self._link = Link(world, broker.workers if self._works else broker.clients, self)
+        self._has_arena = world.rng.random() < 0.7
         if not self._works and world.rng.random() < 0.8:
-            segment = world.new_segment(ARENA_BYTES)
-            self._say([m.Hello(segment.handle, name)])
+            segment = world.new_segment(ARENA_BYTES) if self._has_arena else None
+            self._say([m.Hello(segment.handle if segment is not None else None, name)])
         for _ in range(world.rng.randrange(1, MESSAGES_MAX)):
             world.clock.after(world.rng.randrange(40 * MS), self._talk)
         world.clock.after(world.rng.randrange(60 * MS), self._link.reset)
@@ -45,8 +46,8 @@ class Stranger:
     def link_ended(self, link: Link) -> None:
         pass
 
-    def _say(self, messages: Sequence[Any]) -> None:
-        self._link.to_broker(codec.encode(messages))
+    def _say(self, messages: Sequence[Any], frames: Sequence[Any] = ()) -> None:
+        self._link.to_broker(codec.encode(messages), frames)
 
     def _talk(self) -> None:
         rng = self.world.rng
@@ -60,6 +61,12 @@ class Stranger:
             self._link.to_broker(b"\x92" + bytes([rng.randrange(2, 100)]) + b"\x90")  # another version
         elif self._works:
             self._say([m.Done(101, rng.randrange(9), 1, 1, 1, 0, []), m.BatchFailed(101, 1, 8, "no")])
+        elif not self._has_arena:
+            self._numbers += 1
+            name = rng.choice([*self.world.config.models, "no"])
+            submit = m.Submit(self._numbers, name, 0, 0, [Tensor(INT64, [1, 4], 0, 1)], [])
+            last = max(1, self._numbers - rng.randrange(3))  # of a request that may be under way
+            self._say([submit, m.Describe(last, "nothing")], [bytes(32)])
         elif kind == 3:
             self._say([self._submit() for _ in range(rng.randrange(1, 4))])
         else:

@@ -14,17 +14,31 @@ from batchyard.broker.contents import READ_BYTES_MAX
 from batchyard.broker.inline import InlineTensors
 from batchyard.transport import codec
 from batchyard.transport import messages as m
+from batchyard.transport.arena import Arena
 from batchyard.transport.digests import CONTENT_BYTES_MAX, digest
 from batchyard.transport.endpoints import Endpoint
 from batchyard.transport.segments import SegmentHandle
 from batchyard.transport.tensors import Tensor, TensorSpec
 from batchyard.transport.wire import Ended, Full
 
-from .wires import Broker, FakePeer
+from .wires import Arenas, Broker, FakePeer
 
 
 class OwnArena(InlineTensors):
     arena = 1
+
+
+class Reserving(InlineTensors):
+    """With an arena that is no segment."""
+
+    class Segment:
+        buffer = memoryview(bytearray(4096))
+
+    def __init__(self, register: Any) -> None:
+        super().__init__(register)
+        self._segment: Any = self.Segment()
+        self._arena = Arena(4096)
+        self._number = 1
 
 
 class Answering(InlineTensors):
@@ -65,6 +79,26 @@ def test_a_client_that_is_dropped_among_several_results_is_forgotten() -> None:
     assert not front.known
     assert not front._by_conn
     assert front.events == [e.ClientGone(1)]
+
+
+def test_a_question_that_fails_frees_no_slots_of_a_request_with_its_number() -> None:
+    """Else they would be another client's while a worker reads and writes there."""
+    broker = listening(Reserving, arenas=Arenas())
+    worker, peer = FakePeer(), FakePeer()
+    spec = [TensorSpec("x", 1, ["n", 4])]
+    loaded = m.Loaded("net", 1, spec, spec, True, "", 4, "cpu", "", {})
+    broker.hear_worker(worker, codec.encode([m.Register(4711, ["cpu"]), loaded]))
+    broker.hear(peer, HELLO)
+    broker.hear(peer, codec.encode([m.Submit(7, "net", 2, 0, [Tensor(1, [1, 4], 0, 1)], [])]), bytes(16))
+    used = broker.clients.inline.used_bytes
+    broker.hear(peer, codec.encode([m.Describe(7, "no such model")]))
+    assert broker.clients.inline.used_bytes == used > 0
+    (batch,) = broker.core.batches
+    broker.hear_worker(worker, codec.encode([m.Done(1, batch, 1, 1, 1, 0, [])]))
+    told = [type(message) for parts in peer.sent for message in codec.broker_to_client.decode(parts[0])]
+    assert told == [m.Welcome, m.Failed, m.Answer]
+    assert broker.clients.inline.used_bytes == 0
+    broker.workers.sentinels.close()
 
 
 def test_a_client_that_is_dropped_amid_its_own_message_is_told_nothing_more() -> None:

@@ -134,6 +134,20 @@ def test_a_worker_that_cannot_be_told_anything_is_cut_off(broker: Broker, failur
     assert broker.refused["worker_unreachable"] == 1
 
 
+@pytest.mark.parametrize("failure", [Ended("gone"), Full("it does not read")])
+def test_what_a_worker_says_behind_the_message_over_which_it_was_cut_off_is_nobodys(
+    broker: Broker, failure: Exception
+) -> None:
+    peer = FakePeer()
+    broker.hear_worker(peer, REGISTER)
+    peer.fails = failure
+    for payload in (b"no message", LOADED):  # both are read at once
+        broker.reported.arrivals.append((peer, [payload]))
+    broker.loop.round(2)
+    assert not broker.core.workers
+    assert not broker.workers.known
+
+
 @pytest.mark.parametrize("secret", ["", "sesam", "5ec ", "5ec\u00e9"])
 def test_a_stranger_without_the_yards_secret_is_no_worker_and_stays_a_stranger(secret: str) -> None:
     broker, peer = Broker(Arenas(), secret="5ec"), FakePeer()
