@@ -12,7 +12,7 @@ from typing import Any
 
 from ..transport import codec, errors, lent
 from ..transport import messages as m
-from ..transport.endpoints import Endpoint
+from ..transport.endpoints import Endpoint, another_users
 from ..transport.wire import ALONG_MAX, Bounds, Carrier, Ended, Full
 from .memory import SlotMemory
 
@@ -121,10 +121,7 @@ class BrokerConnection:
         if ended.why == "protocol":
             return errors.BrokerLost(f"what listens at {url} is no broker: {ended}")
         if ended.why == "denied":
-            return errors.Unauthorized(
-                f"the yard at {url} is another user's: this process runs as user {os.getuid()}, and may not "
-                "enter its folder"
-            )
+            return errors.Unauthorized(another_users(url))
         if ended.why == "handshake":
             return HandshakeLost(
                 f"the broker at {url} closed the connection during the handshake (a yard with CURVE keys "

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=level, format="worker: %(message)s", stream=sys.stderr)
     try:
         url = arguments.url or endpoints.default_url()
-        endpoints.Endpoint.parse(url)
+        endpoints.require_own(endpoints.Endpoint.parse(url))
         rungs = _rungs(arguments.provider)
     except BatchyardError as error:
         print(f"worker: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from . import codec, secret
 from . import messages as m
-from .endpoints import Endpoint
+from .endpoints import Endpoint, require_own
 from .errors import BrokerLost, DeadlineExceeded, MalformedMessage, Unauthorized, from_wire
 from .keys import KeyFolder
 from .sockets import CONTEXT_DESCRIPTORS, SOCKET_DESCRIPTORS, Socket, configure, require_descriptors
@@ -42,6 +42,7 @@ def ask(
     `timeout_s`; Unauthorized; BrokerLost when the broker goes away under an order; MalformedMessage
     for an answer to something else; and what the broker refuses with.
     """
+    require_own(endpoint)
     require_descriptors(CONTEXT_DESCRIPTORS + SOCKET_DESCRIPTORS)
     if keys is None and not endpoint.is_ipc:
         message = msgspec.structs.replace(message, secret=shared or secret.find(endpoint))

@@ -135,7 +135,8 @@ def _is_loopback(url: str, host: str) -> bool:
 
 
 def default_url(environ: Mapping[str, str] = os.environ) -> str:
-    """$BATCHYARD_URL; else this user's ipc folder; else (no ipc here) loopback tcp."""
+    """$BATCHYARD_URL; else this user's ipc folder; else (no ipc here) loopback tcp. Raises Unauthorized where
+    another user has made that folder."""
     if environ.get(URL_VARIABLE):
         return environ[URL_VARIABLE]
     if sys.platform == "win32" or not zmq.has("ipc"):
@@ -145,7 +146,10 @@ def default_url(environ: Mapping[str, str] = os.environ) -> str:
         return f"ipc://{runtime_folder}/batchyard"
     name = f"batchyard-{os.getuid()}"
     places = [place for place in (_temporary(), LAST_RESORT) if _is_short(f"{place}/{name}")]
-    return f"ipc://{places[0]}/{name}"
+    folder = Path(places[0], name)
+    if os.path.lexists(folder):  # anybody can make it, and would be sent our tensors
+        check_private(folder)
+    return f"ipc://{folder}"
 
 
 def private_folder(note: Callable[[str], object] = str) -> str:
@@ -268,6 +272,27 @@ def _make_private(folder: Path) -> None:
     except OSError as error:
         raise InvalidRequest(f"{folder} can't be made ({error.strerror}): {_ANOTHER}") from None
     check_private(folder)
+
+
+def require_own(endpoint: Endpoint) -> None:
+    """Unauthorized where what listens at `endpoint`, or will, is another user's. Root may go anywhere."""
+    if endpoint.folder is None or os.geteuid() == 0:
+        return
+    try:
+        owner = os.stat(endpoint.folder / LOCK_FILE).st_uid
+    except FileNotFoundError:
+        return  # no yard is there, and its folder can't be another's for long: see the wire's own check
+    except OSError:
+        raise Unauthorized(another_users(endpoint.url)) from None
+    if owner not in (0, os.geteuid()):
+        raise Unauthorized(another_users(endpoint.url))
+
+
+def another_users(url: str) -> str:
+    """The error text for a yard that this process may not enter, or should not trust."""
+    return (
+        f"the yard at {url} is another user's: this process runs as user {os.geteuid()}, and may not use it"
+    )
 
 
 def check_private(folder: Path) -> None:

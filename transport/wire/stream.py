@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from array import array
 from collections import deque
 from collections.abc import Sequence
@@ -29,6 +30,15 @@ _READ_BYTES = (READ_BYTES,)
 ANCILLARY_BYTES = socket.CMSG_SPACE(4 * ALONG_MAX) if hasattr(socket, "CMSG_SPACE") else 0
 _ANCILLARY_BYTES = (ANCILLARY_BYTES,)
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+_UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
+
+
+def credentials_of(sock: socket.socket) -> tuple[int, int] | None:
+    """(pid, user) of the other side, by the kernel's word; None where it says nothing."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid
 
 
 class Stream:

@@ -6,6 +6,7 @@ Owns the waiting: for a listener, for the next message, for room to write. strea
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import struct
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 
 from ..errors import no_descriptors
 from . import Bounds, Connection, Descriptor, Ended, Part, Parts, Why
-from .stream import ANCILLARY_BYTES, DONTWAIT, READ_BYTES, Stream
+from .stream import ANCILLARY_BYTES, DONTWAIT, READ_BYTES, Stream, credentials_of
 from .watch import gets_signals, wait_for
 from .zmtp import DEALER, SHORT
 
@@ -24,6 +25,13 @@ QUICK_BYTES_MAX = 255  # a message of no more has a short head
 PIECES_MAX = 16  # read without waiting for the rest of a message
 
 _NOT_YET = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.EINTR)
+
+
+def _is_ours(sock: socket.socket) -> bool:
+    """Whether whoever listens is this user, or root. In /tmp another user can make the yard's folder before
+    we do, and would be sent our tensors."""
+    credentials = credentials_of(sock)
+    return credentials is None or os.geteuid() == 0 or credentials[1] in (0, os.geteuid())
 
 
 class StreamConnection(Connection):
@@ -59,6 +67,8 @@ class StreamConnection(Connection):
         try:
             sock.setblocking(False)  # a listener whose backlog is full must not hold us up
             sock.connect(self._path)
+            if not _is_ours(sock):
+                raise PermissionError(errno.EPERM, "another user's process listens there")
             sock.setblocking(True)  # for reads with a timeout; every write says that it does not wait
         except OSError as error:
             sock.close()

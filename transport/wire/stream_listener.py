@@ -6,13 +6,12 @@ import errno
 import os
 import socket
 import stat
-import struct
 from collections import deque
 from collections.abc import Sequence
 
 from ..errors import EndpointInUse
 from . import Arrival, Bounds, Descriptor, Ended, Listener, Parts, Peer
-from .stream import ANCILLARY_BYTES, NO_DESCRIPTORS, Stream
+from .stream import ANCILLARY_BYTES, NO_DESCRIPTORS, Stream, credentials_of
 from .watch import Watch
 from .zmtp import ROUTER
 
@@ -20,9 +19,6 @@ BACKLOG = 1024  # connections that the kernel keeps until we accept them
 ACCEPTED_MAX = 64  # at one look
 PEER_SHARE = 16  # messages of one peer, before it is another's turn
 LOOK_BYTES = 1024  # the cost of a look at a peer beside its messages, as bytes
-
-_UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
-
 
 class StreamPeer(Peer):
     """An accepted connection."""
@@ -41,10 +37,8 @@ class StreamPeer(Peer):
     @property
     def credentials(self) -> tuple[int, int] | None:
         sock = self.stream.socket
-        if sock is None or not hasattr(socket, "SO_PEERCRED"):
-            return None
-        pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        return (pid, uid) if pid > 0 else None  # 0: of a PID namespace that we can't see into
+        credentials = credentials_of(sock) if sock is not None else None
+        return credentials if credentials and credentials[0] > 0 else None  # 0: of another PID namespace
 
     @property
     def chose_identity(self) -> bool:

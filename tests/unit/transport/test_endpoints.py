@@ -284,3 +284,18 @@ def test_the_default_place_is_one_that_sockets_can_have(tmp_path: Path, monkeypa
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     Endpoint.parse(default_url({"XDG_RUNTIME_DIR": str(long)}))
     assert default_url({"XDG_RUNTIME_DIR": str(tmp_path / "missing")}) == f"ipc:///tmp/batchyard-{os.getuid()}"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no ipc there")
+def test_a_default_folder_that_others_may_enter_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "_temporary", lambda: str(tmp_path))
+    monkeypatch.setattr(endpoints, "_is_short", lambda folder: True)
+    folder = tmp_path / f"batchyard-{os.getuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(Unauthorized, match="open to other users"):
+        default_url({})
+    folder.chmod(0o700)
+    assert default_url({}) == f"ipc://{folder}"
