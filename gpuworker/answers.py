@@ -5,7 +5,7 @@ A request gets a frame if it has no slots, or slots of another size than its out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -231,25 +231,38 @@ def _into_frame(group: Group, number: int, outputs: Sequence[Source | None], res
     sizes = [layout.nbytes(count) for layout, _, _, _ in sources]
     offsets, total = offsets_of(sizes)
     check_answer(total, arena)
-    lent = LentMemory(total) if total >= LENT_MIN_BYTES and result.may_lend(arena) else None
-    frame = bytearray(total if lent is None else 0)
-    tensors = []
-    for offset, nbytes, (layout, data, row, have) in zip(offsets, sizes, sources, strict=True):
+    frame: Any = None
+    if total >= LENT_MIN_BYTES and result.may_lend(arena):
+        try:
+            lent = LentMemory(total)
+            for offset, rows in zip(offsets, _rows(sources, sizes, count), strict=True):
+                lent.write(offset, rows)
+            frame = lent.seal()
+        except OSError:
+            pass  # no descriptor, or no such memory: it can be sent
+    if frame is None:
+        frame = bytearray(total)
+        for offset, nbytes, rows in zip(offsets, sizes, _rows(sources, sizes, count), strict=True):
+            frame[offset : offset + nbytes] = rows
+    result.frames.append(frame)
+    tensors = [
+        Tensor(layout.dtype, layout.shape(count), offset, len(result.frames))
+        for offset, (layout, _, _, _) in zip(offsets, sources, strict=True)
+    ]
+    result.copied_bytes += sum(sizes)
+    result.inline_outputs.append(ItemOutputs(group.first + number, tensors))
+
+
+def _rows(sources: Sequence[Source], sizes: Sequence[int], count: int) -> Iterator[Any]:
+    """The bytes of a request's rows in each output."""
+    for nbytes, (layout, data, row, have) in zip(sizes, sources, strict=True):
         if layout.outer == 1:
             start = row * layout.inner if layout.axis >= 0 else 0
-            rows = data[start : start + nbytes]
+            yield data[start : start + nbytes]
         elif nbytes:
-            rows = layout.blocks(data[: layout.nbytes(have)], have)[:, row : row + count].tobytes()
+            yield layout.blocks(data[: layout.nbytes(have)], have)[:, row : row + count].tobytes()
         else:
-            rows = b""
-        if lent is None:
-            frame[offset : offset + nbytes] = rows
-        else:
-            lent.write(offset, rows)
-        tensors.append(Tensor(layout.dtype, layout.shape(count), offset, len(result.frames) + 1))
-    result.copied_bytes += sum(sizes)
-    result.frames.append(frame if lent is None else lent.seal())
-    result.inline_outputs.append(ItemOutputs(group.first + number, tensors))
+            yield b""
 
 
 def check_answer(nbytes: int, arena: MappedArena) -> None:

@@ -3,6 +3,7 @@ is: who never read, or never greet. Typed refusals, no traceback, and the others
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-from batchyard import Client, Overloaded
+from batchyard import Client, Overloaded, serve
 from batchyard.tests.integration.alone import Alone, alone
 from batchyard.transport import codec, secret
 from batchyard.transport import messages as m
@@ -211,6 +212,22 @@ def test_a_client_for_whom_the_system_has_no_shared_memory_is_told_so(
     assert done.returncode == 0, done.stderr
     assert "memory" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("limit", ["RLIMIT_FSIZE", "RLIMIT_NOFILE"])
+def test_a_worker_that_gets_no_memory_to_lend_sends_its_answer(onnx_models: Any, tools: Any, limit: str) -> None:
+    """Nor a descriptor. No slot was kept for an answer whose size nobody foresaw."""
+    large = np.ones((1, 1 << 19), np.float32)
+    model = onnx_models.unary("free_limits", "Neg", ["n", "width"])
+    with serve({"free": model}, threads=1) as yard, yard.client() as client:
+        assert (client.infer("free", X) == -1).all()
+        (worker,) = tools.worker_pids(client, "free")
+        kind = getattr(resource, limit)
+        taken = {int(name) for name in os.listdir(f"/proc/{worker}/fd")}
+        most = min(set(range(len(taken) + 1)) - taken) if limit == "RLIMIT_NOFILE" else 0
+        resource.prlimit(worker, kind, (most, resource.prlimit(worker, kind)[1]))
+        assert (client.infer("free", large, timeout=20) == -1).all()
+        assert tools.worker_pids(client, "free") == [worker]
 
 
 # ---- places that are taken ----------------------------------------------------------------------
