@@ -30,7 +30,7 @@ from .session import CLOSED, YARD_CLOSED, ClientClosed, check_name, sessions_of
 from .signature import Array, Signature
 
 
-class AsyncClient:
+class AsyncClient(ending.OfThisProcess):
     """A connection to a yard, for one event loop. Arguments as for `Client`."""
 
     def __new__(cls, url: str | None = None, *arguments: Any, **named: Any) -> Self:

@@ -40,7 +40,7 @@ from .stream import answers_of
 from .thread import IoThread
 
 
-class Client:
+class Client(ending.OfThisProcess):
     """A connection to a yard.
 
     url: `ipc:///folder` or `tcp://host:port`; default $BATCHYARD_URL, else this user's local yard.

@@ -22,7 +22,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from ..transport.errors import BrokerLost, InvalidRequest
 
@@ -41,6 +41,16 @@ class Guest(Protocol):
 
     def begin_anew(self) -> None:
         """This is a forked child now: forget what is the parent's, without closing it."""
+
+
+class OfThisProcess:
+    """What has sockets, memory, or processes: a copy would close them when it ends."""
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} can't be pickled or copied, because its sockets and memory are this "
+            "process's: pass the yard's url, and make one in each process"
+        )
 
 
 _clients: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..transport.errors import ArenaExhausted, InvalidRequest
 from ..transport.messages import ModelInfo
+from . import ending
 from .encoding import plain
 from .options import TIMEOUT_S, request_of
 from .reply import Reply
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 Result = Array | dict[str, Array]
 
 
-class _Steps:
+class _Steps(ending.OfThisProcess):
     """What both kinds of sequence share: everything but asking the yard."""
 
     def __init__(self, model: str, states: Mapping[str, str] | None, initial: Mapping[str, Any]) -> None:

@@ -42,7 +42,7 @@ TCP_PORTS = (49152, 65000)
 OwnClient = TypeVar("OwnClient", Client, AsyncClient)
 
 
-class Yard:
+class Yard(ending.OfThisProcess):
     """A running broker with its workers. `url` is where clients find it, `keys` the folder of CURVE keys that
     they need there, if any; `operator` loads, swaps, and unloads models; `processes` are its own."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import time
+from typing import Any
 
 import pytest
-from batchyard.client import ending
+from batchyard.client import AsyncClient, Client, ending
 
 
 class Guest:
@@ -86,3 +89,15 @@ def test_only_a_daemon_thread_stays_where_the_end_cuts_it_off(log: list[str]) ->
         thread.join(None if not daemon else 0.01)
         assert thread.is_alive() is daemon
     assert len(passed) == 1
+
+
+@pytest.mark.parametrize("act", [pickle.dumps, copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("url", ["ipc:///no/yard", "http://127.0.0.1:1"])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_client_is_neither_pickled_nor_copied(kind: Any, url: str, act: Any) -> None:
+    """A copy closed the client that it was made of, when it ended."""
+    client = kind(url)
+    with pytest.raises(TypeError, match=r"Client can't be pickled or copied.*pass the yard's url, and make one in each"):
+        act(client)
+    with pytest.raises(TypeError, match="can't be pickled or copied"):
+        act(client.sequence("vad"))
