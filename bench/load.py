@@ -74,7 +74,7 @@ def play(url: str, model: str, arrivals: Sequence[Arrival], processes: int, seco
     from hdrh.histogram import HdrHistogram
 
     names = sorted({arrival.name for arrival in arrivals})
-    begin_s = time.time() + BEGIN_S + 0.5 * processes
+    begin_s = time.monotonic() + BEGIN_S + 0.5 * processes
     command = [sys.executable, "-m", "batchyard.bench.sender", str(begin_s)]
     senders = []
     for part in divided(arrivals, processes):

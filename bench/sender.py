@@ -35,7 +35,7 @@ def main() -> int:
         client: Any = connected
         client.infer(given["model"], x)
         print("ready", flush=True)
-        time.sleep(max(0.0, float(sys.argv[1]) - time.time()))  # all of them begin at one time
+        time.sleep(max(0.0, float(sys.argv[1]) - time.monotonic()))  # all begin at one time
         warm_up_s, seconds = given["warm_up_s"], given["seconds"]
         measured = scheduled_loop(client, given["model"], [x], sends, seconds, warm_up_s=warm_up_s)
     histograms = {}

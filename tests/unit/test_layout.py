@@ -218,6 +218,18 @@ def test_the_ban_leaves_alone_what_only_looks_like_it() -> None:
     assert banned(Path("broker/core.py"), ast.parse(innocent)) == []
 
 
+def test_the_time_of_day_is_shown_and_nothing_waits_by_it() -> None:
+    """It is set, back and forth. Whoever waits, or measures, takes time.monotonic."""
+    clocks = {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now", "datetime.utcnow"}
+    found = {
+        path.as_posix()
+        for path in python_files()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in clocks
+    }
+    assert found == {"bench/report.py", "cli/top.py", "client/spans.py", "gateway/yard.py", "tools/panels.py"}
+
+
 def sleeps(path: Path, code: ast.Module) -> list[str]:
     """Where a test waits for time to pass. `asyncio.sleep(0)` lets the others run, and waits for none."""
     calls = [node for node in ast.walk(code) if isinstance(node, ast.Call)]
