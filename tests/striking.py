@@ -15,8 +15,8 @@ class CutOff(Exception):
     """What a handler raises."""
 
 
-def struck(call: Callable[[], object], instruction: int, within: str = "") -> bool:
-    """Call, and raise when Python has looked for signals so often, in files below the folder `within`. Whether
+def struck(call: Callable[[], object], instruction: int, within: tuple[str, ...] = ("",)) -> bool:
+    """Call, and raise when Python has looked for signals so often, in files below the folders `within`. Whether
     it has."""
     left = instruction
     last: dict[int, str] = {}  # by the frame's id: a frame would keep what it holds
