@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..transport.dtypes import BY_CODE
+from ..transport.errors import InvalidRequest
 from ..transport.messages import ModelInfo
 from .signature import Array, Kind, Signature, rows_of
 
@@ -48,9 +49,11 @@ class Packer:
 
     def look(self, signature: Signature, given: Any) -> tuple[list[Array], Kind] | None:
         """The arrays of a request that may go with others; None: it goes by itself, and has its own error."""
+        if type(given) is not np.ndarray and not _are_arrays(given):
+            return None  # converting it runs the caller's code, and that once
         try:
             arrays, kind = signature.sorted_out(given)
-        except Exception:
+        except InvalidRequest:
             return None
         if kind is not self._kind or signature is not self._signature:
             if kind.rows != 1 or any(array is None for array in arrays):
@@ -115,6 +118,10 @@ class Packed:
             for row, given in enumerate(requests):
                 given[name] = array[rows_of(axis, row, row + 1)] if axis >= 0 else array
         return requests
+
+
+def _are_arrays(given: Any) -> bool:
+    return type(given) is dict and all(type(array) is np.ndarray for array in given.values())
 
 
 def _room(array: Array, axis: int, rows: int) -> Array:

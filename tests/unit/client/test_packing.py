@@ -183,6 +183,22 @@ def test_an_input_that_cannot_be_is_an_error_in_its_place(sides: list[Packing]) 
         side.take()
 
 
+def test_what_has_to_be_converted_goes_by_itself_and_is_converted_once(sides: list[Packing]) -> None:
+    class Exporter:
+        asked = 0
+
+        def __array__(self, *_: Any, **__: Any) -> Any:
+            Exporter.asked += 1
+            return np.full((1, 4), 2, np.float32)
+
+    sides.append(side := Packing([*rows(0, 1), Exporter(), [[3.0] * 4], *rows(4, 5)], 12))
+    asked = side.fill()
+    assert sizes(asked) == [(2, True), (1, False), (1, False), (2, True)]
+    assert Exporter.asked == 1
+    side.answer(*asked)
+    assert [side.take() for _ in range(6)] == list(range(6))
+
+
 def test_all_results_come_in_order_however_they_went(sides: list[Packing]) -> None:
     values = list(range(1, 60))
     sides.append(side := Packing(rows(*values), 8))
