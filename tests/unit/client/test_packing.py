@@ -236,6 +236,15 @@ def test_which_models_requests_are_packed(changed: dict[str, Any], most: int) ->
     assert (packer._rows_max if packer is not None else 1) == most
 
 
+def test_only_what_has_the_same_shapes_goes_together(sides: list[Packing]) -> None:
+    model = info(inputs=[TensorSpec("x", 1, ["n", "w"])], **PACKABLE)
+    given = [np.full((1, width), width, np.float32) for width in (4, 4, 1, 5, 5)]
+    sides.append(side := Packing(given, 12, model))
+    asked = side.fill()
+    assert [submit.inputs[0].shape for submit in asked] == [[2, 4], [1, 1], [2, 5]]
+    assert all((side.read(side.engine.pending[submit.request]) == submit.inputs[0].shape[1]).all() for submit in asked)
+
+
 def test_what_gives_much_goes_by_itself(sides: list[Packing]) -> None:
     model = info([TensorSpec("y", 1, ["n", ANSWER_BYTES_MAX // 4 + 1])], **PACKABLE)
     sides.append(side := Packing(rows(1, 2), 8, model))
