@@ -145,7 +145,7 @@ class Window:
             else:
                 replies = None
             if replies is None and packed is not None and isinstance(outcome, (Reply, *OF_ONE)):
-                self._send_apart(packed, now_ns)
+                self._send_apart(request, packed, now_ns)
                 return None
             if replies is None:
                 try:
@@ -156,12 +156,14 @@ class Window:
         self._count -= 1
         return self._arrived.popleft()
 
-    def _send_apart(self, packed: Packed, now_ns: int) -> None:
-        """One of them is at fault, or they may share no run: each goes by itself, and so do later ones."""
+    def _send_apart(self, whole: Request, packed: Packed, now_ns: int) -> None:
+        """One of them is at fault, or they may share no run: each goes by itself, and so do later ones. They
+        have the time that is left."""
         self.packer = None
         requests = [self._make(given) for given in packed.apart()]
         self.under_way.extendleft(reversed(requests))
         for request in requests:
+            request.until_ns, request.due_ns, request.began_ns = whole.until_ns, whole.due_ns, whole.began_ns
             self._engine.submit(request, now_ns)
 
     def leave(self) -> None:

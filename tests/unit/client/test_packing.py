@@ -12,9 +12,9 @@ from batchyard.client.map import SEND_SHARE
 from batchyard.client.packing import ANSWER_BYTES_MAX, BYTES_MAX, RUN_NS_MAX, packer_of
 from batchyard.client.reply import Reply
 from batchyard.tests.unit.client.test_map import Mapped, rows
-from batchyard.tests.unit.client.yard import RECEIPT, info
+from batchyard.tests.unit.client.yard import MS, RECEIPT, info
 from batchyard.transport import messages as m
-from batchyard.transport.errors import Code, InvalidRequest, ModelFailed, Overloaded
+from batchyard.transport.errors import Code, DeadlineExceeded, InvalidRequest, ModelFailed, Overloaded
 from batchyard.transport.tensors import TensorSpec
 
 QUICK = m.WorkerInfo(3, 99, "cpu", "", {1: 1_000, 4: 2_000, 8: 3_000})
@@ -145,6 +145,18 @@ def test_what_one_of_them_may_have_caused_is_asked_of_each(sides: list[Packing],
     assert [side.take() for _ in range(8)] == list(range(8))
     assert sizes(side.fill()) == []
     assert [side.take() for _ in range(4)] == [8, 9, 10, 11]
+
+
+def test_who_is_sent_apart_has_the_time_that_is_left(sides: list[Packing]) -> None:
+    sides.append(side := Packing(rows(*range(4)), 8))
+    (submit,) = side.fill()
+    side.now_ns += 100 * MS
+    side.fail(submit, Code.MODEL_FAILED)
+    assert side.window.take(side.now_ns) is None
+    assert {again.deadline_ns for again in side.sent()} == {submit.deadline_ns - 100 * MS}
+    side.wait(450 * MS)
+    with pytest.raises(DeadlineExceeded):
+        side.take()
 
 
 def test_the_one_that_fails_fails_in_its_place(sides: list[Packing]) -> None:
