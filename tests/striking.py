@@ -5,9 +5,13 @@ from __future__ import annotations
 import dis
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import batchyard
+
+CLIENT = tuple(str(Path(batchyard.__file__).parent / name) for name in ("client", "transport"))
 LOOKS = ("CALL", "RESUME", "JUMP_BACKWARD")  # behind these instructions, Python looks for signals
 
 
@@ -38,6 +42,7 @@ def struck(call: Callable[[], object], instruction: int, within: tuple[str, ...]
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # else 3.12 traces no opcode before the second call of settrace
     sys.settrace(trace)
     try:
         call()

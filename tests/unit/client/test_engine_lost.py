@@ -24,7 +24,7 @@ from batchyard.transport.errors import (
 )
 from batchyard.transport.tensors import Tensor, TensorSpec
 
-from ...striking import struck
+from ...striking import CLIENT, struck
 
 BIG = np.zeros((15_000, 4), np.float32)
 
@@ -380,7 +380,7 @@ def test_losing_a_broker_may_be_interrupted_anywhere_and_done_again() -> None:
         question = side.ask("net")
         side.sent()
         unsent = side.submit(np.full((2, 4), 3, np.float32))
-        is_within = struck(side.lose, places)
+        is_within = struck(side.lose, places, CLIENT)
         if is_within:
             side.lose()
         side.connect()

@@ -13,7 +13,7 @@ from batchyard.tests.unit.client.yard import MS, RECEIPT, Side, info
 from batchyard.transport import messages as m
 from batchyard.transport.errors import BrokerLost, Code
 
-from ...striking import CutOff, struck
+from ...striking import CLIENT, CutOff, struck
 
 ROWS = 2
 BIG = 18_000  # rows: a second such request has no room in the arena of 1 MiB
@@ -145,7 +145,7 @@ def test_nobody_is_lost_and_nobody_gets_the_answer_of_another(act: Callable[[Cro
     while is_within:
         places += 1
         crowd = Crowd()
-        is_within = struck(lambda crowd=crowd: act(crowd), places)
+        is_within = struck(lambda crowd=crowd: act(crowd), places, CLIENT)
         if is_within:
             crowd.mend()
         else:

@@ -6,21 +6,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from batchyard.client import loop as room
 from batchyard.client import session
 from batchyard.client.loop import GUARD_S, GUARDS, LoopLink
 from batchyard.client.request import Request
 from batchyard.client.session import Sessions, Settings
-from batchyard.tests.striking import CutOff, struck
+from batchyard.tests.striking import CLIENT, CutOff, struck
 from batchyard.transport import codec
 from batchyard.transport import messages as m
 from batchyard.transport.errors import BatchyardError
-
-OURS = tuple(str(Path(room.__file__).parents[1] / name) for name in ("client", "transport"))  # not these tests
 
 TIMEOUT_NS = 250_000_000
 FOREVER_NS = 10_000_000_000
@@ -127,7 +123,7 @@ def test_a_call_whose_callbacks_are_struck_at_any_instruction_ends_in_time(monke
     while is_within:
         instruction += 1
         call = Call(monkeypatch)
-        is_within = struck(call.loop.run_forever, instruction, OURS)
+        is_within = struck(call.loop.run_forever, instruction, CLIENT)
         assert call.late_s() < 2 * GUARD_S, instruction
         call.loop.close()
     assert instruction > 100
