@@ -167,8 +167,9 @@ class SimClient:
             world.count("arena_full")
         if placed and does == FINE and world.happens("change"):
             ticket.changed = True  # a user who does not keep to the rules
-            overwrite = lambda: self._overwrite(ticket, given)  # noqa: E731
-            world.clock.after(rng.randrange(2 * MS), lambda: self.when_awake(overwrite))
+            ticket.placed = given
+            del given  # held by the ticket alone, until it has ended
+            world.clock.after(rng.randrange(2 * MS), lambda: self.when_awake(lambda: self._overwrite(ticket)))
         self.settle(driver)
         driver.act_soon()
         if rng.random() < 0.12:
@@ -201,11 +202,10 @@ class SimClient:
         return placed
 
     @staticmethod
-    def _overwrite(ticket: Ticket, given: dict[str, Array]) -> None:
+    def _overwrite(ticket: Ticket) -> None:
         """The user writes over inputs that lie in shared memory, while their request is under way."""
-        if not ticket.outcome:
-            for array in given.values():
-                array[..., -1] += 1
+        for array in ticket.placed.values():
+            array[..., -1] += 1
 
     def _cancel(self, ticket: Ticket) -> None:
         if ticket.outcome or ticket.request is None or ticket.driver is None:
@@ -315,6 +315,7 @@ class SimClient:
         world = self.world
         assert not ticket.outcome, f"request {ticket.number} ended twice: {ticket.outcome}, {outcome}"
         ticket.outcome = outcome
+        ticket.placed = {}
         self.tickets.remove(ticket)
         world.outcomes[outcome] = world.outcomes.get(outcome, 0) + 1
         world.trace(self.name, "has", ticket.number, outcome)

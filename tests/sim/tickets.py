@@ -22,6 +22,7 @@ class Ticket:
         self.model = model
         self.does = does
         self.inputs = inputs  # the caller's, to be written over when they have been taken
+        self.placed: dict[str, Array] = {}  # inputs in shared memory, which their user will write over
         self.expected = answers(model, inputs)
         self.sent_ns = 0
         self.patience_ns = 0
