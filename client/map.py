@@ -163,7 +163,7 @@ class Window:
         requests = [self._make(given) for given in packed.apart()]
         self.under_way.extendleft(reversed(requests))
         for request in requests:
-            request.until_ns, request.due_ns, request.began_ns = whole.until_ns, whole.due_ns, whole.began_ns
+            request.until_ns, request.due_ns = whole.until_ns, whole.due_ns
             self._engine.submit(request, now_ns)
 
     def leave(self) -> None:

@@ -19,7 +19,6 @@ from batchyard.broker.policy import CREDIT, DEFAULT, OVERDUE_SHARE
 from batchyard.tests.sim import invariants
 from batchyard.tests.sim.models import FREE
 from batchyard.transport import messages as m
-from batchyard.transport.errors import Code
 
 if TYPE_CHECKING:
     from .world import World
@@ -92,6 +91,7 @@ class WatchedCore:
         elif kind is e.WorkerGone:
             died_with = self._worker_gone_seen(event.worker, now_ns)  # type: ignore[union-attr]
         self._asked_again = set(event.message.requests) if isinstance(event, e.CancelAsked) else set()
+        kept = len(self._core._deadlines)
         actions = self._core.handle(event, now_ns)
         if kind is e.WorkerSaid and isinstance(event.message, m.Loaded):  # type: ignore[union-attr]
             self._loaded_seen(event.message.model)  # type: ignore[union-attr]
@@ -108,9 +108,7 @@ class WatchedCore:
                 self._world.count("quarantined")
                 assert any(seen.losses >= LOSSES_MAX for seen in died_with), "nobody has died of it"
         if kind is e.Turn:
-            failed = [a.message for a in actions if isinstance(a, e.ToClient) and isinstance(a.message, m.Failed)]
-            expired = sum(message.code == Code.DEADLINE_EXCEEDED for message in failed)
-            if expired < ENDED_MAX // 2:  # beyond ENDED_MAX of them, ended ones included, the next turn goes on
+            if kept - len(self._core._deadlines) < ENDED_MAX:  # else the next turn goes on
                 self._after_turn(now_ns)
         elif kind is e.WorkerGone:
             for seen in died_with:

@@ -120,7 +120,7 @@ ENGINE = [
     ("requests of several rows are packed", PACKING, "kind.rows != 1 or ", ""),
     ("packed rows are handed out in another order", MAP, "            self._arrived.extend(replies)\n", "            self._arrived.extend(reversed(replies))\n"),
     ("what was packed goes by itself in another order", MAP, "extendleft(reversed(requests))", "extendleft(requests)"),
-    ("what was packed begins anew with all its time", MAP, "            request.until_ns, request.due_ns, request.began_ns = whole.until_ns, whole.due_ns, whole.began_ns\n", ""),
+    ("what was packed begins anew with all its time", MAP, "            request.until_ns, request.due_ns = whole.until_ns, whole.due_ns\n", ""),
     ("one bad row ends all that it was packed with", MAP, "isinstance(outcome, (Reply, *OF_ONE))", "isinstance(outcome, Reply)"),
     ("after a bad row requests are packed as before", MAP, "        self.packer = None\n        requests", "        requests"),
     ("what must not run twice is packed", "broker/models.py", "            and self.config.idempotent\n            and not (self.streams", "            and not (self.streams"),
