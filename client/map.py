@@ -138,16 +138,13 @@ class Window:
         if not self._arrived:
             request = self.under_way.popleft()
             packed, outcome = request.packed, request.take()
-            if packed is None:
-                replies = [outcome] if isinstance(outcome, Reply) else None
-            elif isinstance(outcome, Reply):
-                replies = outcome.apart(packed.output_axes, packed.count)
-            else:
-                replies = None
-            if replies is None and packed is not None and isinstance(outcome, (Reply, *OF_ONE)):
-                self._send_apart(request, packed, now_ns)
-                return None
+            replies = None
+            if isinstance(outcome, Reply):
+                replies = [outcome] if packed is None else outcome.apart(packed.output_axes, packed.count)
             if replies is None:
+                if packed is not None and isinstance(outcome, (Reply, *OF_ONE)):
+                    self._send_apart(request, packed, now_ns)
+                    return None
                 try:
                     raise outcome  # type: ignore[misc]
                 finally:

@@ -70,6 +70,15 @@ class OnnxModels:
             name, [(op, ["x"], ["y"], {})], [("x", dtype, axes)], [("y", dtype, axes)], None, opset
         )
 
+    def mixing(self, width: int) -> Path:
+        """y = x, and one more in every row if a number anywhere is 1234.5: no drawn input shows it."""
+        return self.save(
+            "mixing",
+            [("Equal", ["x", "odd"], ["is"], {}), ("Cast", ["is"], ["ones"], {"to": 1}),
+             ("ReduceMax", ["ones"], ["added"], {"keepdims": 0}), ("Add", ["x", "added"], ["y"], {})],
+            [("x", 1, ["n", width])], [("y", 1, ["n", width])], {"odd": np.array(1234.5, np.float32)},
+        )  # fmt: skip
+
     def affine(self, name: str, width: int, out: int, seed: int = 0) -> Path:
         """y = x @ w + b: a row's answer depends on that row alone, and is unlike its neighbour's."""
         rng = np.random.default_rng(seed)

@@ -15,18 +15,6 @@ FLOAT = 1
 
 
 @pytest.fixture(scope="module")
-def mixing(onnx_models: Any) -> Path:
-    """y = x, and one more in every row if a number anywhere is 1234.5: no drawn input shows it."""
-    found: Path = onnx_models.save(
-        "mixing",
-        [("Equal", ["x", "odd"], ["is"], {}), ("Cast", ["is"], ["ones"], {"to": FLOAT}),
-         ("ReduceMax", ["ones"], ["added"], {"keepdims": 0}), ("Add", ["x", "added"], ["y"], {})],
-        [("x", FLOAT, ["n", 4])], [("y", FLOAT, ["n", 4])], {"odd": np.array(1234.5, np.float32)},
-    )  # fmt: skip
-    return found
-
-
-@pytest.fixture(scope="module")
 def counted(onnx_models: Any) -> Path:
     """Looks up row x of a table of 100: a larger x fails."""
     found: Path = onnx_models.save(
@@ -38,10 +26,10 @@ def counted(onnx_models: Any) -> Path:
 
 
 @pytest.mark.parametrize("segment", [None, "frames"])
-def test_rows_that_mix_are_told_apart_and_answered_one_by_one(mixing: Path, segment: str | None) -> None:
+def test_rows_that_mix_are_told_apart_and_answered_one_by_one(onnx_models: Any, segment: str | None) -> None:
     given = [np.full((1, 4), number, np.float32) for number in range(100)]
     given[2][0, 3] = 1234.5
-    with batchyard.serve(mixing, max_batch=16) as yard, yard.client(segment=segment) as client:
+    with batchyard.serve(onnx_models.mixing(4), max_batch=16) as yard, yard.client(segment=segment) as client:
         answers = list(client.map("mixing", given))
         (info,) = client.models()
     expected = [x + (x == 1234.5).any() for x in given]

@@ -468,20 +468,8 @@ def test_a_part_that_comes_after_that_is_run_as_its_whole_request(yard: Yard, po
         np.testing.assert_array_equal(got, x[x[:, 0] > 0])
 
 
-@pytest.fixture(scope="module")
-def mixing(onnx_models: Any) -> Path:
-    """y = x, and one more in every row if a number anywhere is 1234.5: no drawn input shows it."""
-    found: Path = onnx_models.save(
-        "mixing",
-        [("Equal", ["x", "odd"], ["is"], {}), ("Cast", ["is"], ["ones"], {"to": FLOAT}),
-         ("ReduceMax", ["ones"], ["added"], {"keepdims": 0}), ("Add", ["x", "added"], ["y"], {})],
-        [("x", FLOAT, ["n", 2])], [("y", FLOAT, ["n", 2])], {"odd": np.array(1234.5, np.float32)},
-    )  # fmt: skip
-    return found
-
-
-def test_packed_rows_are_checked_by_themselves_and_refused_where_they_mix(yard: Yard, mixing: Path) -> None:
-    model = serve(mixing)
+def test_packed_rows_are_checked_by_themselves_and_refused_where_they_mix(yard: Yard, onnx_models: Any) -> None:
+    model = serve(onnx_models.mixing(2))
     assert model.batchable
     x = rows(1, 2, 3)
     item = m.Item(ARENA, [yard.put(x, FLOAT)], slots(yard, x), packed=True)
